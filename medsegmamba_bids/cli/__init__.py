@@ -1,0 +1,1 @@
+"""Commands: parse, call, report. Nothing here imports torch or nipype at its top."""

@@ -1,0 +1,73 @@
+"""What all commands share: the parser's form, logging, and how an error reaches the user."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+from collections.abc import Callable
+
+from medsegmamba_bids import __version__
+
+Main = Callable[[list[str] | None], int]
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with ``--version`` and the default values in its help.
+
+    Parameters
+    ----------
+    prog : str
+        Name of the command.
+    description : str
+        What it does, in a sentence or two.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    return parser
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add ``-v``: once for what is being done, twice for details."""
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="say what is being done (-vv: with details)",
+    )
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Send log records to standard error, from warnings (0) to debugging (2 and more)."""
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logging.basicConfig(
+        level=levels[min(verbosity, 2)], format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+
+
+def user_errors(main: Main) -> Main:
+    """Turn what a user can mend into one sentence and exit code 1, an interrupt into 130.
+
+    Errors of the package are ValueErrors and OSErrors with a sentence that names the file;
+    anything else is a fault of the program and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def guarded(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            logging.getLogger(__name__).debug("where it happened", exc_info=True)
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return guarded

@@ -1,0 +1,146 @@
+"""``medsegmamba-weights``: import the authors' checkpoints; list, show and verify weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from medsegmamba_bids.cli.common import make_parser, user_errors
+
+TASKS = ("aseg", "hippocampus")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = make_parser(
+        "medsegmamba-weights",
+        "Import, list, show and verify weights files. Imported files go to the user's cache, "
+        "or to the folder in $MEDSEGMAMBA_WEIGHTS.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_import(actions)
+    listing = actions.add_parser("list", help="list the weights that commands know by name")
+    listing.set_defaults(run=list_weights)
+    for name, run, text in (
+        ("show", show, "print what a weights file says of itself"),
+        ("verify", verify, "load weights files completely and check them"),
+    ):
+        action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+        action.add_argument("weights", nargs="+", help="a weights file, or a name from the list")
+        action.set_defaults(run=run)
+    return parser
+
+
+def _add_import(actions: argparse._SubParsersAction) -> None:
+    text = "turn a PyTorch checkpoint of the MedSegMamba authors into a weights file"
+    action = actions.add_parser("import", help=text, description=text.capitalize() + ".")
+    action.add_argument("checkpoint", type=Path, help="the authors' .pt file")
+    action.add_argument("--task", choices=TASKS, required=True, help="what it was trained for")
+    action.add_argument("--name", help="what to call it (default: the file's name)")
+    action.add_argument("--overwrite", action="store_true", help="replace weights of this name")
+    action.set_defaults(run=import_checkpoint)
+
+
+def import_checkpoint(options: argparse.Namespace) -> int:
+    """Import a checkpoint and say where it went."""
+    from medsegmamba_bids.networks import checkpoints
+
+    path = checkpoints.import_checkpoint(
+        options.checkpoint, options.task, name=options.name, overwrite=options.overwrite
+    )
+    print(f"{path}\nuse it by its name: --weights {path.stem}")
+    return 0
+
+
+def list_weights(options: argparse.Namespace) -> int:
+    """Print a line for each known weights file, damaged ones with the reason."""
+    from medsegmamba_bids.networks import weights_folders as folders
+
+    rows = [("name", "task", "network", "classes", "from")]
+    rows += [_row(path, "package") for path in folders.embedded_weights()]
+    rows += [_row(path, str(path)) for path in folders.user_weights()]
+    if len(rows) == 1:
+        print(f"no weights: none come with this version, none are in {folders.weights_folder()}")
+        return 0
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]))
+    return 0
+
+
+def _row(path: Path, source: str) -> tuple[str, str, str, str, str]:
+    from medsegmamba_bids.networks.weights_info import WeightsError, read_info
+
+    try:
+        info = read_info(path)
+    except WeightsError as error:
+        return path.stem, "-", "-", "-", f"unusable: {error}"
+    return path.stem, info.task, info.network, str(len(info.labels)), source
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the description of each named weights file."""
+    from medsegmamba_bids.networks.weights_folders import find_weights
+    from medsegmamba_bids.networks.weights_info import read_info
+
+    for name in options.weights:
+        path = find_weights(name)
+        print(f"file: {path}")
+        for line in _lines(asdict(read_info(path))):
+            print(line)
+    return 0
+
+
+def _lines(entries: dict, indent: str = "") -> Iterable[str]:
+    """Yield ``key: value`` lines, nested dictionaries indented."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, (tuple, list)):
+            yield f"{indent}{key}: {' '.join(map(str, value))}"
+        else:
+            yield f"{indent}{key}: {value}"
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check each named weights file; the exit code is 1 if any is unusable."""
+    from medsegmamba_bids.networks.weights import verify_weights
+    from medsegmamba_bids.networks.weights_folders import find_weights
+    from medsegmamba_bids.networks.weights_info import WeightsError
+
+    failures = 0
+    for name in options.weights:
+        try:
+            path = find_weights(name)
+            info = verify_weights(path)
+            print(f"{path}: ok ({info.network}, {info.task}, {len(info.labels)} classes)")
+        except WeightsError as error:
+            failures += 1
+            print(f"error: {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 1 if something was refused.
+    """
+    options = build_parser().parse_args(argv)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The authors' PyTorch checkpoints: read without running anything in them, and converted.
+
+A checkpoint is what ``torch.save(network.state_dict())`` wrote, perhaps within a dictionary of a
+training run and perhaps from ``DataParallel``. It does not say what network it belongs to; that
+follows from the names and shapes of its tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsInfo, save_weights
+from medsegmamba_bids.networks.weights_folders import (
+    AUTHORS_REPOSITORY,
+    SUFFIX,
+    embedded_weights,
+    weights_folder,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LABEL_TABLES = {"aseg": "aseg", "hippocampus": "hippoFS60"}
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PARALLEL_PREFIX = "module."
+# The published pipeline: 1 mm, skull-stripped and normalised by FreeSurfer, patches averaged
+# uniformly; their script steps by a third of a patch.
+_AUTHORS_INPUT = InputSpec(voxel_size=1.0, skull_stripped=True, intensity="freesurfer")
+
+
+def import_checkpoint(
+    checkpoint: str | os.PathLike,
+    task: str,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a checkpoint of the authors into a weights file in the user's folder.
+
+    Parameters
+    ----------
+    checkpoint : path-like
+        The authors' ``.pt`` file.
+    task : {"aseg", "hippocampus"}
+        What it was trained for.
+    name : str, optional
+        What the weights are called from now on; by default the checkpoint's file name.
+    overwrite : bool
+        Replace weights of the same name.
+
+    Returns
+    -------
+    Path
+        The weights file.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, holds anything but tensors, is not one of the known networks, or
+        does not have the classes of the task.
+    """
+    checkpoint = Path(checkpoint)
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.stem).strip("-._")
+    target = _free_place(name, overwrite)
+    network, config = _rebuild(read_checkpoint(checkpoint), task, checkpoint)
+    patch = config["patch_size"]
+    info = WeightsInfo(
+        name=name,
+        network="medsegmamba",
+        config=config,
+        task=task,
+        labels=tuple(load_label_table(LABEL_TABLES[task]).labels.tolist()),
+        input=replace(_AUTHORS_INPUT, patch_size=patch, step=patch // 3),
+        origin=f"{checkpoint.name}, imported from a checkpoint of {AUTHORS_REPOSITORY}",
+        licence=f"unknown, see {AUTHORS_REPOSITORY}",
+        training_data="not stated in the checkpoint",
+    )
+    save_weights(network, info, target)
+    return target
+
+
+def _free_place(name: str, overwrite: bool) -> Path:
+    if name in {path.stem for path in embedded_weights()}:
+        raise WeightsError(f"{name}: the package brings weights of this name; choose another")
+    target = weights_folder() / f"{name}{SUFFIX}"
+    if target.exists() and not overwrite:
+        raise WeightsError(f"{target}: exists already; choose another name or overwrite it")
+    return target
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read the tensors of a PyTorch checkpoint; code in it is never run.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``state_dict``, plain or within a dictionary (``state_dict``, ``model_state_dict`` or
+        ``model``); names may begin with ``module.``.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        On the CPU, without wrappers and prefixes; floating-point tensors as float32.
+
+    Raises
+    ------
+    WeightsError
+        If the file is absent, damaged, holds anything but tensors, or values that are not finite.
+    """
+    path = Path(path)
+    content = _load_without_code(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _WRAPPERS if key in content), content)
+    state = _named_tensors(content, path)
+    if all(key.startswith(_PARALLEL_PREFIX) for key in state):
+        state = {key.removeprefix(_PARALLEL_PREFIX): value for key, value in state.items()}
+    for key, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise WeightsError(f"{path}: {key} has values that are not finite")
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _load_without_code(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise WeightsError(
+                f"{path}: holds more than tensors ({named[1]}); nothing in it was run, and only "
+                "a plain state_dict can be imported"
+            ) from error
+        raise WeightsError(f"{path}: damaged, or not a PyTorch checkpoint") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: truncated, damaged, or not a PyTorch checkpoint ({reason})"
+        ) from error
+
+
+def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path}: holds {type(content).__name__}, not a dictionary of tensors")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise WeightsError(f"{path}: its entry {key!r} is no tensor; it is not a state_dict")
+    return dict(content)
+
+
+def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the configuration of a MedSegMamba off the authors' names and shapes.
+
+    Parameters
+    ----------
+    state : mapping of str to torch.Tensor
+        The authors' state_dict.
+
+    Returns
+    -------
+    dict
+        The arguments of :class:`~medsegmamba_bids.networks.medsegmamba.MedSegMamba`.
+
+    Raises
+    ------
+    KeyError
+        If a name that every MedSegMamba has is absent.
+    """
+    first_block = "bottleneck.blocks.0.self_attention"
+    encoder = ["Conv1.conv.0", *(f"downconv{i}.down.1.conv.0" for i in (1, 2, 3))]
+    blocks = {key.split(".")[2] for key in state if key.startswith("bottleneck.blocks.")}
+    steps = state[f"{first_block}.scans.index_flat"].numel()
+    return {
+        "channels": [state[f"{layer}.weight"].shape[0] for layer in encoder],
+        "bottleneck": state["expand.weight"].shape[0],
+        "state": state[f"{first_block}.A_logs"].shape[1],
+        "blocks": len(blocks),
+        "classes": state["Conv_1x1.weight"].shape[0],
+        # The scan runs over a grid of an eighth of the patch's edge.
+        "patch_size": 8 * round(steps ** (1 / 3)),
+    }
+
+
+def _rebuild(
+    state: dict[str, Tensor], task: str, path: Path
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network of a checkpoint and give it the checkpoint's weights."""
+    from medsegmamba_bids.networks.medsegmamba import from_authors_state_dict
+
+    try:
+        config = infer_config(state)
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{path}: not a MedSegMamba, it lacks {error}") from error
+    _check_classes(config["classes"], task, path)
+    network = build_network("medsegmamba", config)
+    try:
+        network.load_state_dict(from_authors_state_dict(state))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path}: does not fit a MedSegMamba: {error}") from error
+    return network, config
+
+
+def _check_classes(classes: int, task: str, path: Path) -> None:
+    counts = {name: len(load_label_table(table).labels) for name, table in LABEL_TABLES.items()}
+    if task not in counts:
+        raise WeightsError(f"the task is {task!r}; known are {', '.join(counts)}")
+    if classes != counts[task]:
+        fitting = [name for name, count in counts.items() if count == classes]
+        hint = f"; it fits --task {fitting[0]}" if fitting else ""
+        raise WeightsError(
+            f"{path}: has {classes} classes, the task {task} has {counts[task]}{hint}"
+        )

@@ -1,0 +1,228 @@
+"""What a weights file says of itself, read without torch and without touching the tensors.
+
+A weights file is a safetensors file. Its metadata holds one JSON text, under the key
+``medsegmamba``, with what is needed to rebuild the network and to feed it: a :class:`WeightsInfo`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids.networks.registry import NETWORKS
+
+METADATA_KEY = "medsegmamba"
+TASKS = ("aseg", "hippocampus")
+INTENSITIES = ("conformed", "freesurfer")
+
+# A longer header than this is a damaged length field, not a description.
+_LARGEST_HEADER = 100_000_000
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects of the images that it is given, and how its patches are laid.
+
+    Attributes
+    ----------
+    voxel_size : float
+        Edge of the isotropic voxels, mm.
+    patch_size, step : int
+        Edge of a patch and distance between neighbouring patches, voxels.
+    skull_stripped : bool
+        True if everything but the brain must be zero.
+    intensity : {"conformed", "freesurfer"}
+        "conformed": robustly rescaled to 0..255 and divided by 255. "freesurfer": normalised so
+        that white matter lies near 110, and divided by 255.
+    gaussian : bool
+        Weight a patch's centre more than its border when patches are averaged.
+    mirror : bool
+        Average with the prediction for the mirrored image.
+    """
+
+    voxel_size: float = 1.0
+    patch_size: int = 96
+    step: int = 32
+    skull_stripped: bool = False
+    intensity: str = "conformed"
+    gaussian: bool = False
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if not self.voxel_size > 0:
+            raise WeightsError(f"its voxel size is {self.voxel_size} mm; it must be positive")
+        if self.patch_size < 8 or self.patch_size % 8:
+            raise WeightsError(f"its patch size is {self.patch_size}; it must be a multiple of 8")
+        if not 1 <= self.step <= self.patch_size:
+            raise WeightsError(f"its step is {self.step}; it must lie in 1..{self.patch_size}")
+        _check_choice("intensity convention", self.intensity, INTENSITIES)
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    Attributes
+    ----------
+    name : str
+        What the file is called in commands and reports.
+    network, config : str, dict
+        Name in the registry of networks, and the arguments that rebuild it.
+    task : {"aseg", "hippocampus"}
+        What is segmented.
+    labels : tuple of int
+        The FreeSurfer label of each class, in the order of the network's outputs.
+    input : InputSpec
+        What the network expects.
+    origin, licence, training_data : str
+        Where the weights come from, for people.
+    checksum : str
+        SHA-256 of the tensors as stored; filled in by :func:`save_weights`.
+    """
+
+    name: str
+    network: str
+    config: dict[str, Any]
+    task: str
+    labels: tuple[int, ...]
+    input: InputSpec = field(default_factory=InputSpec)
+    origin: str = ""
+    licence: str = ""
+    training_data: str = ""
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise WeightsError(
+                f"its name is {self.name!r}; a name is made of letters, digits, '.', '_' and '-'"
+            )
+        _check_choice("network", self.network, tuple(NETWORKS))
+        _check_choice("task", self.task, TASKS)
+        object.__setattr__(self, "labels", tuple(int(label) for label in self.labels))
+        if len(set(self.labels)) != len(self.labels):
+            raise WeightsError("its class table names a label twice")
+        classes = self.config.get("classes", len(self.labels))
+        if classes != len(self.labels):
+            raise WeightsError(
+                f"its network has {classes} classes but its class table {len(self.labels)}"
+            )
+
+    def to_json(self) -> str:
+        """Return the JSON text that :meth:`from_json` reads."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightsInfo:
+        """Read the JSON text that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        WeightsError
+            If the text is not JSON, lacks an entry or holds one that is not allowed.
+        """
+        try:
+            entries = dict(json.loads(text))
+            return cls(**{**entries, "input": InputSpec(**entries["input"])})
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"its description cannot be read ({error})") from error
+
+
+_FIELD_TYPES = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "dict[str, Any]": (dict,),
+    "tuple[int, ...]": (tuple, list),
+    "InputSpec": (InputSpec,),
+}
+
+
+def _check_fields(record: InputSpec | WeightsInfo) -> None:
+    """Refuse entries of the wrong type: the text may come from anywhere."""
+    for entry in fields(record):
+        value = getattr(record, entry.name)
+        allowed = _FIELD_TYPES[entry.type]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise WeightsError(f"its entry {entry.name!r} is {value!r}, which is not {entry.type}")
+
+
+def _check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise WeightsError(f"its {what} is {value!r}; known are {', '.join(allowed)}")
+
+
+def read_info(path: str | os.PathLike) -> WeightsInfo:
+    """Read what a weights file says of itself; fast, the tensors stay on the disk.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``.safetensors`` file written by :func:`save_weights`.
+
+    Raises
+    ------
+    WeightsError
+        If the file is absent, truncated, or not a weights file of this package.
+    """
+    path = Path(path)
+    metadata = read_header(path).get("__metadata__", {})
+    if METADATA_KEY not in metadata:
+        raise WeightsError(
+            f"{path}: a safetensors file, but without this package's description of the network; "
+            "it was not written by medsegmamba_bids"
+        )
+    try:
+        return WeightsInfo.from_json(metadata[METADATA_KEY])
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the JSON header of a safetensors file, after checking the file's length against it.
+
+    The format is an 8-byte little-endian length, the header, then the tensors' bytes.
+
+    Raises
+    ------
+    WeightsError
+        If the file is absent, truncated, or no safetensors file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise WeightsError(
+                f"{path}: a PyTorch checkpoint, not a weights file; "
+                "convert it first: medsegmamba-weights import FILE --task aseg|hippocampus"
+            )
+        if len(start) < 8 or length > _LARGEST_HEADER:
+            raise WeightsError(f"{path}: not a safetensors file")
+        text = file.read(length)
+    if len(text) < length:
+        raise WeightsError(f"{path}: truncated within its header")
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
+    if found != expected:
+        state = "truncated" if found < expected else "followed by other data"
+        raise WeightsError(f"{path}: {state}, it has {found} bytes instead of {expected}")
+    return header

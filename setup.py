@@ -1,0 +1,63 @@
+"""Installation of medsegmamba_bids; tool settings stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "([^"]+)"', (HERE / "medsegmamba_bids" / "__init__.py").read_text()
+).group(1)
+
+REQUIRES = [
+    "jinja2>=3.0",
+    "matplotlib>=3.6",
+    "nibabel>=5.0",
+    "nilearn>=0.10",
+    "nipype>=1.8.6",
+    "numba>=0.59",
+    "numpy>=1.24",
+    "pandas>=2.0",
+    "platformdirs>=3.0",
+    "pybids>=0.16",
+    "safetensors>=0.4",
+    "scipy>=1.10",
+    "SimpleITK>=2.2",
+    "tomli>=2.0; python_version < '3.11'",
+    "torch>=2.4",
+    "tqdm>=4.60",
+]
+
+EXTRAS = {
+    # mamba_ssm's CUDA scan; needs CUDA torch and a compiler, see the README.
+    "gpu": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
+    "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
+    "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6"],
+}
+EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
+
+setup(
+    name="medsegmamba_bids",
+    version=VERSION,
+    description="MedSegMamba as a BIDS App: subcortical and hippocampal-subfield segmentation",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["medsegmamba_bids", "medsegmamba_bids.*"]),
+    package_data={"medsegmamba_bids": ["data/**/*"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "medsegmamba-weights=medsegmamba_bids.cli.weights:main",
+        ]
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)
