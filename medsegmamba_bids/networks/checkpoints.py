@@ -136,14 +136,14 @@ def _load_without_code(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise WeightsError(
-                f"{path}: holds more than tensors ({named[1]}); nothing in it was run, and only "
-                "a plain state_dict can be imported"
-            ) from error
-        raise WeightsError(f"{path}: damaged, or not a PyTorch checkpoint") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"holds more than tensors ({named[1]})" if named else "is no plain state_dict"
+        raise WeightsError(
+            f"{path}: {reason}, or is damaged; nothing in it was run. Only a state_dict can be "
+            "imported"
+        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).split(". ")[0] if isinstance(error, RuntimeError) else "no archive"
         raise WeightsError(
             f"{path}: truncated, damaged, or not a PyTorch checkpoint ({reason})"
         ) from error

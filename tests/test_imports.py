@@ -1,0 +1,142 @@
+"""The rules of who may import whom; they keep commands quick and the layers apart."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import medsegmamba_bids
+
+PACKAGE = "medsegmamba_bids"
+ROOT = Path(medsegmamba_bids.__file__).parent
+
+# Subpackage or top-level module -> what of this package it may import, besides itself.
+MAY_IMPORT = {
+    "__init__": set(),
+    "data": set(),
+    "config": {"data"},
+    "image": {"data"},
+    "networks": {"data", "image"},
+    "stats": {"data", "image"},
+    "report": {"config", "data", "image", "stats"},
+    "inference": {"data", "image", "networks"},
+    "bids": {"config", "data", "image"},
+    "interfaces": {"config", "data", "image", "inference", "networks", "report", "stats"},
+}
+MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
+MAY_IMPORT["cli"] = MAY_IMPORT["workflows"] | {"workflows"}
+MAY_IMPORT["__main__"] = {"cli"}
+MAY_IMPORT["training"] = {"data", "image", "inference", "networks"}
+MAY_IMPORT["evaluation"] = {"data", "image", "inference", "networks", "stats"}
+
+# Third-party package -> the subpackages that know it at all.
+MAY_KNOW = {
+    "bids": {"bids", "evaluation", "training"},
+    "nipype": {"cli", "interfaces", "workflows"},
+    "torch": {"cli", "evaluation", "inference", "interfaces", "networks", "training"},
+}
+# Slow to import: only inside functions, so that --help answers and graphs are built without them.
+ONLY_IN_FUNCTIONS = {"cli": {"nipype", "torch"}, "interfaces": {"torch"}}
+
+
+def subpackage_of(path):
+    """``medsegmamba_bids/image/io.py`` -> ``image``; ``medsegmamba_bids/config.py`` -> ``config``."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported_modules(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        # "from package import sub" imports package.sub where that is a module.
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def executed_nodes(node, inside_functions):
+    """Walk the nodes that run on import and, if asked, those that run on a call."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inside_functions:
+            continue
+        yield child
+        yield from executed_nodes(child, inside_functions)
+
+
+def imports(source, inside_functions=True):
+    tree = ast.parse(source)
+    nodes = executed_nodes(tree, inside_functions)
+    return [module for node in nodes for module in imported_modules(node)]
+
+
+def violations(source, subpackage, is_command=False):
+    """Sentences about what ``source``, as a part of ``subpackage``, must not import."""
+    found = []
+    for module in imports(source):
+        top, *rest = module.split(".")
+        if top == PACKAGE and is_command and rest[:2] == ["cli", "common"]:
+            continue
+        if top == PACKAGE and rest[0] in MAY_IMPORT.keys() - MAY_IMPORT[subpackage] - {subpackage}:
+            found.append(f"{subpackage} must not import {module}")
+        if top in MAY_KNOW and subpackage not in MAY_KNOW[top]:
+            found.append(f"{subpackage} must not know {top}")
+    slow = ONLY_IN_FUNCTIONS.get(subpackage, set()) | ({"torch", "nipype"} if is_command else set())
+    for module in imports(source, inside_functions=False):
+        if module.split(".")[0] in slow:
+            found.append(f"{subpackage} must import {module} inside a function")
+    return found
+
+
+def source_files():
+    return sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_keeps_the_rules(path):
+    assert violations(path.read_text(), subpackage_of(path), path.name == "command.py") == []
+
+
+def test_every_subpackage_has_a_rule():
+    assert {subpackage_of(path) for path in source_files()} <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("layer", ["training", "evaluation", "cli"])
+def test_nobody_imports_the_top(layer):
+    users = {name for name, allowed in MAY_IMPORT.items() if layer in allowed}
+    assert users <= {"__main__"}
+
+
+@pytest.mark.parametrize(
+    ("source", "subpackage"),
+    [
+        ("from medsegmamba_bids.networks import weights", "image"),
+        ("from medsegmamba_bids import training", "cli"),
+        ("def late():\n    import medsegmamba_bids.training.loss", "inference"),
+        ("import torch", "cli"),
+        ("try:\n    import torch\nexcept ImportError:\n    pass", "interfaces"),
+        ("def late():\n    import nipype", "networks"),
+        ("from bids import BIDSLayout", "workflows"),
+        ("import torch", "stats"),
+    ],
+)
+def test_a_breach_is_found(source, subpackage):
+    assert len(violations(source, subpackage)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "subpackage"),
+    [
+        ("def late():\n    import torch", "cli"),
+        ("if TYPE_CHECKING:\n    import torch", "interfaces"),
+        ("from medsegmamba_bids import __version__", "image"),
+        ("from medsegmamba_bids.image.io import load_image", "networks"),
+    ],
+)
+def test_what_is_allowed_passes(source, subpackage):
+    assert violations(source, subpackage) == []
