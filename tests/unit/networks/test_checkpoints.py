@@ -149,7 +149,8 @@ def test_an_import_describes_the_authors_pipeline(state, save, folder):
     assert info.input.skull_stripped
     assert info.input.intensity == "freesurfer"
     assert (info.input.voxel_size, info.input.patch_size, info.input.step) == (1.0, 16, 5)
-    assert not (info.input.gaussian or info.input.mirror)
+    assert not info.input.gaussian
+    assert not info.input.mirror
     assert "aaroncao06/MedSegMamba" in info.origin
     assert "unknown" in info.licence
     with torch.inference_mode():
