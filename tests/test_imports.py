@@ -40,7 +40,7 @@ ONLY_IN_FUNCTIONS = {"cli": {"nipype", "torch"}, "interfaces": {"torch"}}
 
 
 def subpackage_of(path):
-    """``medsegmamba_bids/image/io.py`` -> ``image``; ``medsegmamba_bids/config.py`` -> ``config``."""
+    """``medsegmamba_bids/image/io.py`` -> ``image``; ``.../config.py`` -> ``config``."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
