@@ -1,0 +1,25 @@
+"""Networks by name, imported only when one is built."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+NETWORKS = {"medsegmamba": "medsegmamba_bids.networks.medsegmamba:MedSegMamba"}
+
+
+def build_network(name: str, config: dict[str, Any]):
+    """The network ``name`` with the keyword arguments ``config``, as a ``torch.nn.Module``.
+
+    Raises
+    ------
+    ValueError
+        The name is unknown, or the network takes no such argument.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; there are {sorted(NETWORKS)}")
+    module, _, attribute = NETWORKS[name].partition(":")
+    try:
+        return getattr(import_module(module), attribute)(**config)
+    except TypeError as error:
+        raise ValueError(f"network {name!r} cannot be built from {config}: {error}") from error

@@ -1,0 +1,184 @@
+"""The selective scan as CPU kernels: reads voxels through the path tables, so that no reordered copy exists.
+
+Shape letters: B batch; K directions (8); L voxels = steps; C channels; N states.
+Everything is in voxel order; only the loop over steps follows a path. A task is one direction of one sample
+and one block of channels; channels are innermost, so that they fill vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import float32, int32, njit, prange
+from numba.extending import intrinsic
+
+#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors. ``_exp`` takes its whole
+#: part by ``floor``, which regrouping cannot break (the usual addition of a large constant it would).
+_FAST = {"nsz", "contract", "arcp", "reassoc"}
+BLOCK = 64  # channels: a fixed count lets the compiler unroll, and a block's states stay in the first-level cache
+
+
+@intrinsic
+def _float_of_bits(typing_context, bits):
+    """The float32 with these bits; a register move, which keeps the loops around it vectorised."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return float32(int32), codegen
+
+
+@njit(inline="always", fastmath=_FAST)
+def _exp(x):
+    """exp of x <= 0, float32, relative error below 3e-7: 2^whole * 2^rest, the latter by a polynomial."""
+    t = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
+    whole = np.floor(t)
+    rest = t - whole
+    power = np.float32(1.8775767e-3)
+    power = power * rest + np.float32(8.9893397e-3)
+    power = power * rest + np.float32(5.5826318e-2)
+    power = power * rest + np.float32(2.4015361e-1)
+    power = power * rest + np.float32(6.9315308e-1)
+    power = power * rest + np.float32(9.9999994e-1)
+    return power * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@njit(fastmath=_FAST)
+def _advance(h, rate, dt, dtx, write, read, y):
+    """One step of one state for a block of channels: h = exp(dt A) h + dt B x; y += C h."""
+    for i in range(BLOCK):
+        state = _exp(dt[i] * rate[i]) * h[i] + write * dtx[i]
+        h[i] = state
+        y[i] += read * state
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def _forward(u, delta, b, c, a, paths):
+    """Outputs of every direction in voxel order, float32 (K, B, L, C); see ``selective_scan``."""
+    batch, length, channels = u.shape
+    directions, states, blocks = paths.shape[0], a.shape[1], channels // BLOCK
+    out = np.zeros((directions, batch, length, channels), np.float32)
+    for task in prange(batch * directions * blocks):
+        block, rest = task % blocks, task // blocks
+        k, s = rest % directions, rest // directions
+        here = slice(block * BLOCK, (block + 1) * BLOCK)
+        state = np.zeros((states, BLOCK), np.float32)
+        rates = a[k, :, here].copy()
+        dtx, y = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        for step in range(length):
+            voxel = paths[k, step]
+            dt, x = delta[s, k, voxel, here], u[s, voxel, here]
+            write, read = b[s, voxel, k], c[s, voxel, k]
+            for i in range(BLOCK):
+                dtx[i] = dt[i] * x[i]
+                y[i] = 0
+            for n in range(states):
+                _advance(state[n], rates[n], dt, dtx, write[n], read[n], y)
+            out[k, s, voxel, here] = y
+    return out
+
+
+@njit(fastmath=_FAST)
+def _remember(before, after, rate, dt, dtx, write):
+    """The next state of a block of channels."""
+    for i in range(BLOCK):
+        after[i] = _exp(dt[i] * rate[i]) * before[i] + write * dtx[i]
+
+
+@njit(fastmath=_FAST)
+def _retreat(before, after, carry, rate, dt, dtx, grad, write, read, grad_dtx, grad_dt, grad_rate):
+    """One step back for one state: gradients by the chain rule; returns those of B and C."""
+    grad_write, grad_read = np.float32(0), np.float32(0)
+    for i in range(BLOCK):
+        decay = _exp(dt[i] * rate[i])
+        flow = carry[i] + grad[i] * read
+        carry[i] = flow * decay
+        past = flow * decay * before[i]
+        grad_read += grad[i] * after[i]
+        grad_write += flow * dtx[i]
+        grad_dtx[i] += flow * write
+        grad_dt[i] += past * rate[i]
+        grad_rate[i] += past * dt[i]
+    return grad_write, grad_read
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def _backward(u, delta, b, c, a, paths, grad):
+    """Gradients with respect to the inputs of ``_forward`` summed over directions, given ``grad`` (B, L, C).
+
+    The states are computed again, block by block, and kept for one block only.
+    """
+    batch, length, channels = u.shape
+    directions, states, blocks = paths.shape[0], a.shape[1], channels // BLOCK
+    grad_u = np.empty((directions, batch, length, channels), np.float32)
+    grad_delta = np.empty((batch, directions, length, channels), np.float32)
+    grad_b = np.empty((blocks, batch, length, directions, states), np.float32)
+    grad_c = np.empty((blocks, batch, length, directions, states), np.float32)
+    grad_a = np.zeros((batch, directions, states, channels), np.float32)
+    for task in prange(batch * directions * blocks):
+        block, rest = task % blocks, task // blocks
+        k, s = rest % directions, rest // directions
+        here = slice(block * BLOCK, (block + 1) * BLOCK)
+        kept = np.zeros((length + 1, states, BLOCK), np.float32)
+        carry, grad_rates = np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
+        rates = a[k, :, here].copy()
+        dtx = np.empty(BLOCK, np.float32)
+        grad_dt, grad_dtx = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        for step in range(length):
+            voxel = paths[k, step]
+            dt, x, write = delta[s, k, voxel, here], u[s, voxel, here], b[s, voxel, k]
+            for i in range(BLOCK):
+                dtx[i] = dt[i] * x[i]
+            for n in range(states):
+                _remember(kept[step, n], kept[step + 1, n], rates[n], dt, dtx, write[n])
+        for step in range(length - 1, -1, -1):
+            voxel = paths[k, step]
+            dt, x, g = delta[s, k, voxel, here], u[s, voxel, here], grad[s, voxel, here]
+            write, read = b[s, voxel, k], c[s, voxel, k]
+            for i in range(BLOCK):
+                dtx[i] = dt[i] * x[i]
+                grad_dt[i] = grad_dtx[i] = 0
+            for n in range(states):
+                grad_write, grad_read = _retreat(
+                    kept[step, n], kept[step + 1, n], carry[n], rates[n], dt, dtx, g, write[n], read[n],
+                    grad_dtx, grad_dt, grad_rates[n],
+                )  # fmt: skip
+                grad_b[block, s, voxel, k, n] = grad_write
+                grad_c[block, s, voxel, k, n] = grad_read
+            row_u, row_dt = grad_u[k, s, voxel, here], grad_delta[s, k, voxel, here]
+            for i in range(BLOCK):
+                row_u[i] = grad_dtx[i] * dt[i]
+                row_dt[i] = grad_dt[i] + grad_dtx[i] * x[i]
+        grad_a[s, k, :, here] = grad_rates
+    return grad_u, grad_delta, grad_b, grad_c, grad_a
+
+
+class _NumbaScan(torch.autograd.Function):
+    """``numba_scan`` for channels that fill whole blocks."""
+
+    @staticmethod
+    def forward(ctx, u, delta, b, c, a, paths):
+        arrays = [t.detach().float().contiguous() for t in (u, delta, b, c, a)]
+        ctx.save_for_backward(*arrays, paths)
+        out = _forward(*(t.numpy() for t in arrays), paths.numpy())
+        return torch.from_numpy(out).sum(0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *arrays, paths = ctx.saved_tensors
+        grad = grad.float().contiguous()
+        grads = _backward(*(t.numpy() for t in arrays), paths.numpy(), grad.numpy())
+        grad_u, grad_delta, grad_b, grad_c, grad_a = map(torch.from_numpy, grads)
+        return grad_u.sum(0), grad_delta, grad_b.sum(0), grad_c.sum(0), grad_a.sum(0), None
+
+
+def numba_scan(
+    u: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor, a: torch.Tensor, paths: torch.Tensor
+) -> torch.Tensor:
+    """``selective_scan.reference_scan`` on a CPU, in float32."""
+    channels = u.shape[-1]
+    missing = -channels % BLOCK
+    if missing:
+        u, delta, a = (torch.nn.functional.pad(t, (0, missing)) for t in (u, delta, a))
+    return _NumbaScan.apply(u, delta, b, c, a, paths)[..., :channels]
