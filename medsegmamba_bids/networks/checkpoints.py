@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsInfo, save_weights
+from medsegmamba_bids.networks.weights import (
+    InputSpec,
+    WeightsError,
+    WeightsInfo,
+    check_tensors,
+    save_weights,
+)
 from medsegmamba_bids.networks.weights_folders import (
     AUTHORS_REPOSITORY,
     SUFFIX,
@@ -204,11 +210,13 @@ def _rebuild(
     except (KeyError, IndexError) as error:
         raise WeightsError(f"{path}: not a MedSegMamba, it lacks {error}") from error
     _check_classes(config["classes"], task, path)
-    network = build_network("medsegmamba", config)
     try:
-        network.load_state_dict(from_authors_state_dict(state))
-    except (KeyError, ValueError, RuntimeError) as error:
+        network = build_network("medsegmamba", config)
+        renamed = from_authors_state_dict(state)
+    except (ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: does not fit a MedSegMamba: {error}") from error
+    check_tensors({key: tuple(value.shape) for key, value in renamed.items()}, network, path)
+    network.load_state_dict(renamed)
     return network, config
 
 

@@ -75,7 +75,7 @@ def save_weights(
     path = Path(path)
     arrays = {key: _to_array(value, half) for key, value in network.state_dict().items()}
     shapes = {key: array.shape for key, array in arrays.items()}
-    _check_tensors(shapes, build_network(info.network, info.config), path)
+    check_tensors(shapes, build_network(info.network, info.config), path)
     _check_finite(arrays, path)
     info = replace(info, checksum=_checksum(arrays.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ def _to_array(tensor: Any, half: bool) -> np.ndarray:
     import numpy as np
 
     array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-    return array.astype(np.float16) if half and array.dtype == np.float32 else array
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused later
+        return array.astype(np.float16) if half and array.dtype == np.float32 else array
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -143,14 +144,20 @@ def load_weights(
         raise WeightsError(f"{path}: its {info.network} cannot be built: {error}") from error
     header = read_header(path)
     shapes = {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
-    _check_tensors(shapes, network, path)
+    check_tensors(shapes, network, path)
     if _fill(network, path) != info.checksum:
         raise WeightsError(f"{path}: damaged, its tensors do not match its checksum")
     return network.to(device).eval(), info
 
 
-def _check_tensors(shapes: Mapping[str, tuple[int, ...]], network: nn.Module, path: Path) -> None:
-    """Compare names and shapes with those of the network, before anything is copied."""
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], network: nn.Module, path: Path) -> None:
+    """Compare the names and shapes of tensors with those of a network, before any is copied.
+
+    Raises
+    ------
+    WeightsError
+        Naming ``path`` and what is missing, surplus, or of another shape.
+    """
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     kind = type(network).__name__
     if missing := sorted(expected.keys() - shapes.keys()):

@@ -22,6 +22,8 @@ INTENSITIES = ("conformed", "freesurfer")
 
 # A longer header than this is a damaged length field, not a description.
 _LARGEST_HEADER = 100_000_000
+# What torch.save writes: a zip archive, or formerly a pickle. Read as a length both are huge.
+_CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02")
 
 
 class WeightsError(ValueError):
@@ -206,12 +208,12 @@ def read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise WeightsError(
-                f"{path}: a PyTorch checkpoint, not a weights file; "
-                "convert it first: medsegmamba-weights import FILE --task aseg|hippocampus"
-            )
         if len(start) < 8 or length > _LARGEST_HEADER:
+            if start.startswith(_CHECKPOINT_STARTS):
+                raise WeightsError(
+                    f"{path}: a PyTorch checkpoint, not a weights file; convert it first: "
+                    "medsegmamba-weights import FILE --task aseg|hippocampus"
+                )
             raise WeightsError(f"{path}: not a safetensors file")
         text = file.read(length)
     if len(text) < length:

@@ -267,7 +267,7 @@ def with_a_number(state):
     [
         (without_expand, r"expand\.bias"),
         (with_surplus, r"surplus\.weight"),
-        (with_wrong_shape, "gn"),
+        (with_wrong_shape, r"expand_norm\.weight has shape \[3\] instead of \[16\]"),
         (with_wrong_scan, "scan|index_flat"),
         (with_nan, r"gn\.bias has values that are not finite"),
         (of_another_network, "not a MedSegMamba"),

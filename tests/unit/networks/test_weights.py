@@ -224,8 +224,10 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
         load_weights(path)
 
 
-def test_a_checkpoint_is_told_to_be_imported(tmp_path):
-    torch.save({"a": torch.zeros(1)}, tmp_path / "theirs.pt")
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_checkpoint_is_told_to_be_imported(tmp_path, archive):
+    path = tmp_path / "theirs.pt"
+    torch.save({"a": torch.zeros(1)}, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(WeightsError, match=r"theirs\.pt.*medsegmamba-weights import"):
         load_weights(tmp_path / "theirs.pt")
 
