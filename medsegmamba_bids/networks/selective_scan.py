@@ -61,8 +61,7 @@ def cuda_scan(
     rows = u.float()[:, order].permute(0, 1, 3, 2).flatten(1, 2)  # (B, K C, L)
     steps = delta.float().gather(2, order[None, :, :, None].expand_as(delta)).transpose(2, 3).flatten(1, 2)
     write, read = (
-        t.float().permute(0, 2, 3, 1).gather(3, order[None, :, None].expand(len(t), -1, t.shape[3], -1))
-        for t in (b, c)
+        t.float().permute(0, 2, 3, 1).gather(3, order[None, :, None].expand(len(t), -1, t.shape[3], -1)) for t in (b, c)
     )
     rates = a.float().transpose(1, 2).flatten(0, 1)  # (K C, N)
     out = selective_scan_fn(rows, steps, rates, write.contiguous(), read.contiguous())

@@ -49,6 +49,7 @@ class SynthesisConfig:
     atlas: str = ""
     initial: str = ""
     seed: int = 0
+    batch_size: int = 2
     weight_decay: float = 1e-3
     clip: float = 1.0
     ema: float = 0.997
@@ -74,11 +75,7 @@ def _build(kind: type, fields: dict[str, Any], where: str) -> Any:
     unknown = sorted(set(fields) - set(names))
     if unknown:
         raise ConfigError(f"{where}: unknown keys {unknown}; allowed are {sorted(names)}")
-    missing = [
-        n
-        for n, f in names.items()
-        if n not in fields and f.default is f.default_factory is dataclasses.MISSING
-    ]
+    missing = [n for n, f in names.items() if n not in fields and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where}: the keys {missing} are missing")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
@@ -92,8 +89,7 @@ def read_synthesis_config(path: Path) -> SynthesisConfig:
         raise ConfigError(f"{path}: {error}") from error
     for key, kind in (("sources", Source), ("stages", Stage)):
         fields[key] = tuple(
-            _build(kind, entry, f"{path}, [[{key}]] number {i + 1}")
-            for i, entry in enumerate(fields.get(key, ()))
+            _build(kind, entry, f"{path}, [[{key}]] number {i + 1}") for i, entry in enumerate(fields.get(key, ()))
         )
         if not fields[key]:
             raise ConfigError(f"{path}: needs at least one [[{key}]] table")

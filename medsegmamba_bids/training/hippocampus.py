@@ -47,9 +47,7 @@ class SubfieldAtlas:
 def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
     """Reads the atlas and its names (JSON with ``labels``, a list by index)."""
     image = nib.load(image_path)
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA")
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     indices = np.asarray(image.as_reoriented(turn).dataobj)
     names = json.loads(Path(names_path).read_text())["labels"]
     labels = np.zeros(indices.shape, np.int32)
@@ -129,8 +127,7 @@ def _box(mask: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Bounding box with a margin, within the volume."""
     found = ndimage.find_objects(mask.astype(np.uint8))[0]
     return tuple(
-        slice(max(0, s.start - MARGIN_MM), min(n, s.stop + MARGIN_MM))
-        for s, n in zip(found, shape, strict=True)
+        slice(max(0, s.start - MARGIN_MM), min(n, s.stop + MARGIN_MM)) for s, n in zip(found, shape, strict=True)
     )
 
 

@@ -73,9 +73,7 @@ def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     zooms = np.array(image.header.get_zooms()[:3])
     if np.abs(zooms - 1).max() > 0.01:
         raise ValueError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA")
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     turned = image.as_reoriented(turn)
     return np.asarray(turned.dataobj), turned
 
@@ -196,13 +194,9 @@ def _landmark_affine(labels: np.ndarray, atlas: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(np.c_[here, np.ones(len(here))], there, rcond=None)[0]
 
 
-def _matching_image(
-    image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray
-) -> np.ndarray:
+def _matching_image(image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray) -> np.ndarray:
     """The image on the map's grid, white matter at 1."""
     from medsegmamba_bids.image.geometry import resample
 
-    picture = resample(
-        np.asarray(image.dataobj, np.float32), image.affine, like.affine, like.shape, order=1
-    )
+    picture = resample(np.asarray(image.dataobj, np.float32), image.affine, like.affine, like.shape, order=1)
     return picture / np.median(picture[np.isin(labels, WHITE_MATTER)])

@@ -13,9 +13,7 @@ from torch import nn
 SMOOTH = 1.0
 
 
-def merged_probabilities(
-    probabilities: torch.Tensor, target: torch.Tensor, accepts: torch.Tensor
-) -> torch.Tensor:
+def merged_probabilities(probabilities: torch.Tensor, target: torch.Tensor, accepts: torch.Tensor) -> torch.Tensor:
     """Gives the probability of every accepted class to the target class.
 
     Parameters

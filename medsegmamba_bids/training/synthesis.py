@@ -164,9 +164,7 @@ class Synthesizer:
         real = m.image is not None and rng.random() < self.settings.real_image
         means = self._intensities(rng).astype(np.float32)
         picture = m.image if real else np.zeros((1, 1, 1), np.float32)
-        tissue, values = _warp_patch(
-            m.tissue, picture, real, means, matrix, centre, field_mm.astype(np.float32), p
-        )
+        tissue, values = _warp_patch(m.tissue, picture, real, means, matrix, centre, field_mm.astype(np.float32), p)
         if flip:
             tissue = self.tissues.mirror[tissue]
         return tissue, values, real
@@ -187,9 +185,7 @@ class Synthesizer:
         means[mirror[sided & left]] = means[sided & left] + rng.normal(0, 0.01, (sided & left).sum())
         return np.clip(means, 0, 2.5)
 
-    def _texture(
-        self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator, real: bool
-    ) -> torch.Tensor:
+    def _texture(self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator, real: bool) -> torch.Tensor:
         """Grain and slow drifts within a tissue, such as the brighter lateral thalamus."""
         if real:
             return image
@@ -320,8 +316,12 @@ def _warp_patch(tissue, picture, real, means, matrix, centre, field_mm, p):
                     c11 = field_mm[a, i0 + 1, j0 + 1, k0] * (1 - wk) + field_mm[a, i0 + 1, j0 + 1, k0 + 1] * wk
                     low, high = c00 * (1 - wj) + c01 * wj, c10 * (1 - wj) + c11 * wj
                     shift[a] = (
-                        centre[a] + low * (1 - wi) + high * wi
-                        + matrix[a, 0] * (i - middle) + matrix[a, 1] * (j - middle) + matrix[a, 2] * (k - middle)
+                        centre[a]
+                        + low * (1 - wi)
+                        + high * wi
+                        + matrix[a, 0] * (i - middle)
+                        + matrix[a, 1] * (j - middle)
+                        + matrix[a, 2] * (k - middle)
                     )
                 x, y, z = int(shift[0] + 0.5), int(shift[1] + 0.5), int(shift[2] + 0.5)
                 if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:

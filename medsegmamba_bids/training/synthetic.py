@@ -133,7 +133,7 @@ class Trainer:
         progress = tqdm(loader, desc=f"stage {number}", initial=step - first, total=stage.steps, disable=None)
         for image, target, accepts in progress:
             rate = self._rate(stage, step, first)
-            losses.append(self._step(network, optimizer, image, target, accepts[0], weights, rate, step))
+            losses.append(self._step(network, optimizer, image, target, accepts, weights, rate, step))
             average.update_parameters(network)
             step += 1
             if step % config.log_every == 0 or step == first + stage.steps:
@@ -144,13 +144,12 @@ class Trainer:
                 self._save(step, network, average, optimizer)
 
     def _loader(self, stage, step: int, steps: int) -> DataLoader:
-        settings = SynthesisSettings(
-            patch_size=stage.patch_size, voxel_size=stage.voxel_size, **stage.synthesis
-        )
+        settings = SynthesisSettings(patch_size=stage.patch_size, voxel_size=stage.voxel_size, **stage.synthesis)
         synthesizer = Synthesizer(self.maps, self.tissues, settings)
-        samples = _Samples(synthesizer, self.config.seed, step, steps)
-        workers = self.config.workers
-        return DataLoader(samples, batch_size=1, num_workers=workers, prefetch_factor=4 if workers else None)
+        config = self.config
+        samples = _Samples(synthesizer, config.seed, step * config.batch_size, steps * config.batch_size)
+        ahead = 4 if config.workers else None
+        return DataLoader(samples, config.batch_size, num_workers=config.workers, prefetch_factor=ahead)
 
     @staticmethod
     def _rate(stage, step: int, first: int) -> float:
@@ -160,24 +159,20 @@ class Trainer:
 
     def _step(self, network, optimizer, image, target, accepts, weights, rate, step) -> float:
         """One optimiser step; dropout depends on the seed and the step, so that a resumed run is the same."""
-        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        config = self.config
+        torch.manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         image = image.to(self.device, memory_format=torch.channels_last_3d)
-        precision = getattr(torch, self.config.precision)
+        precision = getattr(torch, config.precision)
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             logits = network(image)
-        loss = segmentation_loss(
-            logits,
-            target.to(self.device),
-            accepts.to(self.device),
-            weights,
-            self.config.dice,
-            self.config.cross_entropy,
-        )
+        samples = zip(logits.split(1), target.to(self.device).split(1), accepts.to(self.device), strict=True)
+        losses = [segmentation_loss(*sample, weights, config.dice, config.cross_entropy) for sample in samples]
+        loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimizer.step()
         return float(loss)
 

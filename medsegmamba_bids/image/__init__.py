@@ -1,0 +1,1 @@
+"""Images and labels: reading, geometry, intensities. Knows nothing of networks."""
