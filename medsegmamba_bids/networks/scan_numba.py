@@ -31,7 +31,7 @@ def _float_of_bits(typing_context, bits):
 
 @njit(inline="always", fastmath=_FAST)
 def _exp(x):
-    """exp of x <= 0, float32, relative error below 3e-7: 2^whole * 2^rest, the latter by a polynomial."""
+    """Exponential of x <= 0, float32, relative error below 3e-7: 2^whole * 2^rest, the latter by a polynomial."""
     t = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
     whole = np.floor(t)
     rest = t - whole
@@ -46,11 +46,14 @@ def _exp(x):
 
 @njit(fastmath=_FAST)
 def _advance(h, rate, dt, dtx, write, read, y):
-    """One step of one state for a block of channels: h = exp(dt A) h + dt B x; y += C h."""
-    for i in range(BLOCK):
-        state = _exp(dt[i] * rate[i]) * h[i] + write * dtx[i]
-        h[i] = state
-        y[i] += read * state
+    """One step of a block of channels: h = exp(dt A) h + dt B x; y = C h."""
+    y[:] = 0
+    for n in range(h.shape[0]):
+        b, c = write[n], read[n]
+        for i in range(BLOCK):
+            state = _exp(dt[i] * rate[n, i]) * h[n, i] + b * dtx[i]
+            h[n, i] = state
+            y[i] += c * state
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
@@ -58,49 +61,51 @@ def _forward(u, delta, b, c, a, paths):
     """Outputs of every direction in voxel order, float32 (K, B, L, C); see ``selective_scan``."""
     batch, length, channels = u.shape
     directions, states, blocks = paths.shape[0], a.shape[1], channels // BLOCK
-    out = np.zeros((directions, batch, length, channels), np.float32)
+    out = np.empty((directions, batch, length, channels), np.float32)
     for task in prange(batch * directions * blocks):
         block, rest = task % blocks, task // blocks
-        k, s = rest % directions, rest // directions
-        here = slice(block * BLOCK, (block + 1) * BLOCK)
-        state = np.zeros((states, BLOCK), np.float32)
-        rates = a[k, :, here].copy()
-        dtx, y = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        k, s, first = rest % directions, rest // directions, block * BLOCK
+        state, rates = np.zeros((states, BLOCK), np.float32), a[k, :, first : first + BLOCK].copy()
+        dt, dtx, y = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
         for step in range(length):
             voxel = paths[k, step]
-            dt, x = delta[s, k, voxel, here], u[s, voxel, here]
-            write, read = b[s, voxel, k], c[s, voxel, k]
             for i in range(BLOCK):
-                dtx[i] = dt[i] * x[i]
-                y[i] = 0
-            for n in range(states):
-                _advance(state[n], rates[n], dt, dtx, write[n], read[n], y)
-            out[k, s, voxel, here] = y
+                dt[i] = delta[s, k, voxel, first + i]
+                dtx[i] = dt[i] * u[s, voxel, first + i]
+            _advance(state, rates, dt, dtx, b[s, voxel, k], c[s, voxel, k], y)
+            for i in range(BLOCK):
+                out[k, s, voxel, first + i] = y[i]
     return out
 
 
 @njit(fastmath=_FAST)
 def _remember(before, after, rate, dt, dtx, write):
-    """The next state of a block of channels."""
-    for i in range(BLOCK):
-        after[i] = _exp(dt[i] * rate[i]) * before[i] + write * dtx[i]
+    """The next states of a block of channels."""
+    for n in range(before.shape[0]):
+        b = write[n]
+        for i in range(BLOCK):
+            after[n, i] = _exp(dt[i] * rate[n, i]) * before[n, i] + b * dtx[i]
 
 
 @njit(fastmath=_FAST)
-def _retreat(before, after, carry, rate, dt, dtx, grad, write, read, grad_dtx, grad_dt, grad_rate):
-    """One step back for one state: gradients by the chain rule; returns those of B and C."""
-    grad_write, grad_read = np.float32(0), np.float32(0)
-    for i in range(BLOCK):
-        decay = _exp(dt[i] * rate[i])
-        flow = carry[i] + grad[i] * read
-        carry[i] = flow * decay
-        past = flow * decay * before[i]
-        grad_read += grad[i] * after[i]
-        grad_write += flow * dtx[i]
-        grad_dtx[i] += flow * write
-        grad_dt[i] += past * rate[i]
-        grad_rate[i] += past * dt[i]
-    return grad_write, grad_read
+def _retreat(before, after, carry, rate, dt, dtx, grad, write, read, grad_dtx, grad_dt, grad_rate, grad_b, grad_c):
+    """One step back for a block of channels: gradients by the chain rule, into the arrays at the end."""
+    grad_dtx[:] = 0
+    grad_dt[:] = 0
+    for n in range(before.shape[0]):
+        b, c = write[n], read[n]
+        sum_b, sum_c = np.float32(0), np.float32(0)
+        for i in range(BLOCK):
+            decay = _exp(dt[i] * rate[n, i])
+            flow = carry[n, i] + grad[i] * c
+            carry[n, i] = flow * decay
+            past = flow * decay * before[n, i]
+            sum_c += grad[i] * after[n, i]
+            sum_b += flow * dtx[i]
+            grad_dtx[i] += flow * b
+            grad_dt[i] += past * rate[n, i]
+            grad_rate[n, i] += past * dt[i]
+        grad_b[n], grad_c[n] = sum_b, sum_c
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
@@ -118,38 +123,30 @@ def _backward(u, delta, b, c, a, paths, grad):
     grad_a = np.zeros((batch, directions, states, channels), np.float32)
     for task in prange(batch * directions * blocks):
         block, rest = task % blocks, task // blocks
-        k, s = rest % directions, rest // directions
-        here = slice(block * BLOCK, (block + 1) * BLOCK)
+        k, s, first = rest % directions, rest // directions, block * BLOCK
+        here = slice(first, first + BLOCK)
         kept = np.zeros((length + 1, states, BLOCK), np.float32)
         carry, grad_rates = np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
-        rates = a[k, :, here].copy()
-        dtx = np.empty(BLOCK, np.float32)
+        rates, dtx = a[k, :, here].copy(), np.empty(BLOCK, np.float32)
         grad_dt, grad_dtx = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
         for step in range(length):
             voxel = paths[k, step]
-            dt, x, write = delta[s, k, voxel, here], u[s, voxel, here], b[s, voxel, k]
+            dt, x = delta[s, k, voxel, here], u[s, voxel, here]
             for i in range(BLOCK):
                 dtx[i] = dt[i] * x[i]
-            for n in range(states):
-                _remember(kept[step, n], kept[step + 1, n], rates[n], dt, dtx, write[n])
+            _remember(kept[step], kept[step + 1], rates, dt, dtx, b[s, voxel, k])
         for step in range(length - 1, -1, -1):
             voxel = paths[k, step]
             dt, x, g = delta[s, k, voxel, here], u[s, voxel, here], grad[s, voxel, here]
-            write, read = b[s, voxel, k], c[s, voxel, k]
             for i in range(BLOCK):
                 dtx[i] = dt[i] * x[i]
-                grad_dt[i] = grad_dtx[i] = 0
-            for n in range(states):
-                grad_write, grad_read = _retreat(
-                    kept[step, n], kept[step + 1, n], carry[n], rates[n], dt, dtx, g, write[n], read[n],
-                    grad_dtx, grad_dt, grad_rates[n],
-                )  # fmt: skip
-                grad_b[block, s, voxel, k, n] = grad_write
-                grad_c[block, s, voxel, k, n] = grad_read
-            row_u, row_dt = grad_u[k, s, voxel, here], grad_delta[s, k, voxel, here]
+            _retreat(
+                kept[step], kept[step + 1], carry, rates, dt, dtx, g, b[s, voxel, k], c[s, voxel, k],
+                grad_dtx, grad_dt, grad_rates, grad_b[block, s, voxel, k], grad_c[block, s, voxel, k],
+            )  # fmt: skip
             for i in range(BLOCK):
-                row_u[i] = grad_dtx[i] * dt[i]
-                row_dt[i] = grad_dt[i] + grad_dtx[i] * x[i]
+                grad_u[k, s, voxel, first + i] = grad_dtx[i] * dt[i]
+                grad_delta[s, k, voxel, first + i] = grad_dt[i] + grad_dtx[i] * x[i]
         grad_a[s, k, :, here] = grad_rates
     return grad_u, grad_delta, grad_b, grad_c, grad_a
 
