@@ -1,0 +1,1 @@
+"""Running a network over a volume: devices, patches, whole images."""

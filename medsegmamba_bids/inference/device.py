@@ -1,0 +1,70 @@
+"""Choosing a device, trusted only after a small kernel ran on it."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+_NAMES = re.compile(r"cpu|cuda(:\d+)?|mps")
+_EXPECTED = 8 * 27  # eight positions of a 3x3x3 kernel of ones in a 4x4x4 volume of ones
+
+
+class DeviceError(ValueError):
+    """A device cannot be used; the message says which and why."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return a device on which a kernel has just run and given the right answer.
+
+    Parameters
+    ----------
+    name : str
+        "cpu", "cuda", "cuda:N", "mps", or "auto": the first CUDA device that works, else the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the name is unknown or the device does not work; "auto" falls back instead, and warns
+        if a CUDA device is there but fails.
+    """
+    if name == "auto":
+        return _first_that_works()
+    if not _NAMES.fullmatch(name):
+        raise DeviceError(f"device {name!r} is unknown; allowed are auto, cpu, cuda, cuda:N, mps")
+    if reason := why_refused(torch.device(name)):
+        raise DeviceError(f"device {name!r} cannot be used: {reason}")
+    return torch.device(name)
+
+
+def _first_that_works() -> torch.device:
+    if torch.cuda.is_available():
+        reason = why_refused(torch.device("cuda"))
+        if not reason:
+            return torch.device("cuda")
+        logger.warning("the GPU is not used: %s", reason)
+    return torch.device("cpu")
+
+
+def why_refused(device: torch.device) -> str:
+    """Run a small kernel on a device; say why it cannot be trusted, or nothing if it can.
+
+    Drivers may list a GPU on which no kernel runs (another architecture, a container without the
+    right libraries), hence the trial.
+    """
+    try:
+        found = _run_kernel(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    if found != _EXPECTED:
+        return f"a small convolution gave {found} instead of {_EXPECTED}"
+    return ""
+
+
+def _run_kernel(device: torch.device) -> float:
+    volume = torch.ones((1, 1, 4, 4, 4), device=device)
+    kernel = torch.ones((1, 1, 3, 3, 3), device=device)
+    return float(torch.nn.functional.conv3d(volume, kernel).sum().cpu())

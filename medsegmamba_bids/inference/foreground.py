@@ -1,0 +1,86 @@
+"""Where the head and the brain are: thresholds, components, boxes. Masks in, masks out."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from medsegmamba_bids.image.geometry import nonzero_box
+
+# More than any brain (the largest are below 2 litres), less than the head of a child.
+_LARGEST_BRAIN_MM3 = 2.3e6
+
+
+def looks_whole(data: np.ndarray, voxel_mm3: float = 1.0) -> bool:
+    """Whether an image shows more than a brain: are more voxels above zero than a brain can have?
+
+    Parameters
+    ----------
+    data : (X, Y, Z)
+    voxel_mm3 : float
+        Volume of a voxel, mm3.
+    """
+    return np.count_nonzero(data) * voxel_mm3 > _LARGEST_BRAIN_MM3
+
+
+def head_mask(data: np.ndarray) -> np.ndarray:
+    """The head without the noise around it: bool (X, Y, Z).
+
+    The largest component above half of Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of the
+    non-zero voxels. Holes stay; an image without contrast is all or nothing.
+    """
+    values = data[data > 0]
+    if not values.size:
+        return np.zeros(data.shape, bool)
+    return largest_component(data > otsu_threshold(values) / 2)
+
+
+def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
+    """The threshold that separates values into two classes of least variance within (Otsu 1979).
+
+    Examples
+    --------
+    >>> 1 < otsu_threshold(np.array([0.0, 1, 1, 9, 10, 10])) < 9
+    True
+    """
+    counts, edges = np.histogram(values, bins)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1]
+    above = values.size - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
+        between = np.nan_to_num(below * above * apart**2)
+    # Between two clusters the variance is flat: the middle of the plateau is taken.
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
+    return float(edges[1:-1][best].mean())
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest part of a mask that hangs together by faces; empty where the mask is.
+
+    Examples
+    --------
+    >>> largest_component(np.array([[[1, 0, 1, 1]]], bool)).tolist()
+    [[[False, False, True, True]]]
+    """
+    out = np.zeros(mask.shape, bool)
+    box = nonzero_box(mask)
+    if box is None:
+        return out
+    parts, _ = ndimage.label(mask[box])
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    out[box] = parts == sizes.argmax()
+    return out
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask with all cavities filled that no path by faces connects to the outside."""
+    out = mask.copy()
+    box = nonzero_box(mask)
+    if box is None:
+        return out
+    outside, _ = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
+    out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return out

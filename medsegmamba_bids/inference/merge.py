@@ -1,0 +1,243 @@
+"""From class probabilities in the network's grid to a segmentation at 1 mm, a class at a time.
+
+No array of all classes exists at 1 mm: what follows from the posteriors (labels, confidence, entropy,
+soft volumes) is accumulated while one class after the other is interpolated.
+
+Shape letters: X, Y, Z conformed grid; x, y, z a box of the network's grid; C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.inference.foreground import fill_holes, largest_component
+from medsegmamba_bids.inference.patches import Box
+from medsegmamba_bids.inference.predict import Prediction
+from medsegmamba_bids.inference.rescale import AlignedGrids
+
+CEREBRUM = {2, 3, 41, 42}  # a table with these covers the whole brain
+# A class is interpolated in the box where it has at least this probability; what lies beyond is the
+# softmax's floor, which would add up to a volume although nothing is there.
+_FLOOR = 1e-4
+_NEAR_VOXELS = 2
+
+#: Called for each class in order: index, box of the conformed grid, probabilities float32 in that box.
+#: Outside the box the probability is 0, that of the background (index 0) is 1.
+OnPosterior = Callable[[int, Box, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a network says about a conformed image.
+
+    Attributes
+    ----------
+    labels : uint16 (X, Y, Z)
+        FreeSurfer labels.
+    affine : float (4, 4)
+        Of all arrays here, mm.
+    posterior : float32 (X, Y, Z)
+        Probability of the label that each voxel got.
+    entropy : float32 (X, Y, Z)
+        Of the class probabilities, bits: 0 where the network is sure.
+    voxels : dict of int to int
+        Number of voxels of each label but the background; 0 where it was not found.
+    soft_volumes : dict of int to float
+        Sum of the posteriors of each label but the background, mm3.
+    mean_posterior : dict of int to float
+        Mean of ``posterior`` within each label but the background; NaN where it was not found.
+    brain_mask : bool (X, Y, Z) or None
+        All labels with cavities filled, if the classes cover the whole brain.
+    device : str
+        Where the network ran in the end.
+    notes : tuple of str
+        What the user should know, a sentence each.
+    """
+
+    labels: np.ndarray
+    affine: np.ndarray
+    posterior: np.ndarray
+    entropy: np.ndarray
+    voxels: dict[int, int]
+    soft_volumes: dict[int, float]
+    mean_posterior: dict[int, float]
+    brain_mask: np.ndarray | None
+    device: str
+    notes: tuple[str, ...] = ()
+
+
+def background_only(
+    shape: tuple[int, ...], affine: np.ndarray, labels: Sequence[int], notes: Sequence[str]
+) -> Segmentation:
+    """The segmentation in which nothing was found."""
+    found = [int(label) for label in labels[1:]]
+    return Segmentation(
+        labels=np.zeros(shape, np.uint16),
+        affine=affine,
+        posterior=np.ones(shape, np.float32),
+        entropy=np.zeros(shape, np.float32),
+        voxels=dict.fromkeys(found, 0),
+        soft_volumes=dict.fromkeys(found, 0.0),
+        mean_posterior=dict.fromkeys(found, math.nan),
+        brain_mask=np.zeros(shape, bool) if set(labels) >= CEREBRUM else None,
+        device="none",
+        notes=tuple(notes),
+    )
+
+
+def merge_posteriors(
+    prediction: Prediction,
+    grids: AlignedGrids,
+    affine: np.ndarray,
+    labels: Sequence[int],
+    groups: Sequence[Sequence[int]] = (),
+    notes: Sequence[str] = (),
+    on_posterior: OnPosterior | None = None,
+) -> Segmentation:
+    """Interpolate the probabilities of each class to the conformed grid and let the largest win.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        Its probabilities are changed if ``groups`` are given: what lies apart goes to the background.
+    grids : AlignedGrids
+    affine : float (4, 4)
+        Of the conformed grid, mm.
+    labels : sequence of int (C,)
+        FreeSurfer label of each class; the first is the background.
+    groups : sequence of sequences of int
+        Classes of which only the largest component is kept, all together; none keeps everything.
+    notes, on_posterior
+        See :class:`Segmentation` and ``OnPosterior``.
+    """
+    if not prediction.patches:
+        return background_only(grids.shape, affine, labels, notes)
+    for group in groups:
+        drop_islands(prediction.probabilities, group)
+    merger = _Merger(grids, prediction, len(labels))
+    for index in range(len(labels)):
+        box, posterior = merger.add(index)
+        if on_posterior:
+            on_posterior(index, box, posterior.cpu().numpy())
+    merger.drop_islands(groups)
+    return merger.segmentation(affine, np.asarray(labels), notes)
+
+
+def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:
+    """Give to the background what a group of classes has away from its largest component, in place.
+
+    Removing islands from the probabilities, not only from the labels, keeps them out of the soft volumes.
+
+    Parameters
+    ----------
+    probabilities : (C, x, y, z)
+    group : sequence of int
+        Classes that hang together; the background (0) is not among them.
+    """
+    winner = probabilities.argmax(0).cpu().numpy()
+    component = largest_component(np.isin(winner, group))
+    if not component.any():
+        return
+    near = ndimage.binary_dilation(component, iterations=_NEAR_VOXELS)
+    far = torch.from_numpy(~near).to(probabilities.device)
+    for index in group:
+        probabilities[0].add_(probabilities[index] * far)
+        probabilities[index].masked_fill_(far, 0)
+
+
+class _Merger:
+    """What is known at 1 mm after some of the classes."""
+
+    def __init__(self, grids: AlignedGrids, prediction: Prediction, n_classes: int) -> None:
+        self.grids, self.prediction = grids, prediction
+        self.box = grids.to_conformed_box(prediction.box)
+        shape = tuple(s.stop - s.start for s in self.box)
+        device = prediction.probabilities.device
+        self.best = torch.zeros(shape, device=device)
+        self.entropy = torch.zeros(shape, device=device)
+        self.winner = torch.zeros(shape, dtype=torch.int16, device=device)
+        self.sums = np.zeros(n_classes)
+        self.background: np.ndarray | None = None
+
+    def add(self, index: int) -> tuple[Box, torch.Tensor]:
+        """Interpolate a class and let it compete; return where it lies and its posterior there."""
+        source = self._source(index)
+        target = self.grids.to_conformed_box(source)
+        values = self.prediction.probabilities[(index, *_within(source, self.prediction.box))]
+        posterior = self.grids.to_conformed(values, source, target)
+        here = _within(target, self.box)
+        better = posterior > self.best[here]
+        self.winner[here].masked_fill_(better, index)
+        torch.maximum(self.best[here], posterior, out=self.best[here])
+        self.entropy[here].add_(torch.special.entr(posterior), alpha=1 / math.log(2))
+        self.sums[index] = float(posterior.sum(dtype=torch.float64))
+        if index == 0:
+            self.background = posterior.cpu().numpy()
+        return target, posterior
+
+    def _source(self, index: int) -> Box:
+        """Where in the network's grid a class is likely at all, one voxel wider; perhaps empty."""
+        if index == 0:
+            return self.prediction.box
+        likely = (self.prediction.probabilities[index] > _FLOOR).cpu().numpy()
+        found = nonzero_box(likely, margin=1) or (slice(0, 0),) * 3
+        return _shifted(found, self.prediction.box)
+
+    def drop_islands(self, groups: Sequence[Sequence[int]]) -> None:
+        """Keep the largest component of each group; the rest becomes background."""
+        winner = self.winner.cpu().numpy()
+        for group in groups:
+            mask = np.isin(winner, group)
+            islands = mask & ~largest_component(mask)
+            if islands.any():
+                where = torch.from_numpy(islands).to(self.winner.device)
+                self.winner[where] = 0
+                self.best[where] = torch.from_numpy(self.background[islands]).to(self.best.device)
+
+    def segmentation(self, affine: np.ndarray, labels: np.ndarray, notes: Sequence[str]) -> Segmentation:
+        """Everything on the whole conformed grid."""
+        winner, best = self.winner.cpu().numpy(), self.best.cpu().numpy()
+        counts = np.bincount(winner.ravel(), minlength=len(labels))
+        with np.errstate(invalid="ignore"):
+            means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
+        whole = self._placed(labels.astype(np.uint16)[winner], 0)
+        voxel = abs(float(np.linalg.det(affine[:3, :3])))
+        return Segmentation(
+            labels=whole,
+            affine=affine,
+            posterior=self._placed(best, 1),
+            entropy=self._placed(self.entropy.cpu().numpy(), 0),
+            voxels=_by_label(labels, counts, int),
+            soft_volumes=_by_label(labels, self.sums * voxel, float),
+            mean_posterior=_by_label(labels, means, float),
+            brain_mask=fill_holes(whole > 0) if set(labels.tolist()) >= CEREBRUM else None,
+            device=str(self.prediction.device),
+            notes=tuple(notes),
+        )
+
+    def _placed(self, part: np.ndarray, outside: float) -> np.ndarray:
+        whole = np.full(self.grids.shape, outside, part.dtype)
+        whole[self.box] = part
+        return whole
+
+
+def _within(box: Box, outer: Box) -> Box:
+    """A box counted from the start of another."""
+    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
+
+
+def _shifted(box: Box, outer: Box) -> Box:
+    """A box within another, counted from the start of the volume."""
+    return tuple(slice(s.start + o.start, s.stop + o.start) for s, o in zip(box, outer, strict=True))
+
+
+def _by_label(labels: np.ndarray, values: np.ndarray, kind: type) -> dict[int, float]:
+    """Label -> value for all but the background."""
+    return {int(label): kind(value) for label, value in zip(labels[1:], values[1:], strict=True)}
