@@ -155,7 +155,7 @@ class Trainer:
     def _rate(stage, step: int, first: int) -> float:
         high, low = stage.rate
         position = (step - first) / stage.steps
-        return (low + (high - low) * (1 + np.cos(np.pi * position)) / 2) * min(1, (step + 1) / WARM_UP_STEPS)
+        return float(low + (high - low) * (1 + np.cos(np.pi * position)) / 2) * min(1, (step + 1) / WARM_UP_STEPS)
 
     def _step(self, network, optimizer, image, target, accepts, weights, rate, step) -> float:
         """One optimiser step; dropout depends on the seed and the step, so that a resumed run is the same."""
