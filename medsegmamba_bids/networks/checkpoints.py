@@ -145,14 +145,11 @@ def _load_without_code(path: Path) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"holds more than tensors ({named[1]})" if named else "is no plain state_dict"
         raise WeightsError(
-            f"{path}: {reason}, or is damaged; nothing in it was run. Only a state_dict can be "
-            "imported"
+            f"{path}: {reason}, or is damaged; nothing in it was run. Only a state_dict can be imported"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).split(". ")[0] if isinstance(error, RuntimeError) else "no archive"
-        raise WeightsError(
-            f"{path}: truncated, damaged, or not a PyTorch checkpoint ({reason})"
-        ) from error
+        raise WeightsError(f"{path}: truncated, damaged, or not a PyTorch checkpoint ({reason})") from error
 
 
 def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -199,9 +196,7 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _rebuild(
-    state: dict[str, Tensor], task: str, path: Path
-) -> tuple[nn.Module, dict[str, Any]]:
+def _rebuild(state: dict[str, Tensor], task: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a checkpoint and give it the checkpoint's weights."""
     from medsegmamba_bids.networks.medsegmamba import from_authors_state_dict
 
@@ -227,6 +222,4 @@ def _check_classes(classes: int, task: str, path: Path) -> None:
     if classes != counts[task]:
         fitting = [name for name, count in counts.items() if count == classes]
         hint = f"; it fits --task {fitting[0]}" if fitting else ""
-        raise WeightsError(
-            f"{path}: has {classes} classes, the task {task} has {counts[task]}{hint}"
-        )
+        raise WeightsError(f"{path}: has {classes} classes, the task {task} has {counts[task]}{hint}")

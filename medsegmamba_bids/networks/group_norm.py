@@ -21,8 +21,19 @@ _FAST = {"nsz", "contract", "arcp", "reassoc"}
 def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``relu(group_norm(x))`` for (B, C, X, Y, Z)."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        return _GroupNormReLU.apply(x, groups, weight, bias)
+        if torch.is_grad_enabled():
+            return _GroupNormReLU.apply(x, groups, weight, bias)
+        return _in_place(x, groups, weight, bias)
     return F.relu(F.group_norm(x, groups, weight, bias, EPSILON))
+
+
+def _in_place(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Overwrites ``x`` (or a channels-last copy of it): a full-size network would not fit into 2.5 GiB otherwise."""
+    rows = x.movedim(1, -1).contiguous()
+    flat = rows.view(rows.shape[0], -1, rows.shape[-1]).numpy()
+    scale, shift, *_ = _statistics(flat, groups, weight.detach().numpy(), bias.detach().numpy())
+    _normalise(flat, scale, shift, flat)
+    return rows.movedim(-1, 1)
 
 
 class _GroupNormReLU(torch.autograd.Function):
@@ -127,7 +138,7 @@ def _gradient_sums(rows, grad, scale, shift):
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
 def _gradient(rows, grad, scale, shift, slope, offset, out):
-    """scale * relu'(..) * grad + slope * rows + offset, the last two per sample and channel."""
+    """Write scale * relu'(..) * grad + slope * rows + offset, the last two per sample and channel."""
     batch, voxels, channels = rows.shape
     for block in prange(_BLOCKS):
         for s in range(batch):

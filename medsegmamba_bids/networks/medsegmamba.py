@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from medsegmamba_bids.networks.blocks import DoubleConv, NormReLU, ResidualBlock, UpSampling
+from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, NormReLU, ResidualBlock, UpSampling
 from medsegmamba_bids.networks.scan_paths import ORIENTATIONS, snake
 from medsegmamba_bids.networks.ss3d import VSS3D
 
@@ -55,7 +55,7 @@ class MedSegMamba(nn.Module):
         self.encoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((1, c1), (c1, c2), (c2, c3), (c3, c4)))
         self.pool = nn.MaxPool3d(2)
         self.expand_norm = NormReLU(c4)
-        self.expand = nn.Conv3d(c4, bottleneck, 3, padding=1)
+        self.expand = Conv3d(c4, bottleneck, 3, padding=1)
         self.bottleneck = nn.Sequential(
             *(VSS3D(bottleneck, state, i % ORIENTATIONS, dropout, drop_path) for i in range(blocks))
         )
@@ -63,7 +63,7 @@ class MedSegMamba(nn.Module):
         self.compress = DoubleConv(bottleneck, c4)
         self.up = nn.ModuleList(UpSampling(*pair) for pair in ((c4, c3), (c3, c2), (c2, c1)))
         self.decoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((2 * c3, c3), (2 * c2, c2), (2 * c1, 2 * c1)))
-        self.head = nn.Conv3d(2 * c1, classes, 1)
+        self.head = Conv3d(2 * c1, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Intensities (B, 1, P, P, P), 0 to 1 -> class scores before the softmax (B, C, P, P, P)."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NETWORKS = {"medsegmamba": "medsegmamba_bids.networks.medsegmamba:MedSegMamba"}
 
 
-def build_network(name: str, config: dict[str, Any]):
+def build_network(name: str, config: dict[str, Any]) -> nn.Module:
     """The network ``name`` with the keyword arguments ``config``, as a ``torch.nn.Module``.
 
     Raises

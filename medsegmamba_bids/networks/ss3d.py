@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from medsegmamba_bids.networks.blocks import Conv3d, Linear, linear
 from medsegmamba_bids.networks.scan_paths import DIRECTIONS, scan_paths
 from medsegmamba_bids.networks.selective_scan import selective_scan
 
@@ -33,15 +34,15 @@ class SS3D(nn.Module):
         super().__init__()
         self.orientation, self.state = orientation, state
         self.rank = math.ceil(channels / 16)
-        self.in_proj = nn.Linear(channels, channels, bias=False)
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.in_proj = Linear(channels, channels, bias=False)
+        self.conv = Conv3d(channels, channels, 3, padding=1, groups=channels)
         self.x_proj = nn.Parameter(torch.empty(DIRECTIONS, self.rank + 2 * state, channels))
         self.dt_proj = nn.Parameter(torch.empty(DIRECTIONS, channels, self.rank))
         self.dt_bias = nn.Parameter(torch.empty(DIRECTIONS, channels))
         self.log_rates = nn.Parameter(torch.empty(DIRECTIONS, channels, state))
         self.skip = nn.Parameter(torch.ones(DIRECTIONS, channels))
         self.out_norm = nn.LayerNorm(channels)
-        self.out_proj = nn.Linear(channels, channels, bias=False)
+        self.out_proj = Linear(channels, channels, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -66,8 +67,8 @@ class SS3D(nn.Module):
 
         The projections act on single voxels, so they are done once in voxel order, for all directions.
         """
-        batch, length, channels = u.shape
-        mixed = F.linear(u, self.x_proj.flatten(0, 1)).view(batch, length, DIRECTIONS, -1).float()
+        batch, length, _ = u.shape
+        mixed = linear(u, self.x_proj.flatten(0, 1)).view(batch, length, DIRECTIONS, -1).float()
         ranks, b, c = mixed.split((self.rank, self.state, self.state), -1)
         with torch.autocast(u.device.type, enabled=False):
             u = u.float()
@@ -109,10 +110,10 @@ class VSS3D(nn.Module):
         self.scan_dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, channels),
+            Linear(channels, channels),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(channels, channels),
+            Linear(channels, channels),
             nn.Dropout(dropout),
         )
         self.drop_path = DropPath(drop_path)

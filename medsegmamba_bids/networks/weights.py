@@ -42,9 +42,7 @@ __all__ = [
 ]
 
 
-def save_weights(
-    network: nn.Module, info: WeightsInfo, path: str | os.PathLike, half: bool = False
-) -> WeightsInfo:
+def save_weights(network: nn.Module, info: WeightsInfo, path: str | os.PathLike, half: bool = False) -> WeightsInfo:
     """Write a network and its description to one safetensors file.
 
     Parameters
@@ -112,9 +110,7 @@ def _array_digest(key: str, array: np.ndarray) -> str:
     return f"{key} {array.dtype.str} {array.shape} {data}"
 
 
-def load_weights(
-    path_or_name: str | os.PathLike, device: Any = "cpu"
-) -> tuple[nn.Module, WeightsInfo]:
+def load_weights(path_or_name: str | os.PathLike, device: Any = "cpu") -> tuple[nn.Module, WeightsInfo]:
     """Rebuild the network of a weights file, ready for inference.
 
     Parameters
@@ -166,10 +162,7 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], network: nn.Module, pat
         raise WeightsError(f"{path}: not this {kind}, it has unknown {_some(extra)}")
     for key, shape in expected.items():
         if shape != tuple(shapes[key]):
-            raise WeightsError(
-                f"{path}: not this {kind}, {key} has shape {list(shapes[key])} "
-                f"instead of {list(shape)}"
-            )
+            raise WeightsError(f"{path}: not this {kind}, {key} has shape {list(shapes[key])} instead of {list(shape)}")
 
 
 def _some(keys: list[str], shown: int = 3) -> str:

@@ -86,6 +86,4 @@ def _locate(path_or_name: str | os.PathLike) -> Path:
     if str(path_or_name) in known:
         return known[str(path_or_name)]
     names = f"the names {', '.join(known)}" if known else "no names"
-    raise WeightsError(
-        f"{path_or_name}: no such weights file; known are {names} (folder {weights_folder()})"
-    )
+    raise WeightsError(f"{path_or_name}: no such weights file; known are {names} (folder {weights_folder()})")

@@ -106,9 +106,7 @@ class WeightsInfo:
     def __post_init__(self) -> None:
         _check_fields(self)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise WeightsError(
-                f"its name is {self.name!r}; a name is made of letters, digits, '.', '_' and '-'"
-            )
+            raise WeightsError(f"its name is {self.name!r}; a name is made of letters, digits, '.', '_' and '-'")
         _check_choice("network", self.network, tuple(NETWORKS))
         _check_choice("task", self.task, TASKS)
         object.__setattr__(self, "labels", tuple(int(label) for label in self.labels))
@@ -116,9 +114,7 @@ class WeightsInfo:
             raise WeightsError("its class table names a label twice")
         classes = self.config.get("classes", len(self.labels))
         if classes != len(self.labels):
-            raise WeightsError(
-                f"its network has {classes} classes but its class table {len(self.labels)}"
-            )
+            raise WeightsError(f"its network has {classes} classes but its class table {len(self.labels)}")
 
     def to_json(self) -> str:
         """Return the JSON text that :meth:`from_json` reads."""
