@@ -1,50 +1,120 @@
-"""Intensities: robust rescaling, bias field, white-matter normalisation."""
+"""Intensities: robust rescaling, negative values, bias field, white-matter normalisation."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 WHITE_MATTER_PEAK = 110.0  # FreeSurfer's convention for normalised T1-weighted images
+BRIGHTEST = 255.0
 _BINS = 1000
 _FRACTION_HIGH = 0.999
+_COARSE_BIN = 10  # a limit in the first bins is too uncertain to be used
+_NEGLIGIBLE = 0.01  # of the intensities' sum
+_MASKED = 0.3  # of the voxels being exactly 0 make a background
+_PEAK_BINS, _PEAK_SMOOTHING = 256, 4.0
+_MAIN_PEAK = 0.3  # of the highest peak's height
+_WORK_UNITS = 8  # fixed, since sums over the parts of an image depend on their number
 
 
 def robust_scale(data: np.ndarray) -> tuple[float, float]:
-    """Offset and factor that bring an image to 0..255, ignoring the brightest 0.1 % of its voxels above 0.
+    """Offset and factor that bring an image to 0..255, leaving out its brightest voxels.
 
-    As FreeSurfer's ``mri_convert --conform`` does: a histogram of 1000 bins over the whole range.
+    As FreeSurfer's ``mri_convert --conform`` and FastSurfer do: a histogram of 1000 bins over the whole range;
+    from its top, bins are passed until they hold 0.1 % of the non-zero voxels; the lower edge of the next bin
+    becomes 255. Where a few extreme voxels would leave nearly all others in the first ten bins, that voxel's
+    own value is taken instead (FreeSurfer does not rescale then).
 
     Parameters
     ----------
     data : (X, Y, Z)
+        Finite numbers.
 
     Returns
     -------
     offset, factor : float
         The rescaled image is ``clip((data - offset) * factor, 0, 255)``.
+
+    Examples
+    --------
+    >>> offset, factor = robust_scale(np.arange(100_001))
+    >>> offset, round(255 / factor)  # 100 voxels lie in the topmost bin and 1 beyond its lower edge
+    (0.0, 99800)
     """
     low, high = float(data.min()), float(data.max())
-    counts, edges = np.histogram(data, _BINS, (low, high))
-    foreground = int(np.count_nonzero(np.abs(data) >= 1e-15))
-    beyond = data.size - int((1 - _FRACTION_HIGH) * foreground)
-    top = min(int(np.searchsorted(np.cumsum(counts), beyond)) + 1, _BINS - 1)
-    limit = low + top * (high - low) / _BINS
-    return low, 255.0 / (limit - low) if limit > low else 1.0
+    if low == high:
+        return low, 1.0
+    counts, _ = np.histogram(data, _BINS, (low, high))
+    within = data.size - int((1 - _FRACTION_HIGH) * np.count_nonzero(data))
+    passed = int(np.searchsorted(np.cumsum(counts), within))  # the bin that completes the 0.1 %
+    limit = low + (passed - 1) * (high - low) / _BINS
+    if passed < _COARSE_BIN:
+        limit = float(np.partition(data, within - 1, axis=None)[within - 1])
+    return low, BRIGHTEST / (limit - low) if limit > low else 1.0
 
 
 def rescale_uint8(data: np.ndarray, offset: float, factor: float) -> np.ndarray:
-    """``clip((data - offset) * factor)`` rounded to uint8."""
+    """``(data - offset) * factor`` cut off at 0 and 255 and rounded, uint8.
+
+    Examples
+    --------
+    >>> rescale_uint8(np.array([90.0, 100, 101, 1000]), 100, 2.4).tolist()
+    [0, 0, 2, 255]
+    """
     scaled = (data.astype(np.float32) - np.float32(offset)) * np.float32(factor)
-    return np.rint(np.clip(scaled, 0, 255, out=scaled)).astype(np.uint8)
+    return np.rint(np.clip(scaled, 0, BRIGHTEST, out=scaled), out=scaled).astype(np.uint8)
 
 
-def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shrink: int = 4) -> np.ndarray:
-    """N4 bias-field correction (Tustison et al. 2010, through SimpleITK).
+def without_negative(data: np.ndarray) -> tuple[np.ndarray, str]:
+    """Settle negative values, which magnitude images cannot have.
+
+    Where they make up less than 1 % of the sum of absolute intensities (ringing of an interpolation, a few wrong
+    voxels), they become 0. Else the image was standardised or is not a magnitude: all intensities are shifted
+    so that the lowest is 0, except for a background of exact zeros (30 % of the voxels or more), which stays 0.
+
+    Returns
+    -------
+    data : (X, Y, Z)
+        The array itself where nothing is negative; integers that were shifted are int32.
+    note : str
+        What was done, with the number of voxels; empty where nothing is negative.
+
+    Examples
+    --------
+    >>> without_negative(np.array([-1, 0, 500, 500], np.int16))
+    (array([  0,   0, 500, 500], dtype=int16), '1 voxels are negative; they are read as 0')
+    """
+    low = data.min()
+    if low >= 0:
+        return data, ""
+    negative = data < 0
+    count = int(np.count_nonzero(negative))
+    below = -float(data.sum(where=negative, dtype=np.float64))
+    if below < _NEGLIGIBLE * (float(data.sum(dtype=np.float64)) + 2 * below):
+        return np.maximum(data, data.dtype.type(0)), f"{count} voxels are negative; they are read as 0"
+    background = data == 0
+    shifted = np.subtract(data, low, dtype=np.float32 if data.dtype.kind == "f" else np.int32)
+    note = f"{count} voxels are negative; all intensities are shifted by {-float(low):g}"
+    if background.mean() >= _MASKED:
+        shifted[background] = 0
+        note += ", the background of zeros excepted"
+    return shifted, note
+
+
+def correct_bias_field(
+    data: np.ndarray, mask: np.ndarray, threads: int = 1, shrink: int = 4
+) -> np.ndarray:
+    """N4 bias-field correction (Tustison et al. 2010, IEEE Trans Med Imaging 29:1310; SimpleITK).
+
+    Four levels of 50, 50, 30 and 20 iterations at most, each until the field changes by less than 0.001. The
+    field is estimated within the mask, and applies to the whole image. There is no random choice in it.
 
     Parameters
     ----------
-    data : (X, Y, Z), intensities
-    mask : bool (X, Y, Z), the brain
+    data : (X, Y, Z)
+        Intensities, 0 or more.
+    mask : bool (X, Y, Z)
+        The brain.
     threads : int
         The result does not depend on it.
     shrink : int
@@ -53,30 +123,97 @@ def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shr
     Returns
     -------
     float32 (X, Y, Z)
-    """
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(data.astype(np.float32))
-    inside = sitk.GetImageFromArray(mask.astype(np.uint8))
-    method = sitk.N4BiasFieldCorrectionImageFilter()
-    method.SetNumberOfThreads(threads)
-    method.SetMaximumNumberOfIterations([50, 50, 30, 20])
-    factors = [shrink] * 3
-    method.Execute(sitk.Shrink(image, factors), sitk.Shrink(inside, factors))
-    field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image))
-    return (data / np.exp(field)).astype(np.float32)
-
-
-def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray) -> np.ndarray:
-    """Scales an image so that the median of its white matter is 110, float32, clipped to 0..255.
+        Intensities divided by the field, whose mean logarithm over the mask is 0: the brain's general
+        brightness stays.
 
     Raises
     ------
     ValueError
-        The white-matter mask is empty or dark.
+        The mask is empty or of another shape.
     """
-    inside = data[white_matter]
-    peak = float(np.median(inside)) if inside.size else 0.0
-    if peak <= 0:
+    import SimpleITK as sitk
+
+    if mask.shape != data.shape:
+        raise ValueError(f"a mask of shape {mask.shape} for an image of shape {data.shape}")
+    inside = mask & (data > 0)  # N4 works on logarithms
+    small = tuple(slice(shrink // 2, None, shrink) for _ in range(3))
+    if not inside[small].any():
+        raise ValueError("the mask is empty: there is no brain to estimate a bias field in")
+    image = sitk.GetImageFromArray(data.astype(np.float32))
+    method = sitk.N4BiasFieldCorrectionImageFilter()
+    method.SetNumberOfThreads(threads)
+    method.SetNumberOfWorkUnits(_WORK_UNITS)
+    method.SetMaximumNumberOfIterations([50, 50, 30, 20])
+    method.SetConvergenceThreshold(0.001)
+    coarse = sitk.Shrink(image, [shrink] * 3)
+    coarse_mask = sitk.Shrink(sitk.GetImageFromArray(inside.astype(np.uint8)), [shrink] * 3)
+    method.Execute(coarse, coarse_mask)
+    field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image))
+    field -= field[inside].mean()
+    return data / np.exp(field, out=field)
+
+
+def normalize_white_matter(
+    data: np.ndarray, white_matter: np.ndarray | float
+) -> np.ndarray:
+    """Scale an image so that its white matter is at 110, as in FreeSurfer's ``T1.mgz``.
+
+    One factor for the whole image: does not correct a bias field.
+
+    Parameters
+    ----------
+    data : (X, Y, Z)
+    white_matter : bool (X, Y, Z) or float
+        A mask, whose median is taken, or the intensity itself, as :func:`white_matter_peak` finds it.
+
+    Returns
+    -------
+    float32 (X, Y, Z), cut off at 0 and 255
+
+    Raises
+    ------
+    ValueError
+        The mask is empty, or white matter is not above 0.
+
+    Examples
+    --------
+    >>> normalize_white_matter(np.array([0, 25, 50, 500]), 50.0).tolist()
+    [0.0, 55.0, 110.0, 255.0]
+    """
+    if np.ndim(white_matter):
+        inside = data[white_matter]
+        peak = float(np.median(inside)) if inside.size else 0.0
+    else:
+        peak = float(white_matter)
+    if not peak > 0:
         raise ValueError("no white matter was found to normalise the intensities with")
-    return np.clip(data * (WHITE_MATTER_PEAK / peak), 0, 255).astype(np.float32)
+    scaled = data * np.float32(WHITE_MATTER_PEAK / peak)
+    return np.clip(scaled, 0, BRIGHTEST).astype(np.float32, copy=False)
+
+
+def white_matter_peak(data: np.ndarray, brain: np.ndarray) -> float:
+    """Intensity of white matter: the brightest of the histogram's main peaks within the brain.
+
+    For T1-weighted images, where white matter is the brightest tissue, after bias correction.
+
+    Parameters
+    ----------
+    data : (X, Y, Z)
+    brain : bool (X, Y, Z)
+
+    Raises
+    ------
+    ValueError
+        The mask is empty, or there is nothing above 0 in it.
+    """
+    inside = data[brain]
+    inside = inside[inside > 0]
+    if not inside.size:
+        raise ValueError("the brain is empty: no white matter was found")
+    high = float(np.quantile(inside, _FRACTION_HIGH))
+    counts, edges = np.histogram(inside, _PEAK_BINS, (0, high))
+    smooth = ndimage.gaussian_filter1d(counts.astype(np.float64), _PEAK_SMOOTHING, mode="constant")
+    rising = np.diff(smooth, prepend=0, append=0)
+    peaks = np.flatnonzero((rising[:-1] > 0) & (rising[1:] <= 0))
+    main = peaks[smooth[peaks] >= _MAIN_PEAK * smooth.max()][-1]
+    return float((edges[main] + edges[main + 1]) / 2)

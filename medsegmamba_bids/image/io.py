@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +14,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.image.intensity import without_negative
+
 logger = logging.getLogger(__name__)
 
 READABLE = (".nii", ".nii.gz", ".mgz", ".mgh")
 WRITABLE = (".nii", ".nii.gz", ".mgz")
-COARSE_MM, COARSEST_MM = 3.0, 7.0
+COARSE_MM = 3.0  # thin structures are lost from here on
+COARSEST_MM = 6.9  # so that slices of 7 mm are refused, however their size was rounded
+_ROUNDING_MM = 0.01
+_CHUNK = 1 << 20
 
 
 class ImageError(ValueError):
@@ -25,26 +32,33 @@ class ImageError(ValueError):
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes when not."""
+    """Yield a temporary path beside ``path``.
+
+    It replaces ``path`` when the block ends well and vanishes when not, so that nobody sees half a file.
+    Its name is random: jobs on several machines may write into one folder.
+    """
     path = Path(path)
     suffix = _suffix(path, (*READABLE, path.suffix))
-    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.part{suffix}")
+    stem = path.name[: len(path.name) - len(suffix)]
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.part{suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
-    return max((s for s in allowed if path.name.lower().endswith(s)), key=len, default="")
+    return max((s for s in allowed if path.name.lower().endswith(s.lower())), key=len, default="")
 
 
 def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
-    """Reads a T1-weighted image as three-dimensional, finite data.
+    """Read an image of a head as three-dimensional, finite data without negative values.
 
-    A trailing axis of length 1 is dropped; NaN and infinite voxels become 0, with a warning that counts them.
-    Values keep their type and scale.
+    A trailing axis of length 1 is dropped. NaN and infinite voxels become 0, negative values are settled by
+    :func:`~medsegmamba_bids.image.intensity.without_negative`; both are logged as warnings with their number,
+    and so are voxels of 3 mm or more. The orientation is nibabel's: the sform where its code is above 0, else
+    the qform (see :func:`describe_orientation`).
 
     Parameters
     ----------
@@ -54,113 +68,204 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     Returns
     -------
     nibabel image (X, Y, Z)
+        Its data are in memory, in the type of the file where that is an integer of up to 32 bits, else (also
+        where the header scales them) float32. The header is the file's own.
 
     Raises
     ------
     ImageError
-        The file is missing, damaged, not three-dimensional, of a wrong type, constant, has slices of 7 mm or
-        more, or its affine cannot be used.
+        The file is missing, damaged, not three-dimensional, without contrast or has voxels over 6.9 mm; its
+        voxels are no real numbers, or its affine cannot be used.
     """
     path = Path(path)
     _check_file(path)
-    try:
-        image = nib.load(path)
-        data = np.asanyarray(image.dataobj)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({error})") from error
+    image, data = _read(path)
     data = _three_dimensional(data, path)
-    _check_affine(image, path)
-    clean = _finite(data, path)
-    if clean.min() == clean.max():
-        raise ImageError(f"{path}: every voxel is {clean.flat[0]}; an image with contrast is needed")
-    if clean is data and image.shape == data.shape:
-        return image
-    kind = nib.MGHImage if isinstance(image, nib.MGHImage) else nib.Nifti1Image
-    return kind(clean, image.affine, image.header if kind is type(image) else None)
+    _check_affine(image.affine, path)
+    data = _finite(data, path)
+    data, note = without_negative(data)
+    if note:
+        logger.warning("%s: %s", path, note)
+    if data.min() == data.max():
+        value = data.flat[0].item()
+        raise ImageError(f"{path}: every voxel is {value:g}; an image with contrast is needed")
+    header = image.header.copy()
+    header.set_data_dtype(data.dtype)
+    return type(image)(data, image.affine, header)
 
 
 def _check_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise ImageError(
-            f"{path}: a link whose target is not there; in a DataLad dataset fetch it with `datalad get {path}`"
+            f"{path}: a link whose target is not there; "
+            f"in a DataLad dataset fetch it with `datalad get {path}`"
         )
     if not path.exists():
         raise ImageError(f"{path}: no such file")
     if not path.is_file() or not _suffix(path, READABLE):
         raise ImageError(f"{path}: not an image file; allowed are {', '.join(READABLE)}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
+    if not start:
+        raise ImageError(f"{path}: the file is empty")
+    if start.startswith(b"/annex/objects/"):
+        raise ImageError(f"{path}: only a pointer of git-annex; fetch it with `datalad get {path}`")
+    if _suffix(path, READABLE) in (".nii.gz", ".mgz"):
+        _check_gzip(path)
+
+
+def _check_gzip(path: Path) -> None:
+    """Unpack a file once to its end: nibabel does not read the checksum there."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(_CHUNK):
+                pass
+    except EOFError as error:
+        raise ImageError(f"{path}: the compressed file is truncated; copy it again") from error
+    except (OSError, zlib.error) as error:
+        raise ImageError(f"{path}: the compressed file is corrupt ({error}); copy it again") from error
+
+
+def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+    """Image and its array, in native byte order and no wider than 32 bits."""
+    try:
+        image = nib.load(path)
+        proxy = image.dataobj
+        scaled = (proxy.slope, proxy.inter) != (1, 0)
+        data = proxy.get_scaled(np.float32) if scaled else proxy.get_unscaled()
+    except Exception as error:  # nibabel has many ways to fail on a damaged header
+        raise ImageError(
+            f"{path}: cannot be read, it is truncated, corrupt or no image ({error})"
+        ) from error
+    if data.dtype.kind not in "biuf":
+        raise ImageError(f"{path}: its voxels are {data.dtype}; single real numbers are needed")
+    return image, _narrow(data)
+
+
+def _narrow(data: np.ndarray) -> np.ndarray:
+    if data.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, is counted and set to 0
+            return data.astype(np.float32, copy=False)
+    if data.dtype.kind == "b":
+        return data.astype(np.uint8)
+    if data.dtype.itemsize <= 4 and data.dtype != np.uint32:
+        return data.astype(data.dtype.newbyteorder("="), copy=False)
+    span = np.iinfo(np.int32)
+    fits = not data.size or (data.min() >= span.min and data.max() <= span.max)
+    return data.astype(np.int32 if fits else np.float32)
 
 
 def _three_dimensional(data: np.ndarray, path: Path) -> np.ndarray:
-    if data.dtype.fields or np.iscomplexobj(data):
-        raise ImageError(f"{path}: its voxels are of type {data.dtype}; single real numbers are needed")
     shape = data.shape
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
-    if data.ndim != 3:
-        raise ImageError(f"{path}: has shape {shape}; a T1w image has three axes (average or split a series first)")
-    if min(data.shape) < 2:
-        raise ImageError(f"{path}: has shape {shape}; a single slice cannot be segmented")
+    if data.ndim > 3:
+        raise ImageError(
+            f"{path}: has shape {shape}; three axes are needed (take one volume of a series, or average it)"
+        )
+    if data.ndim < 3 or min(data.shape) < 2:
+        raise ImageError(f"{path}: has shape {shape}; three axes are needed, not a single slice")
     return data
 
 
-def _check_affine(image: nib.spatialimages.SpatialImage, path: Path) -> None:
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise ImageError(f"{path}: its affine is missing, not finite or singular, so that sizes are unknown")
-    thickest = float(nib.affines.voxel_sizes(affine).max())
-    if thickest >= COARSEST_MM:
-        raise ImageError(f"{path}: its slices are {thickest:.1f} mm thick; at most {COARSEST_MM:.0f} mm is allowed")
-    if thickest > COARSE_MM + 0.05:
-        logger.warning("%s: voxels of %.1f mm; volumes of small structures will not be reliable", path, thickest)
+def _check_affine(affine: np.ndarray, path: Path) -> None:
+    if not np.isfinite(affine).all():
+        raise ImageError(f"{path}: its affine is not finite, so that sizes are unknown")
+    zooms = nib.affines.voxel_sizes(affine)
+    volume = abs(np.linalg.det(affine[:3, :3]))
+    if zooms.min() <= 0 or volume < 1e-3 * zooms.prod():
+        raise ImageError(f"{path}: its affine is zero or singular, so that sizes are unknown")
+    thickest = float(zooms.max())
+    if thickest > COARSEST_MM:
+        raise ImageError(
+            f"{path}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed"
+        )
+    if thickest > COARSE_MM - _ROUNDING_MM:
+        logger.warning(
+            "%s: its voxels are %s mm; volumes of small structures will not be reliable",
+            path,
+            _sizes(zooms),
+        )
+
+
+def _sizes(zooms: np.ndarray) -> str:
+    return " x ".join(f"{size:.3g}" for size in zooms)
 
 
 def _finite(data: np.ndarray, path: Path) -> np.ndarray:
     """The same array where all is finite, else a copy with zeros."""
-    if not np.issubdtype(data.dtype, np.floating):
+    if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):
         return data
     bad = ~np.isfinite(data)
-    count = int(bad.sum())
-    if not count:
-        return data
-    logger.warning("%s: %d voxels are NaN or infinite; they are read as 0", path, count)
-    return np.where(bad, data.dtype.type(0), data)
+    logger.warning("%s: %d voxels are NaN or infinite; they are read as 0", path, bad.sum())
+    return np.where(bad, np.float32(0), data)
 
 
-def describe_orientation(image: nib.spatialimages.SpatialImage, tolerance_mm: float = 0.1) -> str:
-    """Says which of two disagreeing NIfTI orientations is used; empty where there is nothing to say.
+def describe_orientation(
+    image: nib.spatialimages.SpatialImage, tolerance_mm: float = 0.1
+) -> str:
+    """Say what is odd about an image's orientation; empty where there is nothing to say.
 
-    The standard rule: the sform where its code is positive, else the qform.
+    A NIfTI file holds two orientations. The standard rule, which nibabel follows: the sform where its code is
+    above 0, else the qform. Disagreement is measured at the corners of the image, in mm.
     """
     header = image.header
-    if not isinstance(header, nib.Nifti1Header) or not (header["sform_code"] > 0 and header["qform_code"] > 0):
+    if not isinstance(header, nib.Nifti1Header):
         return ""
-    corner = np.array([*image.shape[:3], 1.0])
-    apart = float(np.abs((header.get_sform() - header.get_qform()) @ corner).max())
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    if not sform_code and not qform_code:
+        return "neither sform nor qform is set: the orientation, left and right included, is a guess"
+    if not (sform_code and qform_code):
+        return ""
+    try:
+        difference = header.get_sform() - header.get_qform()
+    except nib.spatialimages.HeaderDataError:
+        return "the qform cannot be read; the sform is used"
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
+    apart = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
     if apart <= tolerance_mm:
         return ""
     return f"sform and qform disagree by up to {apart:.1f} mm; the sform is used"
 
 
 def save_image(
-    data: np.ndarray, affine: np.ndarray, path: str | os.PathLike, dtype: np.dtype | type | None = None
+    data: np.ndarray,
+    affine: np.ndarray,
+    path: str | os.PathLike,
+    dtype: np.dtype | type | None = None,
 ) -> Path:
-    """Writes an image in one go (a half-written file is never seen), both orientation codes set.
+    """Write an image in one go (a half-written file is never seen), both orientation codes set to 1.
 
     Parameters
     ----------
     data : (X, Y, Z) or (X, Y, Z, C)
     affine : float (4, 4), mm
     path : path
-        ``.nii``, ``.nii.gz`` or ``.mgz``.
+        ``.nii``, ``.nii.gz`` or ``.mgz``. Its folder is made where it is missing.
     dtype : optional
-        Type on disk, without rescaling; the array's own by default.
+        Type on disk, without rescaling; the array's own by default. What a format lacks becomes a wider one
+        (bool uint8, 64-bit integers int32; in MGZ also uint16 int32 and float64 float32).
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ImageError
+        The extension is another one.
     """
     path = Path(path)
-    if not _suffix(path, WRITABLE):
+    suffix = _suffix(path, WRITABLE)
+    if not suffix:
         raise ImageError(f"{path}: cannot be written; allowed are {', '.join(WRITABLE)}")
     data = np.asarray(data, dtype)
-    if path.name.lower().endswith(".mgz"):
-        image = nib.MGHImage(data.astype(np.int32) if data.dtype in (np.uint16, np.uint32) else data, affine)
+    data = data.astype(_type_on_disk(data.dtype, suffix), copy=False)
+    if suffix == ".mgz":
+        image = nib.MGHImage(data, affine)
     else:
         image = nib.Nifti1Image(data, affine)
         image.set_sform(affine, 1)
@@ -170,3 +275,15 @@ def save_image(
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     return path
+
+
+def _type_on_disk(dtype: np.dtype, suffix: str) -> np.dtype:
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind in "iu" and dtype.itemsize == 8:
+        return np.dtype(np.int32)
+    if suffix == ".mgz" and dtype in (np.int8, np.uint16, np.uint32):
+        return np.dtype(np.int32)
+    if dtype == np.float16 or (suffix == ".mgz" and dtype == np.float64):
+        return np.dtype(np.float32)
+    return dtype
