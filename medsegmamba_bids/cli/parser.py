@@ -1,0 +1,236 @@
+"""The options of ``medsegmamba``: argparse only, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.config import LEVELS, PRECISIONS, ConfigError, RunConfig, options_from_json
+
+DESCRIPTION = """\
+Segment subcortical structures and hippocampal subfields in the T1w images of a BIDS dataset with MedSegMamba,
+and measure them. Each T1w is processed by itself; runs and sessions are never averaged.
+"""
+EPILOG = """\
+exit code:
+  0    everything that was asked for is done (flagged results count as done)
+  1    something failed or was skipped, or the options cannot be carried out; the table at the end says what
+  2    the command line cannot be read
+  130  interrupted; the same command takes the work up again
+
+examples:
+  medsegmamba /data/bids /data/bids/derivatives/medsegmamba participant --participant-label 01 02
+  medsegmamba /data/bids /data/out participant -d /data/fmriprep --aseg-weights authors --device cuda
+  medsegmamba /data/bids /data/out group
+"""
+_DEFAULT_MEMORY_GB = 8.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser; options that were not given are absent from its result."""
+    parser = argparse.ArgumentParser(
+        prog="medsegmamba",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"medsegmamba {__version__}")
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="folder of the BIDS dataset")
+    parser.add_argument("output_dir", type=Path, metavar="OUT_DIR", help="folder of the results, made if need be")
+    parser.add_argument(
+        "level",
+        choices=LEVELS,
+        metavar="{participant,group}",
+        help="participant: segment and measure; group: gather the results of all participants",
+    )
+    for add in (_add_selection, _add_processing, _add_outputs, _add_performance, _add_run):
+        add(parser)
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which images")
+    for names, prefix, what in (
+        (("--participant-label", "--participant_label"), "sub", "participants"),
+        (("--session-label", "--session_label", "--session-id"), "ses", "sessions"),
+        (("--run-id", "--run_id"), "run", "runs"),
+    ):
+        group.add_argument(
+            *names,
+            dest={"sub": "participant_label", "ses": "session_label", "run": "run_label"}[prefix],
+            nargs="+",
+            type=_label_type(prefix),
+            metavar="LABEL",
+            help=f"only these {what}; '{prefix}-' may be left out",
+        )
+    group.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON that selects by other entities, as for fMRIPrep: {"t1w": {"acquisition": "mprage"}}',
+    )
+    group.add_argument(
+        "--skip-bids-validation",
+        action="store_true",
+        help="also take images whose names are not valid BIDS, and datasets without dataset_description.json",
+    )
+    group.add_argument(
+        "--bids-database-dir", type=Path, metavar="DIR", help="keep pybids' index here and use it again; it must fit"
+    )
+    group.add_argument(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="results of fMRIPrep, sMRIPrep or FreeSurfer; their brain masks are used",
+    )
+
+
+def _label_type(prefix: str) -> Any:
+    def label(text: str) -> str:
+        return text.removeprefix(f"{prefix}-")
+
+    label.__name__ = f"{prefix} label"
+    return label
+
+
+def _add_processing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how they are segmented")
+    group.add_argument(
+        "--aseg-weights",
+        metavar="WEIGHTS",
+        help="file or name of the weights for subcortical structures (default: those of the package)",
+    )
+    group.add_argument(
+        "--hippocampus-weights",
+        metavar="WEIGHTS",
+        help="the same for hippocampal subfields; 'none' leaves them out (default: those of the package, if any)",
+    )
+    group.add_argument(
+        "--brain-mask",
+        metavar="FILE",
+        help="brain mask in the T1w's space; {subject}, {session} and {prefix} are replaced "
+        "(default: from --derivatives, else from the package's network)",
+    )
+    group.add_argument(
+        "--step-size", type=int, metavar="N", help="voxels between patches; smaller is slower (default: by the weights)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="what the network computes in; bfloat16 and float16 are faster and differ a little (default: float32)",
+    )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--save-posteriors", action="store_true", help="write the probabilities of all classes, 4D")
+    group.add_argument("--fs-stats", action="store_true", help="also write FreeSurfer's aseg.stats, for asegstats2table")
+    group.add_argument(
+        "--reports-only", action="store_true", help="segment nothing; write the reports of what is there anew"
+    )
+    group.add_argument("--write-graph", action="store_true", help="write the workflow as a graph into the log folder")
+
+
+def _add_performance(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it may use")
+    group.add_argument(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto, a GPU that works or the CPU)"
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="patches at once (default: 4 on a GPU, 1 on a CPU)")
+    group.add_argument("--nprocs", "--n-cpus", type=int, metavar="N", help="processors in all (default: all there are)")
+    group.add_argument(
+        "--omp-nthreads", type=int, metavar="N", help="threads of one step (default: --nprocs, at most 8)"
+    )
+    group.add_argument(
+        "--mem",
+        "--mem-gb",
+        dest="mem_gb",
+        type=float,
+        metavar="GB",
+        help="memory that steps may plan with (default: 90 %% of the machine's)",
+    )
+    group.add_argument(
+        "--use-plugin", type=Path, metavar="FILE", help="JSON or YAML with 'plugin' and 'plugin_args' for Nipype"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="intermediate results; a run with the same folder takes up what is there (default: ./work)",
+    )
+    group.add_argument(
+        "--clean-workdir", action="store_true", help="delete the intermediate results of each participant that is done"
+    )
+    group.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="JSON of options, such as the config.json of an earlier run; options on the command line win",
+    )
+    group.add_argument(
+        "-v", "--verbose", action="count", help="more about what is being done (-vv: details); the log file has it all"
+    )
+
+
+def parse_config(argv: list[str] | None = None) -> RunConfig:
+    """Turn a command line into a record of options.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range, or the file of options cannot be used.
+    SystemExit
+        The command line cannot be read (code 2), or asks for help or the version (0).
+    """
+    given = vars(build_parser().parse_args(argv))
+    stored = _stored_options(given.pop("config_file", None))
+    processors = _processors()
+    defaults = {"nprocs": processors, "mem_gb": _memory_gb()}
+    options = {**defaults, **stored, **given}
+    options.setdefault("omp_nthreads", min(options["nprocs"], 8))
+    names = {entry.name for entry in fields(RunConfig)}
+    return RunConfig(**{key: value for key, value in options.items() if key in names})
+
+
+def _stored_options(path: Path | None) -> dict[str, Any]:
+    """Options from a file; what belongs to that run alone is left out."""
+    if path is None:
+        return {}
+    try:
+        options = options_from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: cannot be used as --config-file: {error}") from error
+    return {key: value for key, value in options.items() if key != "run_id"}
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _memory_gb() -> float:
+    """90 % of the memory that this process may use: the machine's, or its control group's limit."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return _DEFAULT_MEMORY_GB
+    try:
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        pass
+    return round(0.9 * total / 1e9, 2)

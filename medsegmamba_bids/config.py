@@ -1,0 +1,215 @@
+"""What a run is asked to do: one frozen record, passed around and written as JSON with every run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids import __version__
+
+LEVELS = ("participant", "group")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+_PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
+
+
+class ConfigError(ValueError):
+    """Options that cannot be carried out; the message says which, why, and what is allowed."""
+
+
+def new_run_id() -> str:
+    """Return a name for a run that no other run has, sorted by time: ``20250131-174500_1b9d6bcd``."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on, apart from the data.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+    level : {"participant", "group"}
+    participant_label, session_label, run_label : tuple of str
+        Without ``sub-``, ``ses-``, ``run-``; empty for all.
+    bids_filter_file : Path or None
+        JSON whose entry ``t1w`` holds more entities to select by.
+    skip_bids_validation : bool
+    bids_database_dir : Path or None
+    derivatives : tuple of Path
+        Datasets of fMRIPrep, sMRIPrep or FreeSurfer that hold brain masks.
+    brain_mask : str or None
+        A mask's path, in which ``{subject}`` and ``{session}`` are replaced.
+    work_dir : Path
+    clean_workdir : bool
+    nprocs, omp_nthreads : int
+        Processors in all, and threads of one step at most.
+    mem_gb : float
+        Memory that steps may plan with at once, GB.
+    device : str
+    batch_size : int or None
+    use_plugin : Path or None
+        JSON or YAML with ``plugin`` and ``plugin_args`` for Nipype.
+    aseg_weights, hippocampus_weights : str or None
+        A file or a name; None is what comes with the package. ``none`` leaves the subfields out.
+    step_size : int or None
+        Distance between patches in voxels; None is what the weights say.
+    precision : {"float32", "bfloat16", "float16"}
+    save_posteriors, fs_stats, reports_only, write_graph : bool
+    verbose : int
+    run_id : str
+        Names the run's folders of logs.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    level: str = "participant"
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    run_label: tuple[str, ...] = ()
+    bids_filter_file: Path | None = None
+    skip_bids_validation: bool = False
+    bids_database_dir: Path | None = None
+    derivatives: tuple[Path, ...] = ()
+    brain_mask: str | None = None
+    work_dir: Path = Path("work")
+    clean_workdir: bool = False
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_gb: float = 8.0
+    device: str = "auto"
+    batch_size: int | None = None
+    use_plugin: Path | None = None
+    aseg_weights: str | None = None
+    hippocampus_weights: str | None = None
+    step_size: int | None = None
+    precision: str = "float32"
+    save_posteriors: bool = False
+    fs_stats: bool = False
+    reports_only: bool = False
+    write_graph: bool = False
+    verbose: int = 0
+    run_id: str = ""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in _PATHS and value is not None:
+                value = Path(value).expanduser().absolute()
+            elif entry.name == "derivatives":
+                value = tuple(Path(path).expanduser().absolute() for path in value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, entry.name, value)
+        if not self.run_id:
+            object.__setattr__(self, "run_id", new_run_id())
+        _check_numbers(self)
+
+    @property
+    def log_dir(self) -> Path:
+        """Folder of this run's log and frozen options."""
+        return self.output_dir / "logs" / self.run_id
+
+    def participant_log_dir(self, subject: str) -> Path:
+        """Folder of this run's files about a participant."""
+        return self.output_dir / f"sub-{subject}" / "log" / self.run_id
+
+    def to_json(self) -> str:
+        """Return the JSON text that :meth:`from_json` reads; says also which version wrote it."""
+        entries = {"version": __version__, **asdict(self)}
+        return json.dumps(entries, indent=2, default=os.fspath) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        """Read the JSON text that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ConfigError
+            The text is not JSON or holds an unknown option.
+        """
+        return cls(**options_from_json(text))
+
+
+def options_from_json(text: str) -> dict[str, Any]:
+    """Return the options in a JSON text, which need not name them all.
+
+    Raises
+    ------
+    ConfigError
+        The text is not a JSON object or holds an unknown option.
+    """
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise ConfigError("not a JSON object of options")
+    entries.pop("version", None)
+    known = [entry.name for entry in fields(RunConfig)]
+    if unknown := sorted(entries.keys() - set(known)):
+        raise ConfigError(f"unknown options {', '.join(unknown)}; known are {', '.join(known)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+
+
+def _check_numbers(config: RunConfig) -> None:
+    _check_choice("level", config.level, LEVELS)
+    _check_choice("--precision", config.precision, PRECISIONS)
+    for name, lowest in (("nprocs", 1), ("omp_nthreads", 1), ("batch_size", 1), ("step_size", 1)):
+        value = getattr(config, name)
+        if value is not None and value < lowest:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be {lowest} or more")
+    if config.mem_gb <= 0:
+        raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
+    if config.omp_nthreads > config.nprocs:
+        raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")
+
+
+def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{what} is {value!r}; allowed are {', '.join(allowed)}")
+
+
+def check_folders(config: RunConfig) -> None:
+    """Refuse folders that would harm the data or cannot be written.
+
+    Raises
+    ------
+    ConfigError
+        The input is no folder; input and output are the same; the work folder lies in the input; the output
+        or the work folder cannot be written.
+    """
+    bids_dir, output, work = (path.resolve() for path in (config.bids_dir, config.output_dir, config.work_dir))
+    if config.level == "participant" and not bids_dir.is_dir():
+        raise ConfigError(f"{config.bids_dir}: no such folder; BIDS_DIR is the folder of a BIDS dataset")
+    if output == bids_dir:
+        raise ConfigError(
+            f"{config.output_dir}: the output folder is the input folder; use another, such as "
+            f"{config.bids_dir / 'derivatives' / 'medsegmamba'}"
+        )
+    if work == bids_dir or bids_dir in work.parents:
+        raise ConfigError(f"{config.work_dir}: the work folder lies in the BIDS dataset; name another with -w")
+    if work == output:
+        raise ConfigError(f"{config.work_dir}: the work folder is the output folder; name another with -w")
+    for path in config.derivatives:
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such folder (--derivatives)")
+    _require_writable(config.output_dir, "output")
+    if config.level == "participant":
+        _require_writable(config.work_dir, "work")
+
+
+def _require_writable(path: Path, what: str) -> None:
+    """Make a folder if need be, and write a file in it: permission bits alone do not tell."""
+    trial = path / f".trial-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: the {what} folder cannot be written ({error.strerror})") from error

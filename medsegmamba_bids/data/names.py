@@ -1,0 +1,87 @@
+"""Names of the files that are written: entities in, BIDS names out. The table is ``bids/outputs.json``."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from medsegmamba_bids.data import data_path
+
+
+@lru_cache
+def _table() -> dict[str, Any]:
+    return json.loads(data_path("bids/outputs.json").read_text(encoding="utf-8"))
+
+
+def product_names() -> list[str]:
+    """Return the names by which code knows the files that are written per T1w."""
+    return list(_table()["products"])
+
+
+def product(name: str) -> dict[str, Any]:
+    """Return entities, suffix, extension and fixed metadata of a product."""
+    return _table()["products"][name]
+
+
+def bidsignore() -> list[str]:
+    """Return the lines of ``.bidsignore``."""
+    return list(_table()["bidsignore"])
+
+
+def label_tables() -> dict[str, str]:
+    """Return which label table of the package each file at the output's root holds."""
+    return dict(_table()["label_tables"])
+
+
+def split_prefix(prefix: str) -> dict[str, str]:
+    """Return the entities of a name without suffix.
+
+    Examples
+    --------
+    >>> split_prefix("sub-01_ses-a_run-2")
+    {'sub': '01', 'ses': 'a', 'run': '2'}
+    """
+    return dict(part.split("-", 1) for part in prefix.split("_"))
+
+
+def output_folder(prefix: str) -> str:
+    """Return the folder of a T1w's results, relative to the output's root.
+
+    Examples
+    --------
+    >>> output_folder("sub-01_ses-a_run-2")
+    'sub-01/ses-a/anat'
+    """
+    entities = split_prefix(prefix)
+    session = f"ses-{entities['ses']}/" if "ses" in entities else ""
+    return f"sub-{entities['sub']}/{session}anat"
+
+
+def output_name(prefix: str, name: str, extension: str | None = None, **fill: str) -> str:
+    """Return the path of a product of a T1w, relative to the output's root.
+
+    Parameters
+    ----------
+    prefix : str
+        The T1w's name without ``_T1w`` and extension.
+    name : str
+        Of the product, see :func:`product_names`.
+    extension : str, optional
+        Another one, such as ``.json``.
+    fill : str
+        For placeholders in the table (``template``).
+
+    Examples
+    --------
+    >>> output_name("sub-01_run-2", "conformed_aseg")
+    'sub-01/anat/sub-01_run-2_space-conform_seg-aseg_desc-medsegmamba_dseg.nii.gz'
+    """
+    entry = product(name)
+    added = {key: value.format(**fill) for key, value in entry["entities"].items()}
+    entities = {**split_prefix(prefix), **added}
+    order = {entity: place for place, entity in enumerate(_table()["entity_order"])}
+    # An entity that the table does not know stays where names of raw images have it, before all that is added.
+    ordered = sorted(entities, key=lambda entity: order.get(entity, order["proc"]))
+    stem = "_".join(f"{entity}-{entities[entity]}" for entity in ordered)
+    return f"{output_folder(prefix)}/{stem}_{entry['suffix']}{extension or entry['extension']}"
