@@ -21,6 +21,7 @@ _CONFORMED_SHAPE = (CONFORMED_SIDE,) * 3
 _LIA = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 _SIGNAL = 0.1  # of the intensity range: darker voxels are taken for noise
 _SAME_GRID_MM = 1e-3
+_PARALLEL = 1e-7  # voxels per voxel
 
 Box = tuple[slice, slice, slice]
 
@@ -166,12 +167,15 @@ def _transform(
 ) -> np.ndarray:
     """Resample with a matrix (4, 4) from new to old voxel indices.
 
-    The old array is first laid out in the order in which the new one walks through it: twice as fast.
+    The old array is first laid out in the order in which the new one walks through it: twice as fast. So is,
+    again, the scaling alone that then remains for grids with parallel axes.
     """
     axes = nib.orientations.io_orientation(matrix)[:, 0].astype(int)
+    linear = matrix[axes, :3]
+    scaling = np.diag(linear)
     return ndimage.affine_transform(
         np.ascontiguousarray(data.transpose(axes)),
-        matrix[axes, :3],
+        scaling if np.abs(linear - np.diag(scaling)).max() < _PARALLEL else linear,
         matrix[axes, 3],
         output_shape=tuple(to_shape),
         output=np.float32,

@@ -21,7 +21,7 @@ def robust_scale(data: np.ndarray) -> tuple[float, float]:
     """Offset and factor that bring an image to 0..255, leaving out its brightest voxels.
 
     As FreeSurfer's ``mri_convert --conform`` and FastSurfer do: a histogram of 1000 bins over the whole range;
-    from its top, bins are passed until they hold 0.1 % of the non-zero voxels; the lower edge of the next bin
+    from its top, bins are passed until they hold 0.1 % of the non-zero voxels; the lower edge of the bin below
     becomes 255. Where a few extreme voxels would leave nearly all others in the first ten bins, that voxel's
     own value is taken instead (FreeSurfer does not rescale then).
 
@@ -38,18 +38,19 @@ def robust_scale(data: np.ndarray) -> tuple[float, float]:
     Examples
     --------
     >>> offset, factor = robust_scale(np.arange(100_001))
-    >>> offset, round(255 / factor)  # 100 voxels lie in the topmost bin and 1 beyond its lower edge
+    >>> offset, round(255 / factor)  # the topmost bin holds 101 voxels, more than 0.1 %
     (0.0, 99800)
     """
     low, high = float(data.min()), float(data.max())
     if low == high:
         return low, 1.0
     counts, _ = np.histogram(data, _BINS, (low, high))
-    within = data.size - int((1 - _FRACTION_HIGH) * np.count_nonzero(data))
-    passed = int(np.searchsorted(np.cumsum(counts), within))  # the bin that completes the 0.1 %
-    limit = low + (passed - 1) * (high - low) / _BINS
-    if passed < _COARSE_BIN:
-        limit = float(np.partition(data, within - 1, axis=None)[within - 1])
+    left_out = int((1 - _FRACTION_HIGH) * np.count_nonzero(data))
+    passed = int(np.searchsorted(np.cumsum(counts[::-1]), left_out)) if left_out else -1
+    edge = _BINS - 2 - passed  # of the bin below the last one passed
+    limit = low + edge * (high - low) / _BINS
+    if edge < _COARSE_BIN:
+        limit = float(np.partition(data, -1 - left_out, axis=None)[-1 - left_out])
     return low, BRIGHTEST / (limit - low) if limit > low else 1.0
 
 
@@ -150,7 +151,7 @@ def correct_bias_field(
     method.Execute(coarse, coarse_mask)
     field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(image))
     field -= field[inside].mean()
-    return data / np.exp(field, out=field)
+    return data.astype(np.float32) / np.exp(field, out=field)
 
 
 def normalize_white_matter(

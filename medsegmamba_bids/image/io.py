@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 READABLE = (".nii", ".nii.gz", ".mgz", ".mgh")
 WRITABLE = (".nii", ".nii.gz", ".mgz")
 COARSE_MM = 3.0  # thin structures are lost from here on
-COARSEST_MM = 6.9  # so that slices of 7 mm are refused, however their size was rounded
+COARSEST_MM = 6.9  # slices of 7 mm are refused, however their size was rounded
 _ROUNDING_MM = 0.01
 _CHUNK = 1 << 20
 
@@ -81,6 +81,7 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     _check_file(path)
     image, data = _read(path)
     data = _three_dimensional(data, path)
+    _check_sizes(image.header, path)
     _check_affine(image.affine, path)
     data = _finite(data, path)
     data, note = without_negative(data)
@@ -135,11 +136,10 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
         image = nib.load(path)
         proxy = image.dataobj
         scaled = (proxy.slope, proxy.inter) != (1, 0)
-        data = proxy.get_scaled(np.float32) if scaled else proxy.get_unscaled()
+        data = np.asarray(proxy, np.float32) if scaled else np.asarray(proxy)
     except Exception as error:  # nibabel has many ways to fail on a damaged header
-        raise ImageError(
-            f"{path}: cannot be read, it is truncated, corrupt or no image ({error})"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({reason})") from error
     if data.dtype.kind not in "biuf":
         raise ImageError(f"{path}: its voxels are {data.dtype}; single real numbers are needed")
     return image, _narrow(data)
@@ -171,6 +171,16 @@ def _three_dimensional(data: np.ndarray, path: Path) -> np.ndarray:
     return data
 
 
+def _check_sizes(header: object, path: Path) -> None:
+    """Refuse voxel sizes of 0 where the orientation depends on them: nibabel reads them as 1 mm."""
+    if not isinstance(header, nib.Nifti1Header) or header["sform_code"] > 0:
+        return
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if not sizes.all():
+        raise ImageError(f"{path}: its affine is zero or singular (voxels of {_sizes(sizes)} mm)")
+
+
 def _check_affine(affine: np.ndarray, path: Path) -> None:
     if not np.isfinite(affine).all():
         raise ImageError(f"{path}: its affine is not finite, so that sizes are unknown")
@@ -179,7 +189,7 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
     if zooms.min() <= 0 or volume < 1e-3 * zooms.prod():
         raise ImageError(f"{path}: its affine is zero or singular, so that sizes are unknown")
     thickest = float(zooms.max())
-    if thickest > COARSEST_MM:
+    if thickest > COARSEST_MM + _ROUNDING_MM:
         raise ImageError(
             f"{path}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed"
         )
