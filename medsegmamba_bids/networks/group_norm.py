@@ -20,10 +20,10 @@ _FAST = {"nsz", "contract", "arcp", "reassoc"}
 
 def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``relu(group_norm(x))`` for (B, C, X, Y, Z)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         if torch.is_grad_enabled():
-            return _GroupNormReLU.apply(x, groups, weight, bias)
-        return _in_place(x, groups, weight, bias)
+            return _GroupNormReLU.apply(x.float(), groups, weight, bias).to(x.dtype)
+        return _in_place(x.float(), groups, weight, bias).to(x.dtype)
     return F.relu(F.group_norm(x, groups, weight, bias, EPSILON))
 
 
