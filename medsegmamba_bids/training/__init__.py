@@ -1,0 +1,1 @@
+"""``medsegmamba-train``: training on synthesised images and on pairs of images and labels."""

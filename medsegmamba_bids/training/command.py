@@ -7,61 +7,188 @@ import logging
 import sys
 from pathlib import Path
 
-from medsegmamba_bids import __version__
+from medsegmamba_bids.cli.common import make_parser, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; imports neither torch nor nipype."""
-    parser = argparse.ArgumentParser(
-        prog="medsegmamba-train",
-        description="Train a segmentation network and write it as a weights file.",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    """Return the command's parser; imports neither torch nor nipype."""
+    parser = make_parser("medsegmamba-train", "Train a segmentation network and write it as a weights file.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    synthetic = commands.add_parser(
-        "synthetic", help="train on images synthesised from label maps", description=train_synthetic.__doc__
-    )
-    synthetic.add_argument("config", help="TOML file, or the name of a configuration of the package")
-    synthetic.add_argument("--data-dir", type=Path, required=True, help="folder that the label maps are relative to")
-    synthetic.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log")
-    synthetic.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    synthetic.add_argument("--weights-out", type=Path, help="weights file to write at the end (.safetensors)")
-    synthetic.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    synthetic.set_defaults(run=train_synthetic)
+    _add_synthetic(commands)
+    _add_pairs(commands)
+    _add_split(commands)
+    _add_export(commands)
     return parser
 
 
+def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a subcommand; more than its one line is told by its own help."""
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. {more}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def _add_running(command: argparse.ArgumentParser) -> None:
+    """Add what both kinds of training take."""
+    command.add_argument("config", help="TOML or YAML file, or the name of a configuration of the package")
+    command.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, the log and the cache")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument("--threads", type=int, help="CPU threads; all by default")
+    command.add_argument("--weights-out", type=Path, help="weights file (.safetensors) to write at the end")
+
+
+def _add_synthetic(commands: argparse._SubParsersAction) -> None:
+    text = "train on images synthesised from label maps"
+    command = _add(commands, "synthetic", text, "Run it again to resume from the last checkpoint.")
+    _add_running(command)
+    command.add_argument("--data-dir", type=Path, required=True, help="folder that the label maps are relative to")
+    command.set_defaults(run=train_synthetic)
+
+
+def _add_pairs(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "pairs",
+        "train on images with FreeSurfer's labels, as the paper does",
+        "Run it again to resume from the last checkpoint. For several GPUs start it with torchrun: "
+        "torchrun --nproc-per-node 4 -m medsegmamba_bids.training.command pairs ...",
+    )
+    _add_running(command)
+    data = command.add_mutually_exclusive_group(required=True)
+    data.add_argument("--subjects-dir", type=Path, help="FreeSurfer's folder of subjects")
+    data.add_argument("--bids-dir", type=Path, help="BIDS dataset with T1-weighted images")
+    command.add_argument(
+        "--derivatives", type=Path, nargs="+", default=[], help="BIDS derivatives with *_seg-aseg*_dseg label images"
+    )
+    command.add_argument("--split", type=Path, required=True, help="which participant is in which set (see split)")
+    command.set_defaults(run=train_pairs)
+
+
+def _add_split(commands: argparse._SubParsersAction) -> None:
+    text = "divide participants 3:1:1 into training, validation and test, balanced by age and sex"
+    command = _add(commands, "split", text)
+    command.add_argument("participants", type=Path, help="BIDS dataset or participants.tsv")
+    command.add_argument("--out", type=Path, required=True, help="file to write, .tsv or .json")
+    command.add_argument("--seed", type=int, default=0, help="of the random choices")
+    command.add_argument("--age-column", default="age", help="column with ages in years")
+    command.add_argument("--sex-column", default="sex", help="column with sexes")
+    command.set_defaults(run=split)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    text = "write the weights file of a training as its last checkpoint stands"
+    command = _add(commands, "export", text)
+    command.add_argument("checkpoint", type=Path, help="checkpoint, or the output folder that holds it")
+    command.add_argument("config", help="the training's configuration; its [weights] table may have changed")
+    command.add_argument("--out", type=Path, required=True, help="weights file to write (.safetensors)")
+    command.set_defaults(run=export)
+
+
 def train_synthetic(options: argparse.Namespace) -> None:
-    """Train on images synthesised from label maps; run again to resume from the last checkpoint."""
+    """Train on images synthesised from label maps."""
     import torch
 
-    from medsegmamba_bids.data import data_path
     from medsegmamba_bids.inference.device import choose_device
     from medsegmamba_bids.networks.memory import keep_freed_memory
-    from medsegmamba_bids.training.config import read_synthesis_config
+    from medsegmamba_bids.training.config import find_config, read_synthesis_config
+    from medsegmamba_bids.training.export import weights_info, write_weights
+    from medsegmamba_bids.training.sources import load_sources
     from medsegmamba_bids.training.synthesis import load_tissue_table
-    from medsegmamba_bids.training.synthetic import Trainer, load_sources
+    from medsegmamba_bids.training.synthetic import Trainer, check_synthesis
 
     keep_freed_memory()
-    path = Path(options.config)
-    config = read_synthesis_config(path if path.suffix else data_path(f"training/{path.name}.toml"))
+    config = read_synthesis_config(find_config(options.config))
+    check_synthesis(config)
+    weights_info(config)
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
     tissues = load_tissue_table(config.tissues)
     maps = load_sources(config, options.data_dir, options.out / "maps", tissues)
-    trainer = Trainer(config, maps, tissues, options.out, choose_device(options.device))
-    trainer.run()
+    network = Trainer(config, maps, tissues, options.out, device).run()
+    if options.weights_out:
+        _announce(options.weights_out, write_weights(network, config, options.weights_out))
 
 
-def main(args: list[str] | None = None) -> int:
-    """Runs a command; 0 when it succeeded, 2 for an input that was refused."""
-    options = build_parser().parse_args(args)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+def train_pairs(options: argparse.Namespace) -> None:
+    """Train on pairs; under torchrun in several processes."""
+    import torch
+
+    from medsegmamba_bids.networks.memory import keep_freed_memory
+    from medsegmamba_bids.training.processes import join_processes, leave_processes
+
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    processes = join_processes(options.device)
     try:
-        options.run(options)
-    except (ValueError, OSError) as error:
-        print(f"medsegmamba-train: {error}", file=sys.stderr)
-        return 2
+        _train_pairs(options, processes)
+    finally:
+        leave_processes()
+
+
+def _train_pairs(options: argparse.Namespace, processes: object) -> None:
+    from medsegmamba_bids.image.labels import load_label_table
+    from medsegmamba_bids.training.config import find_config, read_pairs_config
+    from medsegmamba_bids.training.export import copy_weights, weights_info
+    from medsegmamba_bids.training.pair_data import prepare_pairs
+    from medsegmamba_bids.training.paired import PairTrainer, check_groups
+    from medsegmamba_bids.training.split import read_split
+    from medsegmamba_bids.training.start import check_network
+
+    config = read_pairs_config(find_config(options.config))
+    check_network(config)
+    info, table = weights_info(config), load_label_table(config.table)
+    split = read_split(options.split)
+    groups = check_groups(_find_pairs(options, config, list(split)), split)
+    cache = options.out / "pairs"
+    files = {name: prepare_pairs(groups[name], config, table, cache, processes) for name in ("train", "validation")}
+    best = PairTrainer(config, table, files["train"], files["validation"], options.out, processes).run()
+    if options.weights_out and processes.first:
+        copy_weights(best, options.weights_out)
+        _announce(options.weights_out, info)
+
+
+def _find_pairs(options: argparse.Namespace, config: object, participants: list[str]) -> list:
+    from medsegmamba_bids.training.pairs import find_bids_pairs, find_freesurfer_pairs
+
+    if options.subjects_dir:
+        return find_freesurfer_pairs(options.subjects_dir, config, participants)
+    return find_bids_pairs(options.bids_dir, options.derivatives, config, participants)
+
+
+def split(options: argparse.Namespace) -> None:
+    """Divide participants and say how the sets compare."""
+    from medsegmamba_bids.training.split import describe, read_participants, split_participants, write_split
+
+    people = read_participants(options.participants, options.age_column, options.sex_column)
+    divided = split_participants(people, options.seed)
+    write_split(divided, options.out, options.seed)
+    print(describe(divided))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the weights file of a checkpoint."""
+    from medsegmamba_bids.training.config import find_config, read_config
+    from medsegmamba_bids.training.export import export_checkpoint
+
+    config = read_config(find_config(options.config))
+    _announce(options.out, export_checkpoint(options.checkpoint, config, options.out))
+
+
+def _announce(path: Path, info: object) -> None:
+    print(f"{path}: {info.name}, {len(info.labels)} classes")
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it succeeded, 1 for an input that was refused."""
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options.run(options)
     return 0
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from medsegmamba_bids.image.geometry import nonzero_box, resample
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import LabelTable
+
+if TYPE_CHECKING:
+    from medsegmamba_bids.training.hippocampus import SubfieldAtlas
+    from medsegmamba_bids.training.synthesis import TissueTable
 
 #: Labels of FreeSurfer and of SynthSeg's training maps that stand for another one here. 136/137 and 163/164 lie
 #: inside the ventricles and look like choroid plexus (judged by position, not documented); 72 is the fifth
@@ -22,7 +29,7 @@ CALLOSUM = (251, 252, 253, 254, 255)
 INNER_CSF, OUTER_CSF = 24, 224
 WHITE_MATTER = (2, 41)
 LANDMARKS = (4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
-SHELL_MM = 3
+SHELL_MM, CSF_REACH_MM = 3, 3
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,31 @@ def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
     return np.asarray(turned.dataobj), turned
 
 
+@dataclass(frozen=True, eq=False)
+class TemplateAtlas:
+    """FreeSurfer labels of a template, int (A, B, D), LIA, 1 mm: they say where label 24 belongs."""
+
+    labels: np.ndarray
+
+    @cached_property
+    def centres(self) -> dict[int, np.ndarray]:
+        """Mean voxel of every landmark."""
+        return _landmark_centres(self.labels)
+
+    @cached_property
+    def inner_csf(self) -> np.ndarray:
+        """Where label 24 may lie, with a margin, bool (A, B, D)."""
+        return ndimage.binary_dilation(self.labels == INNER_CSF, iterations=CSF_REACH_MM)
+
+
 def prepare_map(
     path: Path,
-    tissues,
+    tissues: TissueTable,
     *,
-    atlas: np.ndarray | None = None,
+    atlas: TemplateAtlas | None = None,
     image: nib.spatialimages.SpatialImage | None = None,
     stripped: bool = False,
-    weight: float = 1.0,
+    subfields: SubfieldAtlas | None = None,
 ) -> LabelMap:
     """Reads a FreeSurfer-labelled map and prepares it.
 
@@ -94,57 +118,92 @@ def prepare_map(
     path : Path
         Label image, 1 mm.
     tissues : TissueTable
-    atlas : int (A, B, D), optional
-        FreeSurfer segmentation of a template (LIA, 1 mm) that says where label 24 belongs; without it every
-        voxel of label 24 keeps its label.
+    atlas : TemplateAtlas, optional
+        Without it every voxel of label 24 keeps its label.
     image : SpatialImage, optional
         A real image of this head, resampled onto the map.
+    stripped : bool
+        Whether that image is skull-stripped.
+    subfields : SubfieldAtlas, optional
+        Painted into labels 17 and 53.
 
     Raises
     ------
     ValueError
-        A label is not in the tissue table.
+        The file is no label image of 1 mm, or a label is not in the tissue table.
     """
     labels, turned = read_lia(path)
-    labels = _rename(labels.astype(np.int32))
+    labels = _rename(_whole_numbers(labels, path))
     if atlas is not None:
         labels = _limit_inner_csf(labels, atlas)
     if labels.max() < 500:  # a map of the brain alone: some fluid belongs around it
-        near = ndimage.binary_dilation(labels > 0, iterations=SHELL_MM)
-        labels[near & (labels == 0)] = OUTER_CSF
+        _surround_with_csf(labels)
+    if subfields is not None:
+        from medsegmamba_bids.training.hippocampus import paint_subfields
+
+        labels = paint_subfields(labels, subfields)
     picture = None if image is None else _matching_image(image, turned, labels)
-    return build_map(path.name.split(".")[0], labels, tissues, picture, stripped, weight, path)
+    return build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
+
+
+def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    """The same as int32; raises ``ValueError`` for what is no label map."""
+    whole = labels.astype(np.int32)
+    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
+        raise ValueError(f"{path}: its values are not whole numbers; a label map is needed")
+    if whole.min() < 0:
+        raise ValueError(f"{path}: has the negative label {whole.min()}")
+    return whole
+
+
+def _surround_with_csf(labels: np.ndarray) -> None:
+    box = nonzero_box(labels, SHELL_MM + 1)
+    near = ndimage.binary_dilation(labels[box] > 0, iterations=SHELL_MM)
+    labels[box][near & (labels[box] == 0)] = OUTER_CSF
 
 
 def build_map(
     name: str,
     labels: np.ndarray,
-    tissues,
+    tissues: TissueTable,
     picture: np.ndarray | None = None,
     stripped: bool = False,
     weight: float = 1.0,
     source: Path | str = "",
 ) -> LabelMap:
-    """Crops labels (int, LIA, 1 mm) to the head and measures what sampling needs."""
-    present = np.unique(labels)
+    """Crops labels (int, LIA, 1 mm) to the head and measures what sampling needs.
+
+    Raises
+    ------
+    ValueError
+        A label is not in the tissue table, or none of its voxels belongs to a class.
+    """
+    present = np.flatnonzero(np.bincount(labels.ravel()))
     known = set(tissues.rows["label"])
     foreign = [int(v) for v in present if int(v) not in known]
     if foreign:
         raise ValueError(f"{source or name}: labels {foreign} are not in the tissue table")
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = tissues.index_of(present)
-    box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    box = nonzero_box(labels)
+    if box is None or not tissues.targets[lookup[present]].any():
+        raise ValueError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
     tissue = lookup[labels[box]]
     classes = tissues.targets[tissue]
-    n = len(tissues.table.labels)
-    counts = np.bincount(classes.ravel(), minlength=n)
-    counts[0] = 0
-    centres = np.nan_to_num(np.array(ndimage.center_of_mass(classes > -1, classes, range(n))))
-    where = [np.flatnonzero((classes > 0).any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
-    brain_box = np.array([[w[0], w[-1]] for w in where], float)
+    counts, centres = _measure(classes, len(tissues.table.labels))
+    brain_box = np.array([[s.start, s.stop - 1] for s in nonzero_box(classes)], float)
     picture = None if picture is None else picture[box].astype(np.float32)
     accepts = accepted_classes(counts, tissues.table)
     return LabelMap(name, tissue, counts, centres, brain_box, accepts, picture, stripped, weight)
+
+
+def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n,) and mean position (n, 3) of every class but the background, zeros where absent."""
+    found = np.flatnonzero(classes)
+    values = classes.ravel()[found]
+    counts = np.bincount(values, minlength=n)
+    sums = [np.bincount(values, axis, n) for axis in np.unravel_index(found, classes.shape)]
+    return counts, np.stack(sums, 1) / np.maximum(counts, 1)[:, None]
 
 
 def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
@@ -160,43 +219,71 @@ def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
 
 def _rename(labels: np.ndarray) -> np.ndarray:
     """Synonyms, cortical parcels and corpus callosum as the classes they belong to."""
-    for old, new in SYNONYMS.items():
-        labels[labels == old] = new
-    labels[(labels >= 1000) & (labels < 2000)] = 3
-    labels[(labels >= 2000) & (labels < 3000)] = 42
+    lookup = np.arange(max(int(labels.max()), max(SYNONYMS)) + 1, dtype=labels.dtype)
+    lookup[list(SYNONYMS)] = list(SYNONYMS.values())
+    return join_brain_labels(lookup[labels])
+
+
+def join_brain_labels(labels: np.ndarray) -> np.ndarray:
+    """Cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z), FreeSurfer labels
+
+    Returns
+    -------
+    the same type (X, Y, Z), a copy
+    """
+    lookup = np.arange(max(int(labels.max()), 2999) + 1, dtype=labels.dtype)
+    lookup[1000:2000], lookup[2000:3000] = 3, 42
+    labels = lookup[labels]
     callosum = np.isin(labels, CALLOSUM)
     if callosum.any():
-        nearest = ndimage.distance_transform_edt(
-            ~np.isin(labels, WHITE_MATTER), return_distances=False, return_indices=True
-        )
-        labels[callosum] = labels[tuple(axis[callosum] for axis in nearest)]
+        _dissolve(labels, callosum, np.isin(labels, WHITE_MATTER))
     return labels
 
 
-def _limit_inner_csf(labels: np.ndarray, atlas: np.ndarray, reach_mm: int = 3) -> np.ndarray:
+def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: int = 16) -> None:
+    """Gives the voxels of a mask the label of the nearest voxel that may take them."""
+    box = nonzero_box(mask, margin)
+    distance, nearest = ndimage.distance_transform_edt(~into[box], return_indices=True)
+    if distance[mask[box]].max() > margin:  # the nearest one may lie outside the box
+        box = (slice(None),) * 3
+        nearest = ndimage.distance_transform_edt(~into, return_distances=False, return_indices=True)
+    part, inside = labels[box], mask[box]
+    part[inside] = part[tuple(axis[inside] for axis in nearest)]
+
+
+def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:
     """Label 24 only where the atlas has it (nearby): these maps use it for all fluid around the brain."""
     matrix = _landmark_affine(labels, atlas)
-    region = ndimage.binary_dilation(atlas == INNER_CSF, iterations=reach_mm)
+    region = atlas.inner_csf
     voxels = np.argwhere(labels == INNER_CSF)
     mapped = np.rint(np.c_[voxels, np.ones(len(voxels))] @ matrix).astype(int)
-    inside = ((mapped >= 0) & (mapped < atlas.shape)).all(1)
+    inside = ((mapped >= 0) & (mapped < region.shape)).all(1)
     keep = np.zeros(len(voxels), bool)
     keep[inside] = region[tuple(mapped[inside].T)]
     labels[tuple(voxels[~keep].T)] = OUTER_CSF
     return labels
 
 
-def _landmark_affine(labels: np.ndarray, atlas: np.ndarray) -> np.ndarray:
+def _landmark_affine(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:
     """Least-squares affine (4, 3), row vectors, from the map's voxels to the atlas' by structure centres."""
-    shared = [k for k in LANDMARKS if (labels == k).any() and (atlas == k).any()]
-    here = np.array(ndimage.center_of_mass(labels > 0, labels, shared))
-    there = np.array(ndimage.center_of_mass(atlas > 0, atlas, shared))
-    return np.linalg.lstsq(np.c_[here, np.ones(len(here))], there, rcond=None)[0]
+    here, there = _landmark_centres(labels), atlas.centres
+    shared = [label for label in LANDMARKS if label in here and label in there]
+    rows = np.array([[*here[label], 1.0] for label in shared])
+    return np.linalg.lstsq(rows, np.array([there[label] for label in shared]), rcond=None)[0]
+
+
+def _landmark_centres(labels: np.ndarray) -> dict[int, np.ndarray]:
+    lookup = np.zeros(int(labels.max()) + max(LANDMARKS) + 1, np.uint8)
+    lookup[list(LANDMARKS)] = np.arange(1, len(LANDMARKS) + 1)
+    counts, centres = _measure(lookup[labels], len(LANDMARKS) + 1)
+    return {label: centres[i] for i, label in enumerate(LANDMARKS, 1) if counts[i]}
 
 
 def _matching_image(image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray) -> np.ndarray:
     """The image on the map's grid, white matter at 1."""
-    from medsegmamba_bids.image.geometry import resample
-
     picture = resample(np.asarray(image.dataobj, np.float32), image.affine, like.affine, like.shape, order=1)
     return picture / np.median(picture[np.isin(labels, WHITE_MATTER)])

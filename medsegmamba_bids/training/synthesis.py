@@ -10,7 +10,6 @@ Shape letters: X, Y, Z label map; P patch side; T tissues; C classes; G control 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -72,7 +71,11 @@ def load_tissue_table(name: str) -> TissueTable:
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """Ranges of the random choices; lengths in mm, angles in degrees, intensities relative to white matter."""
+    """Ranges of the random choices; lengths in mm, angles in degrees, intensities relative to white matter.
+
+    With ``centre_jitter_mm`` every patch lies around the middle of the classes' box, at most so far off along
+    each axis, as where a network looks at one region; without it (None) patches lie all over the head.
+    """
 
     patch_size: int = 80
     voxel_size: tuple[float, float] = (1.5, 1.5)
@@ -91,6 +94,7 @@ class SynthesisSettings:
     noise_max: float = 0.06
     bias_max: float = 0.35
     real_image: float = 0.7
+    centre_jitter_mm: float | None = None
 
 
 @dataclass
@@ -140,7 +144,10 @@ class Synthesizer:
         matrix = rotation @ shear @ np.diag(1 / scale) * voxel
         half = s.patch_size * voxel / 2
         kind = rng.random()
-        if kind < s.centre_structure:
+        if s.centre_jitter_mm is not None:
+            reach = s.centre_jitter_mm  # maps have voxels of 1 mm
+            centre = m.brain_box.mean(1) + rng.uniform(-reach, reach, 3)
+        elif kind < s.centre_structure:
             present = np.flatnonzero(m.counts)
             centre = m.centres[rng.choice(present)] + rng.uniform(-half / 2, half / 2, 3)
         elif kind < s.centre_structure + s.centre_box:
@@ -285,7 +292,16 @@ def _thick_slices(image: torch.Tensor, axis: int, factor: float) -> torch.Tensor
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _warp_patch(tissue, picture, real, means, matrix, centre, field_mm, p):
+def _warp_patch(
+    tissue: np.ndarray,
+    picture: np.ndarray,
+    real: bool,
+    means: np.ndarray,
+    matrix: np.ndarray,
+    centre: np.ndarray,
+    field_mm: np.ndarray,
+    p: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Tissue at every patch voxel and the mean intensity of eight points around it (partial volume).
 
     The patch voxel v lies at ``centre + matrix (v - (p - 1) / 2) + field(v)`` in the map.
@@ -343,8 +359,3 @@ def _warp_patch(tissue, picture, real, means, matrix, centre, field_mm, p):
                         total += means[0]
                 values[i, j, k] = total / 8
     return out, values
-
-
-def load_maps(paths: list[Path]) -> list[LabelMap]:
-    """Prepared label maps (``medsegmamba-train prepare``) from ``.npz`` files."""
-    return [LabelMap.load(path) for path in paths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.training.config import ConfigError, SynthesisConfig
-from medsegmamba_bids.training.label_maps import LabelMap, prepare_map, read_lia
+from medsegmamba_bids.training.config import ConfigError, Stage, SynthesisConfig
+from medsegmamba_bids.training.label_maps import LabelMap
+from medsegmamba_bids.training.learner import Learner
 from medsegmamba_bids.training.loss import segmentation_loss
+from medsegmamba_bids.training.run_folder import RunFolder
+from medsegmamba_bids.training.start import check_network, new_network, take_initial
 from medsegmamba_bids.training.synthesis import SynthesisSettings, Synthesizer, TissueTable
 
 logger = logging.getLogger(__name__)
@@ -39,35 +40,6 @@ class _Samples(Dataset):
         return torch.from_numpy(image)[None], torch.from_numpy(target), torch.from_numpy(accepts)
 
 
-def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: TissueTable) -> list[LabelMap]:
-    """Prepares every label map of the configuration, or reads it from the cache folder."""
-    atlas = read_lia(data_dir / config.atlas)[0] if config.atlas else None
-    maps = []
-    for source in config.sources:
-        paths = sorted(data_dir.glob(source.labels))
-        if not paths:
-            raise ConfigError(f"no label map matches {data_dir / source.labels}")
-        image = _source_image(source.image, data_dir)
-        for path in tqdm(paths, desc="label maps", disable=None):
-            stored = cache / f"{path.name.split('.')[0]}.npz"
-            if not stored.exists():
-                stored.parent.mkdir(parents=True, exist_ok=True)
-                prepare_map(
-                    path, tissues, atlas=atlas, image=image, stripped=source.stripped, weight=source.weight
-                ).save(stored)
-            maps.append(LabelMap.load(stored))
-    return maps
-
-
-def _source_image(name: str, data_dir: Path):
-    """The real image of a source: a file, or ``mni152`` for the template that nilearn carries."""
-    if name == "mni152":
-        from nilearn.datasets import load_mni152_template
-
-        return load_mni152_template(resolution=1)
-    return load_image(data_dir / name) if name else None
-
-
 @dataclass
 class Trainer:
     """Runs a configuration's stages in a folder and keeps its checkpoint there."""
@@ -79,114 +51,92 @@ class Trainer:
     device: torch.device
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = self.folder / "checkpoint.pt"
-        self.state = self._restore()
+        self.run_folder = RunFolder(self.folder, self.config.digest, "step")
+        self.state = self.run_folder.restore(self.device) or {"step": 0}
+        self.weights = torch.from_numpy(self.tissues.class_weights).to(self.device)
 
-    def run(self) -> torch.nn.Module:
+    def run(self) -> nn.Module:
         """Trains to the end of the last stage; the averaged network comes back."""
         first = 0
         for number, stage in enumerate(self.config.stages):
             if self.state["step"] < first + stage.steps:
                 self._run_stage(number, first)
             first += stage.steps
-        network = self._network(self.config.stages[-1].patch_size)
-        network.load_state_dict(self.state["average"])
+        self.run_folder.close()
+        network = new_network(self.config, len(self.tissues.table.labels)).to(self.device)
+        network.load_state_dict(self.state["average" if "average" in self.state else "network"])
         return network.eval()
 
-    def _restore(self) -> dict:
-        if not self.checkpoint.exists():
-            return {"step": 0, "digest": self.config.digest}
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        if state["digest"] != self.config.digest:
-            raise ConfigError(
-                f"{self.checkpoint} belongs to another configuration: take another output folder, "
-                "or the configuration that began it"
-            )
-        logger.info("resuming at step %d", state["step"])
-        return state
-
-    def _network(self, patch_size: int) -> torch.nn.Module:
-        torch.manual_seed(self.config.seed)
-        classes = len(self.tissues.table.labels)
-        settings = {**self.config.network, "classes": classes, "patch_size": patch_size}
-        network = build_network(self.config.network_name, settings).to(self.device)
-        return network.to(memory_format=torch.channels_last_3d)
+    def _learner(self, patch_size: int) -> Learner:
+        """A network as the last checkpoint left it, or a new one."""
+        config = self.config
+        network = new_network(config, len(self.tissues.table.labels), patch_size)
+        network = network.to(self.device, memory_format=torch.channels_last_3d).train()
+        if config.initial and "network" not in self.state:
+            take_initial(network, config.initial)
+        learner = Learner(network, self.device, config.weight_decay, config.clip, config.precision, config.ema)
+        if "network" in self.state:
+            learner.restore(self.state, self.state["step"])
+        return learner
 
     def _run_stage(self, number: int, first: int) -> None:
         stage, config = self.config.stages[number], self.config
-        network = self._network(stage.patch_size).train()
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
-        if "network" in self.state:
-            network.load_state_dict(self.state["network"])
-            average.module.load_state_dict(self.state["average"])
-            average.n_averaged.fill_(self.state["step"])
-            optimizer.load_state_dict(self.state["optimizer"])
-        elif config.initial:
-            initial = torch.load(config.initial, weights_only=True)
-            network.load_state_dict(initial)
-        step = self.state["step"]
-        loader = self._loader(stage, step, first + stage.steps - step)
-        weights = torch.from_numpy(self.tissues.class_weights).to(self.device)
+        learner = self._learner(stage.patch_size)
+        step, last = self.state["step"], first + stage.steps
         losses, start = [], time.perf_counter()
-        progress = tqdm(loader, desc=f"stage {number}", initial=step - first, total=stage.steps, disable=None)
-        for image, target, accepts in progress:
-            rate = self._rate(stage, step, first)
-            losses.append(self._step(network, optimizer, image, target, accepts, weights, rate, step))
-            average.update_parameters(network)
+        loader = self._loader(stage, step, last - step)
+        for batch in tqdm(loader, desc=f"stage {number}", initial=step - first, total=stage.steps, disable=None):
+            rate = _rate(stage, step, first)
+            losses.append(learner.step([batch], self._loss, rate, config.seed, step))
             step += 1
-            if step % config.log_every == 0 or step == first + stage.steps:
+            if step % config.log_every == 0 or step == last:
                 seconds = (time.perf_counter() - start) / len(losses)
-                self._log(stage=number, step=step, loss=float(np.mean(losses)), rate=rate, seconds_per_step=seconds)
+                self.run_folder.log(
+                    stage=number, step=step, loss=float(np.mean(losses)), rate=rate, seconds_per_step=seconds
+                )
                 losses, start = [], time.perf_counter()
-            if step % config.save_every == 0 or step == first + stage.steps:
-                self._save(step, network, average, optimizer)
+            if step % config.save_every == 0 or step == last:
+                self.state = {"step": step, **learner.state()}
+                self.run_folder.save(self.state)
 
-    def _loader(self, stage, step: int, steps: int) -> DataLoader:
-        settings = SynthesisSettings(patch_size=stage.patch_size, voxel_size=stage.voxel_size, **stage.synthesis)
+    def _loader(self, stage: Stage, step: int, steps: int) -> DataLoader:
+        settings = stage_settings(stage)
         synthesizer = Synthesizer(self.maps, self.tissues, settings)
         config = self.config
         samples = _Samples(synthesizer, config.seed, step * config.batch_size, steps * config.batch_size)
         ahead = 4 if config.workers else None
         return DataLoader(samples, config.batch_size, num_workers=config.workers, prefetch_factor=ahead)
 
-    @staticmethod
-    def _rate(stage, step: int, first: int) -> float:
-        high, low = stage.rate
-        position = (step - first) / stage.steps
-        return float(low + (high - low) * (1 + np.cos(np.pi * position)) / 2) * min(1, (step + 1) / WARM_UP_STEPS)
+    def _loss(self, logits: torch.Tensor, target: torch.Tensor, accepts: torch.Tensor) -> torch.Tensor:
+        """Mean over the samples, each with the classes that its own label map cannot tell apart."""
+        samples = zip(logits.split(1), target.split(1), accepts, strict=True)
+        dice, entropy = self.config.dice, self.config.cross_entropy
+        return torch.stack([segmentation_loss(*sample, self.weights, dice, entropy) for sample in samples]).mean()
 
-    def _step(self, network, optimizer, image, target, accepts, weights, rate, step) -> float:
-        """One optimiser step; dropout depends on the seed and the step, so that a resumed run is the same."""
-        config = self.config
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        image = image.to(self.device, memory_format=torch.channels_last_3d)
-        precision = getattr(torch, config.precision)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            logits = network(image)
-        samples = zip(logits.split(1), target.to(self.device).split(1), accepts.to(self.device), strict=True)
-        losses = [segmentation_loss(*sample, weights, config.dice, config.cross_entropy) for sample in samples]
-        loss = torch.stack(losses).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        return float(loss)
 
-    def _log(self, **fields) -> None:
-        with open(self.folder / "log.jsonl", "a") as stream:
-            stream.write(json.dumps(fields) + "\n")
+def stage_settings(stage: Stage) -> SynthesisSettings:
+    """The random choices of a stage; raises ``ConfigError`` for a key that there is not."""
+    names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"patch_size", "voxel_size"}
+    if unknown := sorted(set(stage.synthesis) - names):
+        raise ConfigError(f"[stages.synthesis]: unknown keys {unknown}; allowed are {sorted(names)}")
+    ranges = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.synthesis.items()}
+    return SynthesisSettings(patch_size=stage.patch_size, voxel_size=stage.voxel_size, **ranges)
 
-    def _save(self, step, network, average, optimizer) -> None:
-        self.state = {
-            "step": step,
-            "digest": self.config.digest,
-            "network": network.state_dict(),
-            "average": average.module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        with atomic_path(self.checkpoint) as temporary:
-            torch.save(self.state, temporary)
+
+def check_synthesis(config: SynthesisConfig) -> None:
+    """Refuses, before any label map is read, what would fail in a later stage.
+
+    Raises
+    ------
+    ValueError
+        A stage has an unknown key, or the network cannot be built for its patches.
+    """
+    for stage in config.stages:
+        stage_settings(stage)
+        check_network(config, stage.patch_size)
+
+
+def _rate(stage: Stage, step: int, first: int) -> float:
+    high, low = stage.rate
+    position = (step - first) / stage.steps
+    return float(low + (high - low) * (1 + np.cos(np.pi * position)) / 2) * min(1, (step + 1) / WARM_UP_STEPS)

@@ -1,0 +1,97 @@
+"""The weights file that a training ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsInfo, save_weights
+from medsegmamba_bids.training.config import Config, ConfigError, SynthesisConfig, WeightsTable
+from medsegmamba_bids.training.run_folder import read_checkpoint
+from medsegmamba_bids.training.start import network_settings, new_network
+
+_INPUT_KEYS = [f.name for f in dataclasses.fields(InputSpec)]
+
+
+def weights_info(config: Config) -> WeightsInfo:
+    """What the weights file of a configuration says of itself; the checksum is still open.
+
+    For synthesis the name, the label table, the last patch and voxel size stand in for a missing ``[weights]``.
+
+    Raises
+    ------
+    ConfigError
+        A key of ``[weights]`` is out of range, or the table is missing.
+    """
+    table = config.weights or _default_table(config)
+    labels = load_label_table(config.table).labels
+    try:
+        return WeightsInfo(
+            name=table.name,
+            network=config.network_name,
+            config=network_settings(config, len(labels)),
+            task=table.task,
+            labels=tuple(labels.tolist()),
+            input=InputSpec(**{key: getattr(table, key) for key in _INPUT_KEYS}),
+            origin=table.origin or f"trained with medsegmamba_bids {__version__}, configuration {config.name}",
+            licence=table.licence,
+            training_data=_with_seed(table.training_data, config.seed),
+        )
+    except WeightsError as error:
+        raise ConfigError(f"[weights] of configuration {config.name}: {error}") from error
+
+
+def _with_seed(text: str, seed: int) -> str:
+    return f"{text}; seed {seed}" if text else f"seed {seed}"
+
+
+def _default_table(config: Config) -> WeightsTable:
+    if not isinstance(config, SynthesisConfig):
+        raise ConfigError(f"configuration {config.name}: needs a [weights] table that tells which images it is for")
+    size, voxel_size = config.patch_size, sum(config.stages[-1].voxel_size) / 2
+    task = "hippocampus" if config.table == "hippoFS60" else "aseg"
+    return WeightsTable(config.name, task, round(voxel_size, 3), size, size // 2, gaussian=True)
+
+
+def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo:
+    """Writes a trained network as a weights file."""
+    half = config.weights.half if config.weights else True
+    return save_weights(network, weights_info(config), path, half=half)
+
+
+def copy_weights(source: Path, path: Path) -> None:
+    """Copies a weights file, all at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def export_checkpoint(checkpoint: Path, config: Config, path: Path) -> WeightsInfo:
+    """Writes the weights file of a training as it stands: the average, where there is one.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        A checkpoint, or the output folder that holds it.
+    config : SynthesisConfig or PairsConfig
+        The one that the training runs with; ``[weights]`` may differ.
+    path : Path
+        ``.safetensors`` file to write.
+
+    Raises
+    ------
+    ConfigError
+        The checkpoint is damaged, absent or belongs to another configuration.
+    """
+    checkpoint = Path(checkpoint)
+    checkpoint = checkpoint / "checkpoint.pt" if checkpoint.is_dir() else checkpoint
+    state = read_checkpoint(checkpoint, config.digest)
+    network = new_network(config, len(load_label_table(config.table).labels))
+    network.load_state_dict(state.get("average") or state["network"])
+    return write_weights(network, config, path)

@@ -1,0 +1,79 @@
+"""The network that a training begins with."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.networks.weights import find_weights, load_weights
+from medsegmamba_bids.training.config import Config, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def network_settings(config: Config, classes: int, patch_size: int | None = None) -> dict:
+    """Arguments that rebuild a configuration's network."""
+    return {**config.network, "classes": classes, "patch_size": patch_size or config.patch_size}
+
+
+def check_network(config: Config, patch_size: int | None = None) -> None:
+    """Refuses a network that cannot be built or whose ``initial`` weights are not there; takes no memory.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
+    if config.initial:
+        find_weights(config.initial)
+    classes = len(load_label_table(config.table).labels)
+    with torch.device("meta"):
+        build_network(config.network_name, network_settings(config, classes, patch_size))
+
+
+def new_network(config: Config, classes: int, patch_size: int | None = None) -> nn.Module:
+    """A configuration's network with random weights that its seed decides, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        There is no such network, or it cannot be built from these settings.
+    """
+    torch.manual_seed(config.seed)
+    return build_network(config.network_name, network_settings(config, classes, patch_size))
+
+
+def take_initial(network: nn.Module, path_or_name: str) -> int:
+    """Copies the tensors of a weights file that have a namesake of equal shape in the network.
+
+    What is taken and what is not is logged, so that a head for other classes is no surprise.
+
+    Returns
+    -------
+    int
+        How many were taken.
+
+    Raises
+    ------
+    WeightsError
+        The file is absent or damaged.
+    ConfigError
+        No tensor fits.
+    """
+    source, info = load_weights(path_or_name)
+    given, own = source.state_dict(), network.state_dict()
+    taken = [name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape]
+    if not taken:
+        raise ConfigError(f"{path_or_name}: {info.name} has no tensor in common with this network")
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(given[name])
+    left = sorted(own.keys() - set(taken))
+    logger.info(
+        "%d of %d tensors are taken from %s; new: %s", len(taken), len(own), info.name, ", ".join(left) or "none"
+    )
+    return len(taken)
