@@ -1,0 +1,101 @@
+"""Time and memory of the networks on this machine: one JSON line per case.
+
+    python benchmarks/network.py [--cases full small volume] [--runs 3] [--threads N] [--device cpu]
+
+Every case runs in a process of its own, so that its peak memory is its own. Random weights; times are the minimum.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+CASES = {
+    "full": "the published network, one 96^3 patch",
+    "full-without-scan": "the same with the scan left out",
+    "small": "channels 8..128, state 16, 4 blocks, one 80^3 patch",
+    "middle": "channels 16..256, state 16, 4 blocks, one 96^3 patch",
+    "volume": "the published network over a 160 x 176 x 208 box at step 32 (one run)",
+    "small-volume": "the small network over a 107 x 117 x 139 box (1.5 mm) at step 40",
+}
+SMALL = {"channels": (8, 16, 32, 64), "bottleneck": 128, "state": 16, "blocks": 4, "classes": 36, "patch_size": 80}
+MIDDLE = {"channels": (16, 32, 64, 128), "bottleneck": 256, "state": 16, "blocks": 4, "classes": 36}
+BOXES = {"volume": (160, 176, 208), "small-volume": (107, 117, 139)}
+SKIPPED = "skipped"
+
+
+def leave_the_scan_out():
+    """Everything of SS3D but the recurrence itself."""
+    from medsegmamba_bids.networks import ss3d
+
+    ss3d.selective_scan = lambda u, delta, b, c, a, paths: u
+
+
+def measure(case, device, runs):
+    """One case in this process."""
+    import numpy as np
+    import torch
+
+    from medsegmamba_bids.inference.predict import predict_volume
+    from medsegmamba_bids.networks.medsegmamba import MedSegMamba
+    from medsegmamba_bids.networks.memory import keep_freed_memory
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return {"case": case, SKIPPED: "no CUDA device"}
+    keep_freed_memory()
+    if case == "full-without-scan":
+        leave_the_scan_out()
+    torch.manual_seed(0)
+    config = SMALL if case.startswith("small") else MIDDLE if case == "middle" else {}
+    network = MedSegMamba(**config).eval().to(device, memory_format=torch.channels_last_3d)
+    side = network.patch_size
+    patch = torch.rand(1, 1, side, side, side, device=device)
+    result = {"case": case, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    with torch.inference_mode():
+        network.probabilities(patch)  # compiles the kernels
+        if case in BOXES:
+            volume = np.random.default_rng(0).random(BOXES[case], dtype=np.float32)
+            start = time.perf_counter()
+            step = side // 2 if case.startswith("small") else 32
+            found = predict_volume(
+                network, volume, patch_size=side, step=step, n_classes=network.head.out_channels, device=device
+            )
+            seconds = time.perf_counter() - start
+            result |= {"seconds_per_volume": seconds, "patches_per_second": found.patches / seconds}
+        else:
+            result["seconds_per_patch"] = min(timed(network, patch) for _ in range(runs))
+    result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device.startswith("cuda"):
+        result["peak_gpu_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
+
+
+def timed(network, patch):
+    import torch
+
+    start = time.perf_counter()
+    network.probabilities(patch)
+    if patch.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["full", "full-without-scan", "small"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(measure(options.cases[0], options.device, options.runs)), flush=True)
+        return
+    for case in options.cases:
+        same = ["--alone", "--cases", case, "--device", options.device, "--runs", str(options.runs)]
+        subprocess.run([sys.executable, __file__, *same], check=True)
+
+
+if __name__ == "__main__":
+    main()
