@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -132,7 +133,9 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is written")
     group.add_argument("--save-posteriors", action="store_true", help="write the probabilities of all classes, 4D")
-    group.add_argument("--fs-stats", action="store_true", help="also write FreeSurfer's aseg.stats, for asegstats2table")
+    group.add_argument(
+        "--fs-stats", action="store_true", help="also write FreeSurfer's aseg.stats, for asegstats2table"
+    )
     group.add_argument(
         "--reports-only", action="store_true", help="segment nothing; write the reports of what is there anew"
     )
@@ -229,8 +232,6 @@ def _memory_gb() -> float:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return _DEFAULT_MEMORY_GB
-    try:
+    with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        pass
     return round(0.9 * total / 1e9, 2)

@@ -1,0 +1,65 @@
+"""Building blocks: both ways of each give the same numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medsegmamba_bids.networks.blocks import Conv3d, ResidualBlock, UpSampling, linear, upsampled_convolution
+from medsegmamba_bids.networks.group_norm import group_norm_relu
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 5, 6, 7), (1, 8, 3, 3, 3), (1, 64, 9, 4, 4)])
+def test_group_norm_and_its_gradients_are_those_of_torch(shape):
+    x = (3 * torch.randn(shape) + 5).requires_grad_()
+    weight, bias = torch.randn(shape[1]).requires_grad_(), torch.randn(shape[1]).requires_grad_()
+    ours = group_norm_relu(x, 8, weight, bias)
+    theirs = F.relu(F.group_norm(x, 8, weight, bias))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    given = torch.randn(shape)
+    for one, other in zip(
+        torch.autograd.grad(ours, (x, weight, bias), given),
+        torch.autograd.grad(theirs, (x, weight, bias), given),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_group_norm_without_gradients_is_the_same():
+    x, weight, bias = torch.randn(1, 16, 6, 6, 6), torch.randn(16), torch.randn(16)
+    expected = F.relu(F.group_norm(x, 8, weight, bias))
+    with torch.inference_mode():
+        torch.testing.assert_close(group_norm_relu(x.clone(), 8, weight, bias), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_upsampled_convolution_is_the_plain_one():
+    x, weight, bias = torch.randn(2, 8, 4, 5, 6), torch.randn(3, 8, 3, 3, 3), torch.randn(3)
+    expected = F.conv3d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
+    with torch.no_grad():
+        torch.testing.assert_close(upsampled_convolution(x, weight, bias), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: UpSampling(16, 8), lambda: ResidualBlock(16, 8), lambda: Conv3d(16, 8, 3)])
+def test_training_and_inference_agree(make):
+    module, x = make(), torch.randn(1, 16, 6, 6, 6)
+    expected = module(x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x.clone()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_leaves_its_input_alone():
+    block, x = ResidualBlock(16, 16), torch.randn(1, 16, 6, 6, 6)
+    before = x.clone()
+    with torch.inference_mode():
+        block(x)
+    assert torch.equal(x, before)
+
+
+def test_linear_is_a_matrix_product():
+    x, weight, bias = torch.randn(2, 7, 24), torch.randn(5, 24), torch.randn(5)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight, bias), x @ weight.T + bias, rtol=1e-5, atol=1e-5)

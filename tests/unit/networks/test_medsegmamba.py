@@ -1,0 +1,143 @@
+"""MedSegMamba against the outputs of the authors' code, and what it promises besides."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medsegmamba_bids.networks.medsegmamba import MedSegMamba, from_authors_state_dict
+from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.networks.scan_paths import snake
+from medsegmamba_bids.networks.selective_scan import available_backends
+
+_spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
+golden = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden)
+
+SMALL = {"channels": (8, 8, 16, 16), "bottleneck": 32, "state": 4, "blocks": 2, "classes": 5, "patch_size": 16}
+
+
+def check_golden(folder, name, device):
+    stored, state = golden.load_golden(folder, name)
+    network = golden.build(stored)
+    network.load_state_dict(from_authors_state_dict(state))
+    with torch.inference_mode():
+        ours = network.to(device).probabilities(golden.golden_input(stored).to(device))[0].cpu().numpy()
+    stride = int(stored["stride"])
+    assert np.abs(ours[:, ::stride, ::stride, ::stride] - stored["probabilities"]).max() < 1e-4
+    assert (ours.argmax(0)[:, :, 48] == stored["labels_slice_48"]).mean() > 0.999
+    counts = np.bincount(ours.argmax(0).ravel(), minlength=len(ours))
+    assert np.abs(counts - stored["label_counts"]).sum() < 0.001 * counts.sum()
+    assert ours.mean() == pytest.approx(1 / len(ours), abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+def test_golden_of_the_small_network(shared, monkeypatch, backend):
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", backend)
+    check_golden(shared / "golden", "medsegmamba_tiny", "cpu")
+
+
+@pytest.mark.slow
+def test_golden_of_the_published_network(shared):
+    check_golden(shared / "golden", "medsegmamba_aseg", "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["medsegmamba_tiny", "medsegmamba_aseg"])
+def test_golden_on_a_gpu(shared, monkeypatch, name):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for backend in available_backends("cuda"):
+        monkeypatch.setenv("MEDSEGMAMBA_SCAN", backend)
+        check_golden(shared / "golden", name, "cuda")
+
+
+def test_published_size():
+    with torch.device("meta"):
+        network = MedSegMamba()
+    assert sum(p.numel() for p in network.parameters()) == 84_400_736
+
+
+def test_every_authors_key_is_mapped(shared):
+    stored, state = golden.load_golden(shared / "golden", "medsegmamba_tiny")
+    ours = golden.build(stored).state_dict()
+    mapped = from_authors_state_dict(state)
+    assert mapped.keys() == ours.keys()
+    assert all(mapped[k].shape == ours[k].shape for k in ours)
+
+
+def test_stored_scan_indices_are_checked():
+    path = torch.from_numpy(snake(12)).view(1, 1, -1)
+    name = "bottleneck.blocks.0.self_attention.scans.index_flat"
+    assert from_authors_state_dict({name: path, f"{name}_inv": torch.argsort(path)}) == {}
+    with pytest.raises(ValueError, match="not those of the published scan"):
+        from_authors_state_dict({name: path.flip(-1)})
+
+
+def test_patch_sizes_share_their_parameters():
+    torch.manual_seed(0)
+    network = build_network("medsegmamba", SMALL).eval()
+    assert network(torch.rand(1, 1, 24, 24, 24)).shape == (1, 5, 24, 24, 24)
+
+
+def test_samples_of_a_batch_do_not_mix():
+    torch.manual_seed(0)
+    network = build_network("medsegmamba", SMALL).eval()
+    x = torch.rand(3, 1, 16, 16, 16)
+    with torch.inference_mode():
+        together = network.probabilities(x)
+        alone = torch.cat([network.probabilities(one[None]) for one in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.sum(1), torch.ones(3, 16, 16, 16))
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    network = build_network("medsegmamba", SMALL)
+    x = torch.rand(1, 1, 16, 16, 16)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+def test_drop_path_leaves_whole_branches_out():
+    network = build_network("medsegmamba", {**SMALL, "drop_path": 0.999, "dropout": 0.0})
+    bottleneck, x = network.bottleneck, torch.randn(1, 2, 2, 2, 32)
+    torch.manual_seed(0)
+    assert torch.equal(bottleneck(x), x)
+
+
+def test_learns_to_tell_bright_from_dark():
+    torch.manual_seed(0)
+    network = build_network("medsegmamba", {**SMALL, "classes": 2})
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    x = torch.rand(2, 1, 16, 16, 16)
+    target = (x[:, 0] > 0.5).long()
+    losses = []
+    for _ in range(25):
+        loss = torch.nn.functional.cross_entropy(network(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"patch_size": 20}, "patch size 20: must be a positive multiple of 8"),
+        ({"channels": (8, 12, 16, 16)}, "must be four multiples of 8"),
+        ({"colour": 3}, "cannot be built"),
+    ],
+)
+def test_impossible_configurations_are_refused(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_network("medsegmamba", {**SMALL, **config})
+
+
+def test_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="network 'unet' is unknown"):
+        build_network("unet", {})
