@@ -51,6 +51,9 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": [
+            "medsegmamba=medsegmamba_bids.cli.main:main",
+            "medsegmamba-segment=medsegmamba_bids.cli.segment:main",
+            "medsegmamba-train=medsegmamba_bids.training.command:main",
             "medsegmamba-weights=medsegmamba_bids.cli.weights:main",
         ]
     },
