@@ -13,6 +13,13 @@ from medsegmamba_bids import __version__
 Main = Callable[[list[str] | None], int]
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows default values, but none where the help says what happens without the option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with ``--version`` and the default values in its help.
 
@@ -26,7 +33,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
@@ -46,9 +53,7 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 def set_up_logging(verbosity: int) -> None:
     """Send log records to standard error, from warnings (0) to debugging (2 and more)."""
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
-    logging.basicConfig(
-        level=levels[min(verbosity, 2)], format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=levels[min(verbosity, 2)], format="%(levelname)s: %(message)s", stream=sys.stderr)
 
 
 def user_errors(main: Main) -> Main:

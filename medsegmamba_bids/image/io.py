@@ -98,8 +98,7 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
 def _check_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise ImageError(
-            f"{path}: a link whose target is not there; "
-            f"in a DataLad dataset fetch it with `datalad get {path}`"
+            f"{path}: a link whose target is not there; in a DataLad dataset fetch it with `datalad get {path}`"
         )
     if not path.exists():
         raise ImageError(f"{path}: no such file")
@@ -190,9 +189,7 @@ def _check_affine(affine: np.ndarray, path: Path) -> None:
         raise ImageError(f"{path}: its affine is zero or singular, so that sizes are unknown")
     thickest = float(zooms.max())
     if thickest > COARSEST_MM + _ROUNDING_MM:
-        raise ImageError(
-            f"{path}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed"
-        )
+        raise ImageError(f"{path}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed")
     if thickest > COARSE_MM - _ROUNDING_MM:
         logger.warning(
             "%s: its voxels are %s mm; volumes of small structures will not be reliable",
@@ -214,9 +211,7 @@ def _finite(data: np.ndarray, path: Path) -> np.ndarray:
     return np.where(bad, np.float32(0), data)
 
 
-def describe_orientation(
-    image: nib.spatialimages.SpatialImage, tolerance_mm: float = 0.1
-) -> str:
+def describe_orientation(image: nib.spatialimages.SpatialImage, tolerance_mm: float = 0.1) -> str:
     """Say what is odd about an image's orientation; empty where there is nothing to say.
 
     A NIfTI file holds two orientations. The standard rule, which nibabel follows: the sform where its code is
@@ -246,8 +241,9 @@ def save_image(
     affine: np.ndarray,
     path: str | os.PathLike,
     dtype: np.dtype | type | None = None,
+    code: int = 1,
 ) -> Path:
-    """Write an image in one go (a half-written file is never seen), both orientation codes set to 1.
+    """Write an image in one go (a half-written file is never seen), with sform and qform.
 
     Parameters
     ----------
@@ -258,6 +254,8 @@ def save_image(
     dtype : optional
         Type on disk, without rescaling; the array's own by default. What a format lacks becomes a wider one
         (bool uint8, 64-bit integers int32; in MGZ also uint16 int32 and float64 float32).
+    code : int
+        NIfTI's code of both orientations: 1 scanner, 2 another image, 3 Talairach, 4 MNI152, 5 template.
 
     Returns
     -------
@@ -269,22 +267,54 @@ def save_image(
         The extension is another one.
     """
     path = Path(path)
-    suffix = _suffix(path, WRITABLE)
-    if not suffix:
-        raise ImageError(f"{path}: cannot be written; allowed are {', '.join(WRITABLE)}")
+    suffix = _writable_suffix(path)
     data = np.asarray(data, dtype)
     data = data.astype(_type_on_disk(data.dtype, suffix), copy=False)
     if suffix == ".mgz":
         image = nib.MGHImage(data, affine)
     else:
         image = nib.Nifti1Image(data, affine)
-        image.set_sform(affine, 1)
-        image.set_qform(affine, 1)
+        image.set_sform(affine, code)
+        image.set_qform(affine, code)
         image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         image.to_filename(temporary)
     return path
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuse a path where no image can be written, before any work.
+
+    Raises
+    ------
+    ImageError
+        The extension is not allowed, the folder is absent or cannot be written in, or a folder has this name.
+    """
+    path = Path(path)
+    _writable_suffix(path)
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ImageError(f"{path}: its folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ImageError(f"{path}: its folder {path.parent} cannot be written in")
+
+
+def _writable_suffix(path: Path) -> str:
+    suffix = _suffix(path, WRITABLE)
+    if not suffix:
+        raise ImageError(f"{path}: cannot be written; allowed are {', '.join(WRITABLE)}")
+    return suffix
+
+
+def orientation_code(image: nib.spatialimages.SpatialImage) -> int:
+    """NIfTI's code of the orientation in use: the sform's, else the qform's; 1 where there is none."""
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return 1
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    return code if code in range(1, 6) else 1
 
 
 def _type_on_disk(dtype: np.dtype, suffix: str) -> np.dtype:

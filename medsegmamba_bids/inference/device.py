@@ -68,3 +68,17 @@ def _run_kernel(device: torch.device) -> float:
     volume = torch.ones((1, 1, 4, 4, 4), device=device)
     kernel = torch.ones((1, 1, 3, 3, 3), device=device)
     return float(torch.nn.functional.conv3d(volume, kernel).sum().cpu())
+
+
+def use_threads(threads: int) -> None:
+    """Compute with this many threads on the CPU, of those that the process was started with.
+
+    Parameters
+    ----------
+    threads : int
+        1 or more.
+    """
+    import numba
+
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -53,6 +53,8 @@ class InferenceSettings:
         Distance between neighbouring patches, voxels of the network; None is what the weights say.
     batch_size : int or None
         Patches at once; None is 1 on the CPU, where more do not help, and 4 on a GPU.
+    gaussian : bool or None
+        Weight the middle of a patch more; None is what the weights say.
     half_accumulator : bool
         Keep the mean probabilities in float16.
     largest_component : bool
@@ -65,6 +67,7 @@ class InferenceSettings:
     precision: str = "float32"
     step: int | None = None
     batch_size: int | None = None
+    gaussian: bool | None = None
     half_accumulator: bool = False
     largest_component: bool = True
     progress: Progress | None = None
@@ -91,11 +94,18 @@ class Segmenter:
         self._networks: dict[tuple[Path, int], tuple[nn.Module, WeightsInfo]] = {}
 
     def load(self, weights: str | os.PathLike | None, task: str) -> tuple[nn.Module, WeightsInfo]:
-        """Return network and description of a weights file, a name, or (None) the task's default."""
+        """Return network and description of a weights file, a name, or (None) the task's default.
+
+        Raises
+        ------
+        WeightsError, SegmentationError
+            The weights cannot be used, or the step does not fit them.
+        """
         path = find_weights(weights, task).resolve()
         key = (path, path.stat().st_mtime_ns)
         if key not in self._networks:
             self._networks[key] = load_weights(path)
+        _check_step(self.settings.step, self._networks[key][1])
         return self._networks[key]
 
     def segment(
@@ -273,7 +283,7 @@ class _Job:
         return self._predict(
             box,
             step=self.settings.step or spec.step,
-            gaussian=spec.gaussian,
+            gaussian=spec.gaussian if self.settings.gaussian is None else self.settings.gaussian,
             mirror=self._mirror() if spec.mirror else None,
             half_accumulator=self.settings.half_accumulator,
         )
@@ -322,6 +332,13 @@ def class_groups(info: WeightsInfo) -> list[list[int]]:
     left = [index for index in classes if info.labels[index] < 2000]
     right = [index for index in classes if info.labels[index] >= 2000]
     return [group for group in (left, right) if group]
+
+
+def _check_step(step: int | None, info: WeightsInfo) -> None:
+    if step is not None and not 1 <= step <= info.input.patch_size:
+        raise SegmentationError(
+            f"step {step}: must lie in 1..{info.input.patch_size}, the patch size of the weights {info.name}"
+        )
 
 
 def _check_conformed(image: nib.spatialimages.SpatialImage) -> None:

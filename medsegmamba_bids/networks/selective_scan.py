@@ -102,6 +102,21 @@ def _has_cuda_extension() -> bool:
     return True
 
 
+def choose_backend(device: torch.device | str, name: str | None = None) -> str:
+    """Return the backend for a device: the one named, or that of MEDSEGMAMBA_SCAN, or the best.
+
+    Raises
+    ------
+    ValueError
+        It does not work on the device.
+    """
+    usable = available_backends(device)
+    name = name or os.environ.get(BACKEND_VARIABLE) or usable[0]
+    if name not in usable:
+        raise ValueError(f"scan backend {name!r} does not work on {device}; usable here are {usable}")
+    return name
+
+
 def selective_scan(
     u: torch.Tensor,
     delta: torch.Tensor,
@@ -113,11 +128,6 @@ def selective_scan(
 ) -> torch.Tensor:
     """``reference_scan`` by the best backend for the inputs' device, or by the one named.
 
-    The environment variable MEDSEGMAMBA_SCAN names one as well. Raises ``ValueError`` for a backend that does
-    not work on the device.
+    See :func:`choose_backend`.
     """
-    usable = available_backends(u.device)
-    name = backend or os.environ.get(BACKEND_VARIABLE) or usable[0]
-    if name not in usable:
-        raise ValueError(f"scan backend {name!r} does not work on {u.device}; usable here are {usable}")
-    return BACKENDS[name](u, delta, b, c, a, paths)
+    return BACKENDS[choose_backend(u.device, backend)](u, delta, b, c, a, paths)

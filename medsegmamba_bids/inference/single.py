@@ -1,0 +1,82 @@
+"""From an image as the scanner made it to labels on its own grid."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.inference.merge import Segmentation
+from medsegmamba_bids.inference.segment import Segmenter, missing_hippocampi
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """FreeSurfer labels on the grid of an image.
+
+    Attributes
+    ----------
+    aseg : uint16 (X, Y, Z)
+    hippocampus : uint16 (X, Y, Z) or None
+        The subfields; None if they were not asked for or no hippocampus was found.
+    notes : tuple of str
+        What the user should know, a sentence each.
+    """
+
+    aseg: np.ndarray
+    hippocampus: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def segment_image(
+    segmenter: Segmenter,
+    image: nib.spatialimages.SpatialImage,
+    weights: str | os.PathLike | None = None,
+    hippocampus: bool = False,
+    hippocampus_weights: str | os.PathLike | None = None,
+) -> ImageLabels:
+    """Conform an image, segment it, and bring the labels back to its grid.
+
+    Labels are interpolated linearly, a class at a time. Does not strip skulls and does not normalise
+    intensities: the image must be what the weights expect.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+    image : nibabel image (X, Y, Z)
+        As :func:`medsegmamba_bids.image.io.load_image` returns it.
+    weights, hippocampus_weights : path-like or None
+        As :meth:`Segmenter.load` takes them.
+    hippocampus : bool
+        Segment the hippocampal subfields as well.
+
+    Raises
+    ------
+    WeightsError, SegmentationError
+        Weights cannot be used, all of them checked before any work; or the step does not fit them.
+    """
+    segmenter.load(weights, "aseg")
+    if hippocampus:
+        segmenter.load(hippocampus_weights, "hippocampus")
+    conformed = conform(image)
+    logger.info("segmenting on %s", segmenter.device)
+    aseg = segmenter.segment(conformed, weights)
+    subfields = None
+    if hippocampus and len(missing_hippocampi(aseg.labels)) < 2:
+        logger.info("segmenting the hippocampal subfields")
+        subfields = segmenter.segment_hippocampus(conformed, aseg.labels, hippocampus_weights)
+    return ImageLabels(
+        aseg=_on_grid(aseg, image),
+        hippocampus=None if subfields is None else _on_grid(subfields, image),
+        notes=aseg.notes + (subfields.notes if subfields else ()),
+    )
+
+
+def _on_grid(segmentation: Segmentation, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    return labels_to_grid(segmentation.labels, segmentation.affine, image.affine, image.shape)
