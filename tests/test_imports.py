@@ -26,7 +26,7 @@ MAY_IMPORT = {
 MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
 MAY_IMPORT["cli"] = MAY_IMPORT["workflows"] | {"workflows"}
 MAY_IMPORT["__main__"] = {"cli"}
-MAY_IMPORT["training"] = {"data", "image", "inference", "networks"}
+MAY_IMPORT["training"] = {"data", "image", "inference", "networks", "stats"}
 MAY_IMPORT["evaluation"] = {"data", "image", "inference", "networks", "stats"}
 
 # Third-party package -> the subpackages that know it at all.

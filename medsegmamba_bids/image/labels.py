@@ -7,10 +7,14 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.image.geometry import nonzero_box
 
 TABLES = ("aseg", "aseg_brain", "hippoFS60")
+CALLOSUM = (251, 252, 253, 254, 255)
+WHITE_MATTER = (2, 41)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +102,34 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
         if np.array_equal(table.labels, labels):
             return table
     raise ValueError(f"no label table has the classes {list(map(int, labels))}")
+
+
+def join_brain_labels(labels: np.ndarray) -> np.ndarray:
+    """Cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z), FreeSurfer labels
+
+    Returns
+    -------
+    the same type (X, Y, Z), a copy
+    """
+    lookup = np.arange(max(int(labels.max()), 2999) + 1, dtype=labels.dtype)
+    lookup[1000:2000], lookup[2000:3000] = 3, 42
+    labels = lookup[labels]
+    callosum = np.isin(labels, CALLOSUM)
+    if callosum.any():
+        _dissolve(labels, callosum, np.isin(labels, WHITE_MATTER))
+    return labels
+
+
+def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: int = 16) -> None:
+    """Gives the voxels of a mask the label of the nearest voxel that may take them."""
+    box = nonzero_box(mask, margin)
+    distance, nearest = ndimage.distance_transform_edt(~into[box], return_indices=True)
+    if distance[mask[box]].max() > margin:  # the nearest one may lie outside the box
+        box = (slice(None),) * 3
+        nearest = ndimage.distance_transform_edt(~into, return_distances=False, return_indices=True)
+    part, inside = labels[box], mask[box]
+    part[inside] = part[tuple(axis[inside] for axis in nearest)]

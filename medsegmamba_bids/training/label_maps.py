@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from medsegmamba_bids.image.geometry import nonzero_box, resample
 from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.image.labels import LabelTable
+from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels
 
 if TYPE_CHECKING:
     from medsegmamba_bids.training.hippocampus import SubfieldAtlas
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 SYNONYMS = {136: 31, 137: 31, 163: 63, 164: 63, 80: 77, 72: 224, 81: 77, 82: 77}
 #: What a map cannot tell from each other when it lacks the second one: the class that it is merged into.
 MERGED_INTO = {31: (4,), 63: (43,), 77: (2, 41)}
-CALLOSUM = (251, 252, 253, 254, 255)
 INNER_CSF, OUTER_CSF = 24, 224
-WHITE_MATTER = (2, 41)
 LANDMARKS = (4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
 SHELL_MM, CSF_REACH_MM = 3, 3
 
@@ -222,37 +220,6 @@ def _rename(labels: np.ndarray) -> np.ndarray:
     lookup = np.arange(max(int(labels.max()), max(SYNONYMS)) + 1, dtype=labels.dtype)
     lookup[list(SYNONYMS)] = list(SYNONYMS.values())
     return join_brain_labels(lookup[labels])
-
-
-def join_brain_labels(labels: np.ndarray) -> np.ndarray:
-    """Cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
-
-    Parameters
-    ----------
-    labels : int (X, Y, Z), FreeSurfer labels
-
-    Returns
-    -------
-    the same type (X, Y, Z), a copy
-    """
-    lookup = np.arange(max(int(labels.max()), 2999) + 1, dtype=labels.dtype)
-    lookup[1000:2000], lookup[2000:3000] = 3, 42
-    labels = lookup[labels]
-    callosum = np.isin(labels, CALLOSUM)
-    if callosum.any():
-        _dissolve(labels, callosum, np.isin(labels, WHITE_MATTER))
-    return labels
-
-
-def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: int = 16) -> None:
-    """Gives the voxels of a mask the label of the nearest voxel that may take them."""
-    box = nonzero_box(mask, margin)
-    distance, nearest = ndimage.distance_transform_edt(~into[box], return_indices=True)
-    if distance[mask[box]].max() > margin:  # the nearest one may lie outside the box
-        box = (slice(None),) * 3
-        nearest = ndimage.distance_transform_edt(~into, return_distances=False, return_indices=True)
-    part, inside = labels[box], mask[box]
-    part[inside] = part[tuple(axis[inside] for axis in nearest)]
 
 
 def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:

@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
 from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.image.labels import LabelTable
+from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
 from medsegmamba_bids.inference.patches import grow_box
 from medsegmamba_bids.training.config import PairsConfig
-from medsegmamba_bids.training.label_maps import join_brain_labels
 from medsegmamba_bids.training.pairs import Pair, PairError
 from medsegmamba_bids.training.processes import Processes
 

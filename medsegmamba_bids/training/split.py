@@ -114,7 +114,7 @@ def split_participants(people: pd.DataFrame, seed: int) -> pd.DataFrame:
     Examples
     --------
     >>> people = pd.DataFrame({"participant_id": list("abcdefghij"), "age": range(10), "sex": ["F", "M"] * 5})
-    >>> split_participants(people, seed=0)["set"].value_counts().to_dict()
+    >>> split_participants(people, seed=0)["set"].value_counts()[list(SETS)].to_dict()
     {'train': 6, 'validation': 2, 'test': 2}
     """
     if len(people) < len(_SHARES):

@@ -91,7 +91,8 @@ def subjects(tmp_path_factory):
         labels = made_up_labels(rng)
         means = np.zeros(256)
         means[[2, 10, 11, 49, 50]] = 110, 90, 60, 95, 65
-        image = np.where(labels > 0, means[labels] + rng.normal(0, 3, labels.shape), 0)
+        image, brain = np.zeros(labels.shape), labels > 0
+        image[brain] = means[labels[brain]] + rng.normal(0, 3, brain.sum())
         (folder / f"sub-{name}" / "mri").mkdir(parents=True)
         nib.save(nib.MGHImage(image.astype(np.uint8), LIA), folder / f"sub-{name}/mri/brain.mgz")
         nib.save(nib.MGHImage(labels, LIA), folder / f"sub-{name}/mri/aseg.mgz")

@@ -1,0 +1,1 @@
+"""How well segmentations agree with a reference: metrics, and the measured part of the model card."""
