@@ -1,0 +1,93 @@
+"""A device is trusted only after a kernel ran on it and gave the right answer."""
+
+import numba
+import pytest
+import torch
+
+from medsegmamba_bids.inference import device
+from medsegmamba_bids.inference.device import DeviceError, choose_device, use_threads, why_refused
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CUDA device that the driver lists; returns how to say what its kernel does."""
+    run = device._run_kernel
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def behave(answer):
+        def kernel(where):
+            if where.type != "cuda":
+                return run(where)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(device, "_run_kernel", kernel)
+
+    return behave
+
+
+def test_the_kernel_runs_on_the_cpu():
+    assert device._run_kernel(CPU) == 216
+    assert why_refused(CPU) == ""
+    assert choose_device("cpu") == CPU
+
+
+def test_auto_takes_a_gpu_on_which_the_kernel_ran(gpu):
+    gpu(216.0)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+FAILURES = [
+    (
+        RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might"),
+        "CUDA error: no kernel image is available for execution on the device",
+    ),
+    (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled"),
+    (RuntimeError(), "RuntimeError"),
+    (0.0, "a small convolution gave 0.0 instead of 216"),
+]
+
+
+@pytest.mark.parametrize(("answer", "reason"), FAILURES)
+def test_a_gpu_that_only_seems_to_work_is_refused_with_the_reason(gpu, caplog, answer, reason):
+    gpu(answer)
+    with pytest.raises(DeviceError) as refused:
+        choose_device("cuda")
+    assert str(refused.value) == f"device 'cuda' cannot be used: {reason}"
+    assert choose_device("auto") == CPU
+    assert caplog.messages == [f"the GPU is not used: {reason}"]
+
+
+def test_auto_without_a_gpu_is_the_cpu_and_silent(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device() == CPU
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:x", "CPU", "cpu:0", "cuda:1 "])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(DeviceError, match="is unknown; allowed are auto, cpu, cuda, cuda:N, mps"):
+        choose_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_without_a_gpu_it_cannot_be_used():
+    with pytest.raises(DeviceError, match="device 'cuda' cannot be used: "):
+        choose_device("cuda")
+
+
+def test_threads():
+    before = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        use_threads(1)
+        assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
+        use_threads(1000)
+        assert torch.get_num_threads() == 1000
+        assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])

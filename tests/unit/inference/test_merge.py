@@ -1,0 +1,200 @@
+"""Posteriors to labels, a class at a time, against all classes at once."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import label as components
+
+from medsegmamba_bids.inference.merge import background_only, drop_islands, merge_posteriors
+from medsegmamba_bids.inference.predict import Prediction
+from medsegmamba_bids.inference.rescale import AlignedGrids
+
+LABELS = [0, 4, 17, 53]
+SHAPE = (26, 24, 30)
+AFFINE = np.array([[-1.0, 0, 0, 12], [0, 0, 1, -9], [0, -1, 0, 30], [0, 0, 0, 1]])
+
+
+def blobs(shape, seed=0):
+    """Smooth probabilities (C, x, y, z) of as many classes as there are labels."""
+    rng = np.random.default_rng(seed)
+    points = np.moveaxis(np.indices(shape), 0, -1)
+    scores = [np.full(shape, 1.5)]
+    for _ in LABELS[1:]:
+        centre = rng.uniform(0.25, 0.75, 3) * shape
+        scores.append(6 * np.exp(-(((points - centre) / (0.25 * np.array(shape))) ** 2).sum(-1)))
+    return torch.tensor(np.stack(scores), dtype=torch.float32).mul_(3).softmax(0)
+
+
+def prediction_of(grids, box=None, seed=0, dtype=torch.float32):
+    box = box or tuple(slice(0, side) for side in grids.network_shape)
+    probabilities = blobs(tuple(s.stop - s.start for s in box), seed)
+    return Prediction(probabilities.to(dtype), box, torch.device("cpu"), patches=1)
+
+
+def at_once(prediction, grids):
+    """All posteriors on the conformed grid (C, X, Y, Z); outside the box all is background."""
+    out = np.zeros((len(LABELS), *grids.shape), np.float32)
+    out[0] = 1
+    box = grids.to_conformed_box(prediction.box)
+    for index, one in enumerate(prediction.probabilities):
+        out[(index, *box)] = grids.to_conformed(one, prediction.box, box).numpy()
+    return out
+
+
+def clear(posteriors):
+    """Where the winner is clear."""
+    runner_up, best = np.sort(posteriors, 0)[-2:]
+    return best - runner_up > 1e-3
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_everything_follows_from_the_posteriors(ratio, part, dtype):
+    grids = AlignedGrids(SHAPE, ratio)
+    box = (slice(2, 12), slice(1, 11), slice(3, 13)) if part else None
+    prediction = prediction_of(grids, box, dtype=dtype)
+    expected = at_once(prediction, grids)
+    found = merge_posteriors(prediction, grids, AFFINE, LABELS, notes=["a note"])
+    sure = clear(expected)
+    assert sure.mean() > 0.9
+    winner = np.array(LABELS)[expected.argmax(0)]
+    assert set(np.unique(winner)) == set(LABELS)
+    assert found.labels.dtype == np.uint16
+    np.testing.assert_array_equal(found.labels[sure], winner[sure])
+    np.testing.assert_allclose(found.posterior[sure], expected.max(0)[sure], atol=1e-6)
+    entropy = -(expected * np.log2(np.maximum(expected, 1e-30))).sum(0)
+    np.testing.assert_allclose(found.entropy, entropy, atol=0.01)  # unlikely classes are left out
+    for index, label in enumerate(LABELS[1:], 1):
+        assert found.voxels[label] == (found.labels == label).sum() > 0
+        assert found.soft_volumes[label] == pytest.approx(expected[index].sum(), rel=0.01)
+        mean = found.posterior[found.labels == label].mean(dtype=float)
+        assert found.mean_posterior[label] == pytest.approx(mean, rel=1e-5)
+    assert found.device == "cpu"
+    assert found.notes == ("a note",)
+    assert found.brain_mask is None
+    assert found.affine is AFFINE
+
+
+def test_volumes_are_in_mm3():
+    grids = AlignedGrids(SHAPE, 1.0)
+    one, two = (merge_posteriors(prediction_of(grids), grids, a, LABELS) for a in (AFFINE, np.diag([2, 1, 1, 1.0])))
+    for label in LABELS[1:]:
+        assert two.soft_volumes[label] == pytest.approx(2 * one.soft_volumes[label])
+        assert two.voxels[label] == one.voxels[label]
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5])
+def test_posteriors_are_handed_over_class_by_class(ratio):
+    grids = AlignedGrids(SHAPE, ratio)
+    prediction = prediction_of(grids, (slice(2, 12), slice(1, 11), slice(3, 13)))
+    expected = at_once(prediction, grids)
+    given = []
+    merge_posteriors(prediction, grids, AFFINE, LABELS, on_posterior=lambda *what: given.append(what))
+    assert [index for index, _, _ in given] == [0, 1, 2, 3]
+    for index, box, values in given:
+        whole = np.full(grids.shape, index == 0, np.float32)
+        whole[box] = values
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(whole, expected[index], atol=2e-4)
+
+
+def test_a_class_that_is_nowhere_has_no_volume():
+    grids = AlignedGrids((8, 8, 8), 1.0)
+    probabilities = torch.zeros(4, 8, 8, 8)
+    probabilities[0], probabilities[1] = 1 - 1e-6, 1e-6
+    found = merge_posteriors(
+        Prediction(probabilities, (slice(0, 8),) * 3, torch.device("cpu"), 1), grids, AFFINE, LABELS
+    )
+    assert not found.labels.any()
+    assert found.soft_volumes == {4: 0.0, 17: 0.0, 53: 0.0}
+    assert found.voxels == {4: 0, 17: 0, 53: 0}
+    assert all(math.isnan(value) for value in found.mean_posterior.values())
+
+
+# Islands
+
+
+def two_parts():
+    """Class 1 in a large part with class 2, and both again far away; a little everywhere of class 3."""
+    probabilities = torch.zeros(4, 20, 10, 10)
+    probabilities[0] = 0.9
+    probabilities[3] = 0.1
+    for index, box in ((1, (slice(2, 7), slice(2, 8), slice(2, 8))), (2, (slice(7, 9), slice(2, 8), slice(2, 8)))):
+        probabilities[(slice(None), *box)] = 0.05
+        probabilities[(index, *box)] = 0.85
+    for index, x in ((1, 15), (2, 16)):
+        probabilities[:, x, 4, 4] = 0.1
+        probabilities[index, x, 4, 4] = 0.7
+    return probabilities
+
+
+def test_islands_go_to_the_background_and_from_the_volumes():
+    probabilities = two_parts()
+    before = probabilities.clone()
+    drop_islands(probabilities, [1, 2])
+    torch.testing.assert_close(probabilities.sum(0), before.sum(0))
+    assert (probabilities[1:3, 12:] == 0).all()
+    assert probabilities[0, 15, 4, 4] == pytest.approx(0.1 + 0.7 + 0.1)
+    assert torch.equal(probabilities[3], before[3])
+    assert torch.equal(probabilities[:, 2:9, 2:8, 2:8], before[:, 2:9, 2:8, 2:8])
+
+
+def test_each_group_keeps_its_largest_component():
+    grids = AlignedGrids((20, 10, 10), 1.0)
+
+    def merged(groups):
+        prediction = Prediction(two_parts(), (slice(0, 20), slice(0, 10), slice(0, 10)), torch.device("cpu"), 1)
+        return merge_posteriors(prediction, grids, AFFINE, LABELS, groups)
+
+    kept = merged([])
+    assert kept.labels[15, 4, 4] == 4
+    assert kept.labels[16, 4, 4] == 17
+    together = merged([[1, 2]])
+    assert components(together.labels > 0)[1] == 1
+    assert together.voxels == {4: 5 * 36, 17: 2 * 36, 53: 0}
+    assert together.posterior[15, 4, 4] == pytest.approx(0.9)
+    assert together.soft_volumes[4] < kept.soft_volumes[4]
+    apart = merged([[1], [2]])
+    np.testing.assert_array_equal(apart.labels, together.labels)
+
+
+def test_a_group_that_is_nowhere_changes_nothing():
+    probabilities = two_parts()
+    before = probabilities.clone()
+    drop_islands(probabilities, [3])
+    assert torch.equal(probabilities, before)
+
+
+def test_the_brain_mask_is_filled():
+    labels = [0, 2, 3, 41, 42]
+    probabilities = torch.zeros(5, 12, 12, 12)
+    probabilities[0] = 1
+    probabilities[:, 2:10, 2:10, 2:10] = torch.tensor([0, 0.1, 0.6, 0.2, 0.1])[:, None, None, None]
+    probabilities[:, 5, 5, 5] = torch.tensor([1.0, 0, 0, 0, 0])
+    prediction = Prediction(probabilities, (slice(0, 12),) * 3, torch.device("cpu"), 1)
+    found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
+    expected = np.zeros((12, 12, 12), bool)
+    expected[2:10, 2:10, 2:10] = True
+    assert found.labels[5, 5, 5] == 0
+    np.testing.assert_array_equal(found.brain_mask, expected)
+
+
+@pytest.mark.parametrize("labels", [LABELS, [0, 2, 3, 41, 42]])
+def test_nothing_found(labels):
+    grids = AlignedGrids((6, 5, 4), 1.0)
+    background = torch.zeros(len(labels), 6, 5, 4)
+    background[0] = 1
+    nothing = Prediction(background, (slice(0, 6), slice(0, 5), slice(0, 4)), torch.device("cpu"), patches=0)
+    found = merge_posteriors(nothing, grids, AFFINE, labels, notes=["so"])
+    assert found.labels.shape == (6, 5, 4)
+    assert not found.labels.any()
+    assert (found.posterior == 1).all()
+    assert (found.entropy == 0).all()
+    assert found.voxels == dict.fromkeys(labels[1:], 0)
+    assert found.notes == ("so",)
+    assert (found.brain_mask is not None) == (2 in labels)
+    same = background_only((6, 5, 4), AFFINE, labels, [])
+    np.testing.assert_array_equal(same.labels, found.labels)
