@@ -32,7 +32,8 @@ class ConfigError(ValueError):
 class WeightsTable:
     """``[weights]``: what the weights file says of itself; see ``networks.weights_info`` for the keys.
 
-    ``half`` stores the tensors in half precision.
+    ``half`` stores the tensors in half precision. ``unweighted`` takes back that much (0 none, 1 all) of how the
+    class weights of a training on synthesised images favour their classes; see ``training.export.unweigh``.
     """
 
     name: str
@@ -48,6 +49,7 @@ class WeightsTable:
     licence: str = ""
     training_data: str = ""
     half: bool = True
+    unweighted: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
 from medsegmamba_bids import __version__
@@ -15,6 +18,7 @@ from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsIn
 from medsegmamba_bids.training.config import Config, ConfigError, SynthesisConfig, WeightsTable
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
+from medsegmamba_bids.training.synthesis import load_tissue_table
 
 _INPUT_KEYS = [f.name for f in dataclasses.fields(InputSpec)]
 
@@ -30,6 +34,8 @@ def weights_info(config: Config) -> WeightsInfo:
         A key of ``[weights]`` is out of range, or the table is missing.
     """
     table = config.weights or _default_table(config)
+    if table.unweighted and not isinstance(config, SynthesisConfig):
+        raise ConfigError(f"[weights] of configuration {config.name}: unweighted is only for synthesised images")
     labels = load_label_table(config.table).labels
     try:
         return WeightsInfo(
@@ -61,8 +67,29 @@ def _default_table(config: Config) -> WeightsTable:
 
 def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo:
     """Writes a trained network as a weights file."""
-    half = config.weights.half if config.weights else True
-    return save_weights(network, weights_info(config), path, half=half)
+    info, table = weights_info(config), config.weights or _default_table(config)
+    if table.unweighted:
+        network = unweigh(network, load_tissue_table(config.table).class_weights, table.unweighted)
+    return save_weights(network, info, path, half=table.half)
+
+
+def unweigh(network: nn.Module, weights: np.ndarray, share: float) -> nn.Module:
+    """A copy of a network whose class probabilities are divided by ``weights ** share`` (and add up to 1 again).
+
+    The weights of the cross-entropy help rare classes to be learned at all, but draw borders in their favour, so
+    that heavy classes come out too large.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        With a last layer ``head`` that has a bias.
+    weights : float (C,)
+    share : float, 0 changes nothing
+    """
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        network.head.bias -= share * torch.from_numpy(weights).log().to(network.head.bias)
+    return network
 
 
 def copy_weights(source: Path, path: Path) -> None:
