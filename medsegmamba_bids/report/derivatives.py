@@ -1,0 +1,156 @@
+"""What a run left behind: images, tables and their JSON, found by name and read leniently."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids.data.names import output_name, product, split_prefix
+from medsegmamba_bids.image.io import ImageError
+from medsegmamba_bids.stats.tables import TableError, read_measures, read_tsv
+
+logger = logging.getLogger(__name__)
+
+#: Segmentations by the name that files give them, and the products that hold them.
+SEGMENTATIONS = {
+    "aseg": {"table": "aseg_stats", "labels": "conformed_aseg", "entropy": "aseg_entropy"},
+    "hippoFS60": {
+        "table": "hippocampus_stats",
+        "labels": "conformed_hippocampus",
+        "entropy": "hippocampus_entropy",
+    },
+}
+# A T1w is known by any of these.
+_TRACES = ("aseg_stats", "hippocampus_stats", "conformed", "conformed_aseg", "aseg")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The results of one T1w.
+
+    Attributes
+    ----------
+    root : Path
+        The output folder.
+    prefix : str
+        The T1w's name without ``_T1w`` and extension.
+    """
+
+    root: Path
+    prefix: str
+
+    def path(self, name: str, extension: str | None = None) -> Path:
+        """Path of a product, see ``data.names.product_names``."""
+        return self.root / output_name(self.prefix, name, extension)
+
+    @property
+    def entities(self) -> dict[str, str]:
+        """Entities of the T1w's name."""
+        return split_prefix(self.prefix)
+
+    def image(self, name: str) -> nib.spatialimages.SpatialImage | None:
+        """A product's image in RAS+ order; None where there is no such file.
+
+        Raises
+        ------
+        ImageError
+            The file cannot be read.
+        """
+        path = self.path(name)
+        if not path.exists():
+            return None
+        try:
+            image = nib.as_closest_canonical(nib.load(path))
+            data = np.asarray(image.dataobj)
+        except Exception as error:  # nibabel has many ways to fail on a damaged file
+            raise ImageError(f"{path}: cannot be read ({error})") from error
+        return type(image)(data, image.affine, image.header)
+
+    def table(self, segmentation: str) -> pd.DataFrame | None:
+        """Volume table of ``aseg`` or ``hippoFS60``; None where there is no such file.
+
+        Raises
+        ------
+        TableError
+            The file cannot be read.
+        """
+        path = self.path(SEGMENTATIONS[segmentation]["table"])
+        return read_tsv(path) if path.exists() else None
+
+    def sidecar(self, segmentation: str) -> dict[str, Any]:
+        """The JSON beside a volume table, empty where there is none.
+
+        Raises
+        ------
+        TableError
+            The file is no JSON object.
+        """
+        return read_json(self.path(SEGMENTATIONS[segmentation]["table"], ".json"))
+
+    def measures(self, segmentation: str = "aseg") -> dict[str, float]:
+        """Measures of the whole brain by name."""
+        path = self.path(SEGMENTATIONS[segmentation]["table"], ".json")
+        try:
+            return read_measures(self.sidecar(segmentation))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, TableError):
+                raise
+            raise TableError(f"{path}: its measures cannot be read ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is no such file.
+
+    Raises
+    ------
+    TableError
+        The file is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise TableError(f"{path}: not a JSON object")
+    return entries
+
+
+def subjects_of(output_dir: Path) -> list[str]:
+    """Labels of the folders ``sub-*`` of an output folder, sorted."""
+    return sorted(path.name[4:] for path in output_dir.glob("sub-*") if path.is_dir())
+
+
+def scans_of(output_dir: Path, subject: str) -> list[Scan]:
+    """The T1w images of a participant that have results, in order of their names."""
+    folder = output_dir / f"sub-{subject}"
+    prefixes = set()
+    for anat in (folder / "anat", *folder.glob("ses-*/anat")):
+        for path in anat.iterdir() if anat.is_dir() else ():
+            prefixes.update(_prefixes(path.name))
+    return [Scan(output_dir, prefix) for prefix in sorted(prefixes)]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The T1w's name, where a file name is one of the traces of a T1w."""
+    if name.startswith("."):
+        return
+    for trace in _TRACES:
+        entry = product(trace)
+        tail = f"_{entry['suffix']}{entry['extension']}"
+        if not name.endswith(tail):
+            continue
+        added = {f"{key}-{value}" for key, value in entry["entities"].items()}
+        parts = name.removesuffix(tail).split("_")
+        prefix = "_".join(part for part in parts if part not in added)
+        if added <= set(parts) and "sub-" in prefix and output_name(prefix, trace).endswith(f"/{name}"):
+            yield prefix

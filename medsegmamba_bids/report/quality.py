@@ -1,0 +1,373 @@
+"""Quality flags: what a person should look at, with value and limit. Flags never drop data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from medsegmamba_bids.data import data_path
+from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.stats.measures import UNKNOWN
+
+_DEFAULTS = "quality/thresholds.json"
+_HIPPOCAMPI = {"left": (17, 1000), "right": (53, 2000)}
+# White and gray matter by label, the first pair that the weights know is taken.
+_CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))
+
+
+class ThresholdError(ValueError):
+    """A file of thresholds that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something to look at.
+
+    Attributes
+    ----------
+    scan : str
+        The T1w's name without ``_T1w`` and extension.
+    segmentation : str
+        ``aseg``, ``hippoFS60``, or empty where it is about the image.
+    check : str
+        Name in the file of thresholds.
+    structure : str
+        Empty where it is about the whole image.
+    value : float
+    threshold : str
+        What was allowed, such as ``>= 0.6``.
+    unit : str
+    message : str
+        A sentence for people.
+    """
+
+    scan: str
+    segmentation: str
+    check: str
+    structure: str
+    value: float
+    threshold: str
+    unit: str
+    message: str
+
+
+#: What each column of the flags' table holds.
+COLUMNS = {
+    "scan": {"Description": "Name of the T1w, without suffix and extension"},
+    "segmentation": {"Description": "Which segmentation the flag is about; n/a where it is about the image"},
+    "check": {"Description": "Name of the check; the thresholds say what it does"},
+    "structure": {"Description": "Structure that is flagged, if any"},
+    "value": {"Description": "What was measured, in the column 'unit'"},
+    "threshold": {"Description": "What would not have been flagged"},
+    "unit": {"Description": "Unit of value and threshold"},
+    "message": {"Description": "The same as a sentence"},
+}
+
+
+@dataclass(frozen=True)
+class QualityInputs:
+    """What is known of a T1w; whatever is None or empty is not checked.
+
+    Attributes
+    ----------
+    scan : str
+        The T1w's name without ``_T1w`` and extension.
+    tables : dict of str to pandas.DataFrame
+        Volume tables by segmentation.
+    labels : dict of str to int (X, Y, Z)
+        Conformed segmentations, FreeSurfer labels.
+    measures : dict of str to float
+        Of the whole brain.
+    brain : (X, Y, Z), optional
+        Non-zero in the brain, on the T1w's own grid.
+    zooms : tuple of float, optional
+        Edges of the T1w's voxels, mm.
+    """
+
+    scan: str
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+    brain: np.ndarray | None = None
+    zooms: tuple[float, ...] | None = None
+
+
+def load_thresholds(path: Path | None = None) -> dict[str, Any]:
+    """The package's thresholds, with those of a file in their place where it names them.
+
+    Raises
+    ------
+    ThresholdError
+        The file cannot be read or names a check that there is not.
+    """
+    thresholds = copy.deepcopy(_defaults())
+    if path is None:
+        return thresholds
+    try:
+        changes = json.loads(Path(path).read_text(encoding="utf-8"))
+        unknown = sorted(changes.get("checks", {}).keys() - thresholds["checks"].keys())
+        ranges = changes.get("volumes", {}).get("ranges", {})
+        if unknown:
+            raise ValueError(f"unknown checks {', '.join(unknown)}; known are {', '.join(thresholds['checks'])}")
+        _check_ranges(
+            {**ranges, **{name: one["range"] for name, one in changes.get("checks", {}).items() if "range" in one}}
+        )
+        for name, entries in changes.get("checks", {}).items():
+            thresholds["checks"][name].update(entries)
+        thresholds["volumes"]["ranges"].update(ranges)
+        thresholds["volumes"]["source"] = changes.get("volumes", {}).get("source", thresholds["volumes"]["source"])
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ThresholdError(f"{path}: cannot be used as quality thresholds: {error}") from error
+    return thresholds
+
+
+@lru_cache
+def _defaults() -> dict[str, Any]:
+    return json.loads(data_path(_DEFAULTS).read_text(encoding="utf-8"))
+
+
+def _check_ranges(ranges: dict[str, Any]) -> None:
+    for name, pair in ranges.items():
+        if len(pair) != 2 or not pair[0] <= pair[1]:
+            raise ValueError(f"the range of {name} is {pair}; it must be two numbers, the lower one first")
+
+
+def side_of(name: str) -> tuple[str, str]:
+    """Side and name without it.
+
+    Examples
+    --------
+    >>> side_of("Left-Caudate"), side_of("CSF")
+    (('left', 'Caudate'), ('', 'CSF'))
+    """
+    for side in ("Left-", "Right-"):
+        if name.startswith(side):
+            return side[:-1].lower(), name.removeprefix(side)
+    return "", name
+
+
+def asymmetry(left: float, right: float) -> float:
+    """Left minus right, divided by their mean; NaN where both are 0 or one is missing.
+
+    Examples
+    --------
+    >>> asymmetry(3.0, 1.0)
+    1.0
+    """
+    mean = (left + right) / 2
+    return (left - right) / mean if mean else math.nan
+
+
+def quality_flags(inputs: QualityInputs, thresholds: dict[str, Any] | None = None) -> list[Flag]:
+    """Find what a person should look at.
+
+    Does not judge whether a segmentation is right, and drops nothing.
+
+    Parameters
+    ----------
+    inputs : QualityInputs
+    thresholds : dict, optional
+        From :func:`load_thresholds`.
+
+    Examples
+    --------
+    >>> quality_flags(QualityInputs("sub-01", zooms=(1.0, 1.0, 2.0)))[0].message
+    'voxels are 2 mm (at most 1.5 mm)'
+    """
+    limits = thresholds or load_thresholds()
+    found = [*_image_flags(inputs, limits["checks"])]
+    for segmentation, table in inputs.tables.items():
+        labels = inputs.labels.get(segmentation)
+        known = table[table["Flag"] != UNKNOWN]
+        found += _structure_flags(inputs.scan, segmentation, known, labels, limits)
+        found += _side_flags(inputs.scan, segmentation, known, limits["checks"]["asymmetry"])
+    return found
+
+
+def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag]:
+    """Flags about the whole image."""
+    values: dict[str, tuple[float, str]] = {}
+    if inputs.zooms is not None:
+        values["voxel_size"] = (float(max(inputs.zooms)), "voxels are {}")
+    if inputs.brain is not None and inputs.zooms is not None:
+        values["border"] = (border_area(inputs.brain, inputs.zooms), "{} of brain lie on the image's border")
+    if "aseg" in inputs.tables:
+        values["contrast"] = (contrast(inputs.tables["aseg"]), "white and gray matter have a contrast of {}")
+    etiv, inside = inputs.measures.get("eTIV", math.nan), inputs.measures.get("sbTIV", math.nan)
+    values["etiv"] = (etiv, "the estimated total intracranial volume is {}")
+    if inside > 0:
+        values["etiv_ratio"] = (etiv / inside, "eTIV is {} of the intracranial volume from the segmentation")
+    for check, (value, text) in values.items():
+        yield from _judge(inputs.scan, "", check, "", value, checks[check], text)
+    yield from _overlap_flags(inputs, checks["hippocampus_overlap"])
+
+
+def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Flag]:
+    aseg, subfields = inputs.labels.get("aseg"), inputs.labels.get("hippoFS60")
+    if aseg is None or subfields is None or aseg.shape != subfields.shape:
+        return
+    for side, (label, offset) in _HIPPOCAMPI.items():
+        whole, parts = aseg == label, (subfields > offset) & (subfields < offset + 1000)
+        together = np.count_nonzero(whole) + np.count_nonzero(parts)
+        if not together:
+            continue
+        dice = 2 * np.count_nonzero(whole & parts) / together
+        text = f"the {side} subfields overlap with the whole hippocampus by {{}}"
+        name = f"{side.capitalize()}-Hippocampus"
+        yield from _judge(inputs.scan, "hippoFS60", "hippocampus_overlap", name, dice, entry, text)
+
+
+def _structure_flags(
+    scan: str, segmentation: str, table: pd.DataFrame, labels: np.ndarray | None, limits: dict[str, Any]
+) -> Iterator[Flag]:
+    """Flags about single structures."""
+    checks, ranges = limits["checks"], limits["volumes"]["ranges"]
+    pieces = {} if labels is None else stray_shares(labels)
+    for row in table.to_dict("records"):
+        name = row["StructName"]
+        _, plain = side_of(name)
+        values = {
+            "missing": (row["NVoxels"], f"{name} has {{}}"),
+            "pieces": (pieces.get(row["SegId"], math.nan), f"{name}: {{}} of its voxels lie apart"),
+            "confidence": (row["MeanPosterior"], f"{name} has a mean posterior of {{}}"),
+        }
+        for check, (value, text) in values.items():
+            yield from _judge(scan, segmentation, check, name, value, checks[check], text)
+        if plain in ranges and row["NVoxels"] > 0:
+            entry = {**checks["volume"], "range": ranges[plain]}
+            yield from _judge(scan, segmentation, "volume", name, row["Volume_mm3"], entry, f"{name} has {{}}")
+
+
+def _side_flags(scan: str, segmentation: str, table: pd.DataFrame, entry: dict[str, Any]) -> Iterator[Flag]:
+    volumes = dict(zip(table["StructName"], table["Volume_mm3"], strict=True))
+    for name, left in volumes.items():
+        side, plain = side_of(name)
+        right = volumes.get(f"Right-{plain}", math.nan)
+        if side != "left" or not (left > 0 and right > 0):
+            continue  # an empty side is flagged as missing
+        value = abs(asymmetry(left, right))
+        text = f"left and right {plain} differ by {{}}"
+        yield from _judge(scan, segmentation, "asymmetry", plain, value, entry, text)
+
+
+def _judge(
+    scan: str, segmentation: str, check: str, structure: str, value: float, entry: dict[str, Any], text: str
+) -> Iterator[Flag]:
+    """A flag where a value is out of its limits; a missing value is not judged."""
+    _, plain = side_of(structure)
+    if math.isnan(value) or plain in entry.get("except", ()):
+        return
+    unit = entry["unit"]
+    if entry["sense"] == "within":
+        low, high = entry["range"]
+        good, threshold, allowed = low <= value <= high, f"{low:g} to {high:g}", f"{_show(low)} to {_show(high, unit)}"
+    else:
+        limit = entry.get("limits", {}).get(plain, entry["limit"])
+        at_least = entry["sense"] == "at least"
+        good = value >= limit if at_least else value <= limit
+        threshold = f"{'>=' if at_least else '<='} {limit:g}"
+        allowed = f"{entry['sense']} {_show(limit, unit)}"
+    if not good:
+        message = f"{text.format(_show(value, unit))} ({allowed})"
+        yield Flag(scan, segmentation, check, structure, float(value), threshold, unit, message)
+
+
+def _show(value: float, unit: str = "") -> str:
+    """A number for people: ``1,234 mm3``, ``35 %``."""
+    if unit == "share" or unit == "ratio":
+        return f"{100 * value:.0f} %" if unit == "share" else f"{value:.2f}"
+    if unit == "voxel":
+        return f"{value:.0f} voxel{'' if value == 1 else 's'}"
+    number = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{number} {unit}".replace("probability", "").replace("Dice", "(Dice)").strip()
+
+
+def stray_shares(labels: np.ndarray) -> dict[int, float]:
+    """Share of each label's voxels that lie outside its largest connected piece (26 neighbours).
+
+    Examples
+    --------
+    >>> stray_shares(np.array([[[5, 5, 5, 0, 5]]]))
+    {5: 0.25}
+    """
+    found = {}
+    structure = np.ones((3, 3, 3), bool)
+    box = nonzero_box(labels)
+    if box is None:
+        return found
+    inside = labels[box].astype(np.int32, copy=False)
+    for number, part in enumerate(ndimage.find_objects(inside), 1):
+        if part is None:
+            continue
+        pieces, count = ndimage.label(inside[part] == number, structure)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        found[number] = float(1 - sizes.max() / sizes.sum())
+    return found
+
+
+def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:
+    """Area in mm2 of the brain on the six outermost planes of an image.
+
+    Examples
+    --------
+    >>> border_area(np.pad(np.ones((3, 3, 3)), [(0, 1), (1, 1), (1, 1)]), (1.0, 2.0, 2.0))
+    36.0
+    """
+    area = 0.0
+    for axis in range(3):
+        face = float(np.prod([zoom for other, zoom in enumerate(zooms[:3]) if other != axis]))
+        for end in (0, -1):
+            area += face * np.count_nonzero(brain[(slice(None),) * axis + (end,)])
+    return area
+
+
+def contrast(table: pd.DataFrame) -> float:
+    """Contrast to noise of white and gray matter from a volume table; NaN where the labels are absent."""
+    rows = table.set_index("SegId")
+    for white, gray in _CONTRASTS:
+        if not all(label in rows.index and rows.loc[label, "NVoxels"] > 1 for label in (*white, *gray)):
+            continue
+        means = [rows.loc[list(labels), "normMean"].mean() for labels in (white, gray)]
+        noise = math.sqrt((rows.loc[[*white, *gray], "normStdDev"] ** 2).mean())
+        return abs(means[0] - means[1]) / noise if noise else math.nan
+    return math.nan
+
+
+def flags_to_tsv(flags: list[Flag]) -> str:
+    """Text of a table of flags; only its header where there are none."""
+    rows = pd.DataFrame([asdict(flag) for flag in flags], columns=list(COLUMNS))
+    rows["value"] = [f"{value:.6g}" for value in rows["value"]]
+    return rows.replace("", "n/a").to_csv(sep="\t", index=False, lineterminator="\n")
+
+
+def flags_path(output_dir: Path, subject: str) -> Path:
+    """Where a participant's table of flags lies."""
+    return output_dir / f"sub-{subject}" / f"sub-{subject}_desc-quality_stats.tsv"
+
+
+def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
+    """A participant's flags, a row each; empty where there is no table.
+
+    Raises
+    ------
+    ThresholdError
+        The file cannot be read.
+    """
+    path = flags_path(output_dir, subject)
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    try:
+        rows = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype={"scan": str})
+        return rows[list(COLUMNS)].fillna({"segmentation": "", "structure": ""})
+    except (OSError, ValueError, KeyError) as error:
+        raise ThresholdError(f"{path}: cannot be read as a table of quality flags ({error})") from error

@@ -1,0 +1,232 @@
+"""Shaded pictures of structures in three dimensions, with numpy alone.
+
+Surfaces are found with surface nets (Gibson 1998): a vertex per cell that the surface crosses, at the mean of the
+crossings of its edges. They are drawn as dense points with a depth buffer, which needs no graphics library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+_SIGMA = 0.8  # voxels, smooths the steps of labels
+_THIN_SIGMA, _THIN_LEVEL = 0.5, 0.4  # keep sheets of a voxel, which a stronger filter would lose
+_CORNERS = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+_EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1]
+_LIGHT = np.array([-0.35, 0.5, 0.8]) / np.linalg.norm([-0.35, 0.5, 0.8])
+_SUPERSAMPLE = 2
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Corners of the small quadrilaterals of a surface.
+
+    Attributes
+    ----------
+    points : float32 (N, 4, 3)
+        mm.
+    normals : float32 (N, 4, 3)
+        Of unit length, pointing outwards.
+    color : (3,)
+        Red, green and blue, 0..1.
+    """
+
+    points: np.ndarray
+    normals: np.ndarray
+    color: tuple[float, float, float]
+
+
+def find_surface(
+    mask: np.ndarray, color: tuple[float, float, float], origin: np.ndarray, thin: bool = False
+) -> Surface | None:
+    """Surface of a mask; None where it is too small to have one.
+
+    Parameters
+    ----------
+    mask : bool (X, Y, Z)
+        Voxels of 1 mm, RAS+.
+    color : (3,)
+    origin : (3,)
+        Position of the first voxel, mm.
+    thin : bool
+        Smooth less, for structures of one or two voxels.
+
+    Examples
+    --------
+    >>> ball = find_surface(np.hypot.reduce(np.indices((9, 9, 9)) - 4) < 3.5, (1, 0, 0), np.zeros(3))
+    >>> radii = np.linalg.norm(ball.points - 4, axis=-1)
+    >>> bool(abs(radii.mean() - 3.2) < 0.2)
+    True
+    """
+    sigma, level = (_THIN_SIGMA, _THIN_LEVEL) if thin else (_SIGMA, 0.5)
+    field = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), sigma) - level
+    vertices = _cell_vertices(field)
+    cells = np.concatenate([_quads(field, axis) for axis in range(3)])
+    if not len(cells):
+        return None
+    points = vertices[tuple(np.moveaxis(cells, -1, 0))]
+    gradient = np.stack(np.gradient(ndimage.gaussian_filter(field, 1.0)), -1)
+    middles = np.clip(np.rint(points).astype(int), 0, np.array(field.shape) - 1)
+    normals = -gradient[tuple(np.moveaxis(middles, -1, 0))]
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
+    return Surface((points - 3 + origin).astype(np.float32), normals.astype(np.float32), color)
+
+
+def _cell_vertices(field: np.ndarray) -> np.ndarray:
+    """Mean of the crossings of each cell's edges, (X-1, Y-1, Z-1, 3) in voxels; only crossed cells are meant."""
+    size = tuple(n - 1 for n in field.shape)
+    values = [field[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))] for corner in _CORNERS]
+    total, count = np.zeros((*size, 3), np.float32), np.zeros(size, np.float32)
+    for a, b in _EDGES:
+        crossed = (values[a] > 0) != (values[b] > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            along = np.where(crossed, values[a] / (values[a] - values[b]), 0)
+        for axis in range(3):
+            step = _CORNERS[a][axis] + along * (_CORNERS[b][axis] - _CORNERS[a][axis])
+            total[..., axis] += np.where(crossed, step, 0)
+        count += crossed
+    return total / np.maximum(count, 1)[..., None] + np.stack(np.indices(size), -1)
+
+
+def _quads(field: np.ndarray, axis: int) -> np.ndarray:
+    """The four cells around each edge along an axis that the surface crosses, int (N, 4, 3)."""
+    first = np.take(field, range(field.shape[axis] - 1), axis) > 0
+    second = np.take(field, range(1, field.shape[axis]), axis) > 0
+    at = np.argwhere(first != second)
+    others = [one for one in range(3) if one != axis]
+    around = []
+    for i, j in ((0, 0), (1, 0), (1, 1), (0, 1)):
+        cell = at.copy()
+        cell[:, others[0]] -= i
+        cell[:, others[1]] -= j
+        around.append(cell)
+    return np.stack(around, 1)
+
+
+def label_surfaces(
+    labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, tuple[float, float, float]], thin: bool = False
+) -> list[Surface]:
+    """Surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm."""
+    found = []
+    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
+    for label, color in colors.items():
+        box = boxes[label - 1]
+        if box is None:
+            continue
+        origin = affine[:3, 3] + np.array([side.start for side in box])
+        surface = find_surface(labels[box] == label, color, origin, thin)
+        if surface is not None:
+            found.append(surface)
+    return found
+
+
+def view_matrix(azimuth: float, elevation: float) -> np.ndarray:
+    """Rows right, up and towards the viewer (3, 3), in RAS+.
+
+    Parameters
+    ----------
+    azimuth : float
+        Degrees around the vertical: 0 looks from the front, 90 from the participant's left.
+    elevation : float
+        Degrees above the horizon.
+
+    Examples
+    --------
+    >>> view_matrix(0, 0).round(3).tolist()  # from the front the participant's left is on the right
+    [[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+    a, e = np.radians([azimuth, elevation])
+    viewer = np.array([-np.sin(a) * np.cos(e), np.cos(a) * np.cos(e), np.sin(e)])
+    right = np.array([-np.cos(a), -np.sin(a), 0.0])
+    return np.stack([right, np.cross(viewer, right), viewer])
+
+
+def draw(surfaces: list[Surface], view: np.ndarray, pixels_per_mm: float, margin: int = 8) -> np.ndarray:
+    """Draw surfaces as a viewer far away sees them.
+
+    Parameters
+    ----------
+    surfaces : list of Surface
+    view : float (3, 3)
+        From :func:`view_matrix`.
+    pixels_per_mm : float
+    margin : int
+        Pixels around.
+
+    Returns
+    -------
+    uint8 (height, width, 4)
+        Transparent where there is nothing.
+    """
+    scale = pixels_per_mm * _SUPERSAMPLE
+    parts = [_facing(surface, view) for surface in surfaces]
+    points = np.concatenate([part[0] for part in parts]) * np.float32(scale)
+    normals = np.concatenate([part[1] for part in parts])
+    owner = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    low = points[..., :2].min((0, 1)) - margin * _SUPERSAMPLE
+    size = np.ceil((points[..., :2].max((0, 1)) - low) + margin * _SUPERSAMPLE).astype(int)
+    size += size % _SUPERSAMPLE
+    depth, normal, which = _splat(points - np.append(low, 0).astype(np.float32), normals, owner, size, scale)
+    picture = _shade(depth, normal, which, np.array([surface.color for surface in surfaces]), scale)
+    return _shrunk(picture[::-1])
+
+
+def _facing(surface: Surface, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and normals in the viewer's axes, without quadrilaterals that look away."""
+    turn = view.T.astype(np.float32)
+    normals = surface.normals @ turn
+    kept = normals[..., 2].max(1) > -0.2
+    return surface.points[kept] @ turn, normals[kept]
+
+
+def _splat(
+    points: np.ndarray, normals: np.ndarray, owner: np.ndarray, size: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Depth, normal and owner of the nearest point in each pixel; owner is -1 where there is none."""
+    width, height = size
+    steps = max(2, int(np.ceil(scale * 1.5)))
+    depth = np.full(width * height, -np.inf, np.float32)
+    normal, which = np.zeros((width * height, 3), np.float32), np.full(width * height, -1, np.int32)
+    inner = (np.arange(steps) + 0.5) / steps
+    for s in inner:
+        for t in inner:
+            weights = np.array([(1 - s) * (1 - t), s * (1 - t), s * t, (1 - s) * t], np.float32)
+            at = np.einsum("nkc,k->nc", points, weights)
+            pixel = at[:, 0].astype(np.int64) + width * at[:, 1].astype(np.int64)
+            nearer = np.flatnonzero(at[:, 2] > depth[pixel])
+            nearer = nearer[np.argsort(at[nearer, 2], kind="stable")]  # the nearest is written last
+            depth[pixel[nearer]] = at[nearer, 2]
+            normal[pixel[nearer]] = np.einsum("nkc,k->nc", normals[nearer], weights)
+            which[pixel[nearer]] = owner[nearer]
+    return depth.reshape(height, width), normal.reshape(height, width, 3), which.reshape(height, width)
+
+
+def _shade(depth: np.ndarray, normal: np.ndarray, which: np.ndarray, colors: np.ndarray, scale: float) -> np.ndarray:
+    """Light from above left, a soft highlight, and darker rims where depth jumps; float (H, W, 4)."""
+    there = which >= 0
+    unit = normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
+    diffuse = np.clip(unit @ _LIGHT, 0, 1)
+    halfway = (_LIGHT + [0, 0, 1]) / np.linalg.norm(_LIGHT + [0, 0, 1])
+    shine = np.clip(unit @ halfway, 0, 1) ** 30
+    near = np.where(there, depth, depth[there].min() - 5 * scale if there.any() else 0)
+    jump = ndimage.maximum_filter(near, 3) - near
+    rim = np.clip(jump / (1.5 * scale), 0, 1) * 0.55
+    light = (0.38 + 0.68 * diffuse) * (1 - rim)
+    out = np.zeros((*depth.shape, 4), np.float32)
+    out[..., :3] = np.clip(colors[which] * light[..., None] + 0.18 * (shine * (1 - rim))[..., None], 0, 1)
+    out[..., 3] = there
+    return out
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """Mean of blocks of pixels, colours weighted by opacity."""
+    height, width, n = picture.shape[0] // _SUPERSAMPLE, picture.shape[1] // _SUPERSAMPLE, _SUPERSAMPLE
+    blocks = picture[: height * n, : width * n].reshape(height, n, width, n, 4)
+    opacity = blocks[..., 3:]
+    out = np.empty((height, width, 4), np.float32)
+    out[..., :3] = (blocks[..., :3] * opacity).sum((1, 3)) / np.maximum(opacity.sum((1, 3)), 1e-6)
+    out[..., 3] = opacity.mean((1, 3, 4))
+    return np.rint(out * 255).astype(np.uint8)
