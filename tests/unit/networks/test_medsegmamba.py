@@ -40,7 +40,9 @@ def test_golden_of_the_small_network(shared, monkeypatch, backend):
 
 
 @pytest.mark.slow
-def test_golden_of_the_published_network(shared):
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+def test_golden_of_the_published_network(shared, monkeypatch, backend):
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", backend)
     check_golden(shared / "golden", "medsegmamba_aseg", "cpu")
 
 

@@ -67,7 +67,7 @@ def test_backends_agree(device, batch, side, channels, states):
 
 
 def assert_close_to_largest(ours, theirs, tolerance, what):
-    error = float((ours.cpu() - theirs).abs().max() / theirs.abs().max())
+    error = float((ours.detach().cpu() - theirs.detach()).abs().max() / theirs.abs().max())
     assert error < tolerance, f"{what}: {error:.1e} of the largest value"
 
 
