@@ -1,0 +1,72 @@
+"""The command ``medsegmamba``, a BIDS App."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+from medsegmamba_bids.cli.common import user_errors
+from medsegmamba_bids.cli.parser import parse_config
+from medsegmamba_bids.config import RunConfig, check_folders
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    config = parse_config(argv)
+    check_folders(config)
+    # A scheduler that ends the job asks first: the same as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if config.level == "group":
+        from medsegmamba_bids.report.group import write_group
+
+        return write_group(config)
+    return run_level(config)
+
+
+def run_level(config: RunConfig) -> int:
+    """Process participants; print the table and return the exit code that follows from it."""
+    from medsegmamba_bids.cli.progress import Progress
+    from medsegmamba_bids.workflows.outcomes import exit_code, outcome_table
+
+    start_log(config)
+    with Progress() as progress:
+        outcomes = _outcomes(config, progress)
+    table = outcome_table(outcomes)
+    logging.getLogger(__name__).info("what became of each image:\n%s", table)
+    print(table)
+    print(f"results: {config.output_dir}")
+    print(f"log:     {config.log_dir}")
+    return exit_code(outcomes)
+
+
+def _outcomes(config: RunConfig, progress: object) -> list:
+    from medsegmamba_bids.workflows.run import run_participants, write_reports
+
+    if config.reports_only:
+        return write_reports(config, progress)
+    from medsegmamba_bids.bids import collect_inputs
+
+    inputs = collect_inputs(config)
+    return run_participants(inputs, config, progress)
+
+
+def start_log(config: RunConfig) -> None:
+    """Write the options, and send messages to the run's log file; warnings (-v: more) also to the terminal."""
+    from medsegmamba_bids.interfaces.outputs import write_new
+    from medsegmamba_bids.workflows.run import LOG_FILE
+    from medsegmamba_bids.workflows.workers import log_to_file
+
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    write_new(config.to_json(), config.log_dir / "config.json")
+    log_to_file(str(config.log_dir / LOG_FILE))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(config.verbose, 2)])
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")  # shown already
+    logging.getLogger("medsegmamba_bids").addHandler(terminal)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Progress of a run: a line that changes on a terminal, plain lines elsewhere and in the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
+
+_SAYINGS = {"end": "done", "exception": "FAILED"}
+
+
+class Progress:
+    """Says which step of which image is done; call it as Nipype's status callback.
+
+    Parameters
+    ----------
+    stream : text file
+        Standard error by default.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.changing = self.stream.isatty()
+        self.start = time.monotonic()
+        self.done = self.failed = 0
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.changing:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Tell what became of a node."""
+        name = describe(node)
+        if not name:
+            return
+        if status == "start":
+            self._started[name] = time.monotonic()
+            self._show(f"{name} …", passing=True)
+            return
+        self.done += status == "end"
+        self.failed += status == "exception"
+        begun = self._started.pop(name, None)
+        took = "as before" if begun is None else f"{time.monotonic() - begun:.1f} s"
+        text = f"{name} {_SAYINGS.get(status, status)}, {took}"
+        logger.info(text)
+        self._show(text, passing=status == "end")
+
+    def _show(self, text: str, passing: bool) -> None:
+        """Show a line; one that passes is overwritten by the next on a terminal."""
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        line = f"[{minutes:02d}:{seconds:02d}] {text}"
+        if self.changing:
+            self.stream.write(f"\r\x1b[K{line}" + ("" if passing else "\n"))
+        elif not text.endswith("…"):
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+def describe(node: Any) -> str:
+    """Image and step of a node, from its full name; empty for nodes that only pass things on."""
+    parts = node.fullname.split(".")
+    if parts[-1].endswith("_records"):
+        return ""
+    where = parts[-2].removesuffix("_wf").removeprefix("T1w_")
+    return f"{where}: {parts[-1]}"

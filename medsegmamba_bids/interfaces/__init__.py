@@ -1,0 +1,1 @@
+"""Nipype nodes: read inputs, call one function, write outputs."""

@@ -1,0 +1,70 @@
+"""Nodes: brain masks on the conformed grid that do not come from a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import File
+
+from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.io import ImageError, load_image, save_image
+from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+
+
+class GivenMaskInputSpec(StepInputSpec):
+    """Inputs of :class:`GivenMask`."""
+
+    in_file = File(mandatory=True, desc="mask or skull-stripped image in the T1w's space")
+    reference = File(exists=True, mandatory=True, desc="conformed T1w")
+
+
+class MaskOutputSpec(StepOutputSpec):
+    """Outputs of nodes that make a mask."""
+
+    out_file = File(desc="brain mask, uint8, on the conformed grid")
+
+
+class GivenMask(StepInterface):
+    """Bring a mask that the user gives to the conformed grid; whatever is above 0 is brain."""
+
+    input_spec = GivenMaskInputSpec
+    output_spec = MaskOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Load, resample, save."""
+        given, reference = load_image(self.inputs.in_file), nib.load(self.inputs.reference)
+        brain = (np.asanyarray(given.dataobj) > 0).astype(np.uint8)
+        mask = labels_to_grid(brain, given.affine, reference.affine, reference.shape)
+        if not mask.any():
+            raise ImageError(f"{self.inputs.in_file}: the mask is empty where the T1w is; is it in another space?")
+        return {"out_file": str(save_image(mask, reference.affine, folder / "mask.nii.gz"))}
+
+
+class NonzeroMaskInputSpec(StepInputSpec):
+    """Inputs of :class:`NonzeroMask`."""
+
+    in_file = File(exists=True, mandatory=True, desc="conformed T1w")
+
+
+class NonzeroMask(StepInterface):
+    """The mask of an image that is skull-stripped already; refuses a whole head."""
+
+    input_spec = NonzeroMaskInputSpec
+    output_spec = MaskOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Load, threshold, save."""
+        from medsegmamba_bids.inference.foreground import fill_holes, looks_whole
+
+        image = nib.load(self.inputs.in_file)
+        data = np.asanyarray(image.dataobj)
+        if looks_whole(data):
+            raise ImageError(
+                "a brain mask is needed, as these weights do not make one and the image shows a whole head; "
+                "give one with --brain-mask or --derivatives"
+            )
+        mask = fill_holes(data > 0)
+        return {"out_file": str(save_image(mask, image.affine, folder / "mask.nii.gz", np.uint8))}

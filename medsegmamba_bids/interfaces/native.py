@@ -1,0 +1,43 @@
+"""Node: labels on the conformed grid -> the T1w's own grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nipype.interfaces.base import File, traits
+
+from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+
+
+class ToNativeInputSpec(StepInputSpec):
+    """Inputs of :class:`ToNative`."""
+
+    in_file = File(exists=True, mandatory=True, desc="labels or mask")
+    native_affine = traits.List(traits.List(traits.Float), mandatory=True, desc="affine (4, 4) of the T1w, mm")
+    native_shape = traits.List(traits.Int, mandatory=True, desc="sides of the T1w's grid")
+
+
+class ToNativeOutputSpec(StepOutputSpec):
+    """Outputs of :class:`ToNative`."""
+
+    out_file = File(desc="the labels on the T1w's grid")
+
+
+class ToNative(StepInterface):
+    """Resample labels linearly, one at a time."""
+
+    input_spec = ToNativeInputSpec
+    output_spec = ToNativeOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Load, resample, save."""
+        image = nib.load(self.inputs.in_file)
+        affine = np.array(self.inputs.native_affine)
+        labels = np.asanyarray(image.dataobj)
+        moved = labels_to_grid(labels, image.affine, affine, tuple(self.inputs.native_shape))
+        return {"out_file": str(save_image(moved, affine, folder / "native.nii.gz"))}

@@ -1,0 +1,110 @@
+"""Node: labels, intensities and posteriors -> the table of volumes, its JSON and aseg.stats."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.interfaces.segment import read_numbers
+from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures, structure_statistics
+from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
+
+_PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "nipype")
+
+
+class StatisticsInputSpec(StepInputSpec):
+    """Inputs of :class:`Statistics`."""
+
+    labels_file = File(exists=True, mandatory=True, desc="FreeSurfer labels on the conformed grid")
+    norm_file = File(exists=True, mandatory=True, desc="normalised T1w")
+    mask_file = File(exists=True, desc="brain mask, for measures of the whole brain")
+    numbers_file = File(exists=True, mandatory=True, desc="soft volumes and mean posteriors, JSON")
+    table = traits.Str(mandatory=True, desc="label table whose structures are listed")
+    etiv = traits.Float(desc="estimated total intracranial volume, mm3")
+    template = traits.Dict(desc="what was registered to")
+    subject = traits.Str(mandatory=True, desc="how aseg.stats calls the image")
+    notes = traits.List(traits.Str, desc="what is known beforehand, a sentence each")
+    records = InputMultiObject(traits.Dict, desc="records of the steps before")
+
+
+class StatisticsOutputSpec(StepOutputSpec):
+    """Outputs of :class:`Statistics`."""
+
+    table_file = File(desc="TSV, a row per structure")
+    sidecar_file = File(desc="JSON: columns, measures of the brain, notes and how the run went")
+    fs_file = File(desc="FreeSurfer's aseg.stats")
+
+
+class Statistics(StepInterface):
+    """Measure the structures of a segmentation."""
+
+    input_spec = StatisticsInputSpec
+    output_spec = StatisticsOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Load, measure, save."""
+        rows = self._rows()
+        measures = self._measures(rows)
+        sidecar = table_sidecar(measures, self._run(rows))
+        files = {"SegVolFile": "labels", "InVolFile": "norm", "PVVolFile": "norm"}
+        texts = {
+            "table_file": ("stats.tsv", to_tsv(rows)),
+            "sidecar_file": ("stats.json", json.dumps(sidecar, indent=2) + "\n"),
+            "fs_file": ("aseg.stats", to_aseg_stats(rows, measures, self.inputs.subject, files)),
+        }
+        for name, text in texts.values():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return {output: str(folder / name) for output, (name, _) in texts.items()}
+
+    def _rows(self) -> pd.DataFrame:
+        soft, means = read_numbers(self.inputs.numbers_file)
+        return structure_statistics(
+            np.asanyarray(nib.load(self.inputs.labels_file).dataobj),
+            np.asanyarray(nib.load(self.inputs.norm_file).dataobj),
+            load_label_table(self.inputs.table),
+            soft_volumes=soft,
+            mean_posteriors=means,
+            threads=self.inputs.num_threads,
+        )
+
+    def _measures(self, rows: pd.DataFrame) -> list[Measure]:
+        if not isdefined(self.inputs.mask_file):
+            return []
+        brain = brain_measures(rows)
+        whole = next((measure.value for measure in brain if measure.name == "BrainSegVol"), None)
+        etiv = self.inputs.etiv if isdefined(self.inputs.etiv) else None
+        mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
+        template = self.inputs.template["name"] if isdefined(self.inputs.template) else ""
+        return brain + intracranial_measures(mask, etiv, whole, template)
+
+    def _run(self, rows: pd.DataFrame) -> dict[str, Any]:
+        """What is known about the run, for reports and for people."""
+        records = [dict(record) for record in self.inputs.records]
+        told = self.inputs.notes if isdefined(self.inputs.notes) else []
+        notes = [*told, *(note for record in records for note in record.pop("Notes"))]
+        missing = rows.loc[rows["Flag"] == "not found", "StructName"].tolist()
+        if missing:
+            notes.append(f"not found: {', '.join(missing)}")
+        out: dict[str, Any] = {"Notes": list(dict.fromkeys(notes)), "Missing": missing, "Steps": records}
+        if isdefined(self.inputs.template):
+            out["Template"] = {
+                "Name": self.inputs.template["name"],
+                "Volume_mm3": self.inputs.template["volume"],
+                "Source": self.inputs.template["source"],
+            }
+        out["Versions"] = {"medsegmamba_bids": __version__, "python": platform.python_version()}
+        out["Versions"] |= {name: version(name) for name in _PACKAGES}
+        return out

@@ -1,0 +1,1 @@
+"""What is run on each T1w, in which order and by which processes."""

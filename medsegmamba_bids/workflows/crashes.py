@@ -1,0 +1,37 @@
+"""What failed, read from Nipype's crash files: they are the same whichever plugin ran the nodes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_NODE = re.compile(r"^Node: (\S+)$", re.MULTILINE)
+_ERROR = re.compile(r"^\s*(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Interrupt|Exit|BrokenProcessPool))(?:: (.*))?$")
+_PLAIN = {"ImageError", "SegmentationError", "WeightsError", "DeviceError", "WorkerDied"}
+
+
+def read_crashes(folder: Path) -> dict[str, str]:
+    """Return full name of a node -> what it failed with, from the crash files in a folder."""
+    found = {}
+    for path in sorted(folder.glob("crash-*.txt")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if match := _NODE.search(text):
+            found[match[1]] = last_error(text)
+    return found
+
+
+def last_error(text: str) -> str:
+    r"""Return the sentence of the last error in a traceback.
+
+    Examples
+    --------
+    >>> last_error("Traceback:\n  File ...\nmedsegmamba_bids.image.io.ImageError: a.nii: empty\n\n")
+    'a.nii: empty'
+    >>> last_error("KeyError: 'x'")
+    "KeyError: 'x'"
+    """
+    for line in reversed(text.splitlines()):
+        match = _ERROR.match(line)
+        if match and match[1] != "NodeExecutionError":
+            return match[2] if match[1] in _PLAIN and match[2] else line.strip()
+    return "it failed for an unknown reason"

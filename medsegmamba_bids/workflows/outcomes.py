@@ -1,0 +1,99 @@
+"""What became of each T1w, and the table and exit code that follow."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name
+
+DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a T1w, a participant or a report.
+
+    Attributes
+    ----------
+    name : str
+    status : {"done", "flagged", "failed", "skipped"}
+    reasons : tuple of str
+        A sentence each.
+    """
+
+    name: str
+    status: str
+    reasons: tuple[str, ...] = ()
+
+
+def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: RunConfig) -> Outcome:
+    """Say what became of a T1w.
+
+    Parameters
+    ----------
+    image : T1wImage
+    crashes : dict
+        Step -> what it failed with.
+    error : str
+        Why nothing at all was run; empty if that is not so.
+    config : RunConfig
+    """
+    name = f"{image.prefix}_T1w"
+    if crashes:
+        return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
+    table = config.output_dir / output_name(image.prefix, "aseg_stats")
+    if error or not table.is_file():
+        return Outcome(name, FAILED, (error or "its results are not there; the log file may say why",))
+    notes = [*notes_of(image.prefix, "aseg_stats", config), *notes_of(image.prefix, "hippocampus_stats", config)]
+    return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
+
+
+def notes_of(prefix: str, product: str, config: RunConfig) -> list[str]:
+    """Notes in the JSON beside a table of volumes; none where there is no such table."""
+    path: Path = config.output_dir / output_name(prefix, product, extension=".json")
+    try:
+        sidecar: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return list(sidecar.get("Notes", []))
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 if everything is done (or flagged), else 1.
+
+    Examples
+    --------
+    >>> exit_code([Outcome("a", "done"), Outcome("b", "flagged")]), exit_code([Outcome("c", "skipped")])
+    (0, 1)
+    """
+    return int(any(outcome.status in (FAILED, SKIPPED) for outcome in outcomes))
+
+
+def outcome_table(outcomes: Sequence[Outcome]) -> str:
+    """Return a table for people: a row per outcome, with its reasons below each other, and the sums.
+
+    Examples
+    --------
+    >>> print(outcome_table([Outcome("sub-01_T1w", "done"), Outcome("sub-02", "skipped", ("it has no T1w image",))]))
+    sub-01_T1w  done
+    sub-02      skipped  it has no T1w image
+    1 done, 0 flagged, 0 failed, 1 skipped
+    """
+    width = max((len(outcome.name) for outcome in outcomes), default=0)
+    lines = []
+    for outcome in outcomes:
+        head = f"{outcome.name:<{width}}  {outcome.status:<7}  "
+        texts = [part for reason in outcome.reasons for part in textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")]
+        lines += [(head if number == 0 else " " * len(head)) + text for number, text in enumerate(texts or [""])]
+    counts = Counter(outcome.status for outcome in outcomes)
+    lines.append(", ".join(f"{counts[status]} {status}" for status in (DONE, FLAGGED, FAILED, SKIPPED)))
+    return "\n".join(line.rstrip() for line in lines)

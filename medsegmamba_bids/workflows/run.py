@@ -1,0 +1,220 @@
+"""Run the workflow over participants: a few at a time, so that start and memory do not depend on their number."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.engine import Workflow
+
+from medsegmamba_bids.bids import Inputs, T1wImage, participants_of
+from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.stats.intracranial import find_template
+from medsegmamba_bids.workflows.base import (
+    ROOT,
+    init_medsegmamba_wf,
+    participant_wf_name,
+    participant_work_dir,
+    report_wf_name,
+)
+from medsegmamba_bids.workflows.crashes import last_error, read_crashes
+from medsegmamba_bids.workflows.dataset import write_dataset_files
+from medsegmamba_bids.workflows.networks import choose_networks
+from medsegmamba_bids.workflows.outcomes import DONE, FAILED, SKIPPED, Outcome, judge_image
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "medsegmamba.log"
+_BATCH = 16  # participants whose workflow is built at once, and more where more can run at once
+
+#: Called with a node and "start", "end" or "exception".
+StatusCallback = Callable[[Any, str], None]
+
+
+class Runner:
+    """Runs workflows one after the other with the same processes."""
+
+    def __init__(self, config: RunConfig, status: StatusCallback | None = None) -> None:
+        self.plugin, self.arguments = _plugin(config, status)
+
+    def run(self, workflow: Workflow) -> str:
+        """Run a workflow; return why it ended early, or nothing. Nodes that failed are in crash files."""
+        try:
+            workflow.run(plugin=self.plugin, plugin_args=self.arguments)
+        except Exception as error:  # Nipype raises what it likes once nodes have failed
+            logger.debug("the workflow ended with an error", exc_info=True)
+            return last_error(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return ""
+
+    def close(self) -> None:
+        """End its processes."""
+        if not isinstance(self.plugin, str):
+            self.plugin.close()
+
+
+@contextmanager
+def open_runner(config: RunConfig, status: StatusCallback | None = None) -> Iterator[Runner]:
+    """A runner whose processes end with the block."""
+    runner = Runner(config, status)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def _plugin(config: RunConfig, status: StatusCallback | None) -> tuple[Any, dict[str, Any]]:
+    """The plugin, by name if it is one of Nipype's own, and its arguments."""
+    if config.use_plugin:
+        name, arguments = read_plugin(config.use_plugin)
+        return name, {**arguments, "status_callback": status}
+    from medsegmamba_bids.workflows.plugin import NetworkProcessPlugin
+
+    arguments = {
+        "n_procs": config.nprocs,
+        "memory_gb": config.mem_gb,
+        "raise_insufficient": False,
+        "device": config.device,
+        "threads": config.omp_nthreads,
+        "log_file": str(config.log_dir / LOG_FILE),
+        "status_callback": status,
+    }
+    return NetworkProcessPlugin(arguments), arguments
+
+
+def read_plugin(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read the name of a plugin of Nipype and its arguments from a JSON or YAML file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or names no plugin that there is.
+    """
+    from nipype.pipeline import plugins
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+        name, arguments = entries["plugin"], dict(entries.get("plugin_args") or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: cannot be used as --use-plugin ({error}); it must hold 'plugin' and 'plugin_args'"
+        ) from error
+    known = sorted(key.removesuffix("Plugin") for key in vars(plugins) if key.endswith("Plugin"))
+    if name not in known:
+        raise ConfigError(f"{path}: Nipype has no plugin {name!r}; there are {', '.join(known)}")
+    return name, arguments
+
+
+def _from_yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError("reading YAML needs the package pyyaml; JSON does without") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
+    """Process T1w images and write reports; return what became of each.
+
+    Raises
+    ------
+    WeightsError, ConfigError
+        Weights or the plugin cannot be used.
+    """
+    networks, template = choose_networks(config), find_template()
+    write_dataset_files(config)
+    outcomes = [Outcome(name, SKIPPED, (reason,)) for name, reason in inputs.skipped.items()]
+    with open_runner(config, status) as runner:
+        to_report: list[str] = []
+        for batch in [*_batches(inputs.subjects(), config), {}]:
+            if not batch and not to_report:
+                break
+            workflow = init_medsegmamba_wf(batch, config, networks, template, to_report)
+            if config.write_graph and batch:
+                _write_graph(workflow, config)
+            error = runner.run(workflow)
+            crashes = _crashes({*batch, *to_report}, config)
+            outcomes += _failed_reports(to_report, crashes)
+            # Where nodes failed, the error only repeats one of theirs.
+            error = "" if crashes else error
+            found = {subject: _judge(subject, images, crashes, error, config) for subject, images in batch.items()}
+            outcomes += [outcome for group in found.values() for outcome in group]
+            to_report = [subject for subject, group in found.items() if any(o.status != FAILED for o in group)]
+            _clean(found, config)
+    return sorted(outcomes, key=lambda outcome: outcome.name)
+
+
+def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
+    """Write the reports of participants that are in the output folder; segment nothing."""
+    there = participants_of(config.output_dir)
+    chosen = sorted(set(config.participant_label)) or there
+    absent = [subject for subject in chosen if subject not in there]
+    outcomes = [Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in absent]
+    present = [subject for subject in chosen if subject in there]
+    failed: dict[str, Outcome] = {}
+    if present:
+        with open_runner(config, status) as runner:
+            error = runner.run(init_medsegmamba_wf({}, config, reports=present))
+            crashes = _crashes(present, config)
+            if error and not crashes:
+                crashes = {f"{ROOT}.{report_wf_name(subject)}.report": error for subject in present}
+            failed = {outcome.name: outcome for outcome in _failed_reports(present, crashes)}
+    names = [f"sub-{subject}.html" for subject in present]
+    return outcomes + [failed.get(name, Outcome(name, DONE)) for name in names]
+
+
+def _batches(subjects: dict[str, list[T1wImage]], config: RunConfig) -> Iterator[dict[str, list[T1wImage]]]:
+    names, size = list(subjects), max(_BATCH, 4 * config.nprocs)
+    for start in range(0, len(names), size):
+        yield {name: subjects[name] for name in names[start : start + size]}
+
+
+def _crashes(subjects: Iterable[str], config: RunConfig) -> dict[str, str]:
+    """Full name of a node -> what it failed with, for all nodes of some participants."""
+    found: dict[str, str] = {}
+    for subject in subjects:
+        found |= read_crashes(config.participant_log_dir(subject))
+    return found
+
+
+def _judge(
+    subject: str, images: list[T1wImage], crashes: dict[str, str], error: str, config: RunConfig
+) -> list[Outcome]:
+    outcomes = []
+    for image in images:
+        start = f"{ROOT}.{participant_wf_name(subject)}.{image.node_name}."
+        own = {name.removeprefix(start): text for name, text in crashes.items() if name.startswith(start)}
+        outcomes.append(judge_image(image, own, error, config))
+    return outcomes
+
+
+def _failed_reports(subjects: list[str], crashes: dict[str, str]) -> list[Outcome]:
+    reasons = {subject: crashes.get(f"{ROOT}.{report_wf_name(subject)}.report") for subject in subjects}
+    return [Outcome(f"sub-{subject}.html", FAILED, (reason,)) for subject, reason in reasons.items() if reason]
+
+
+def _clean(found: dict[str, list[Outcome]], config: RunConfig) -> None:
+    """Delete the work folders of participants that are done, if that was asked for."""
+    if not config.clean_workdir:
+        return
+    for subject, outcomes in found.items():
+        if all(outcome.status != FAILED for outcome in outcomes):
+            shutil.rmtree(participant_work_dir(subject, config), ignore_errors=True)
+
+
+def _write_graph(workflow: Workflow, config: RunConfig) -> None:
+    """Write the workflow as a graph; as a picture where Graphviz is installed."""
+    path = config.log_dir / "graph.dot"
+    kind = "svg" if shutil.which("dot") else "dot"
+    try:
+        workflow.write_graph(dotfilename=str(path), graph2use="colored", format=kind, simple_form=True)
+    except OSError as error:  # Graphviz is not there: the text is
+        logger.warning("the graph was written as text only (%s)", error)
