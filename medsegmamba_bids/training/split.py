@@ -92,8 +92,9 @@ def _years(text: str, file: Path) -> float:
 def split_participants(people: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Puts every participant into one set, 3:1:1, so that the sets are alike in age and sex.
 
-    Participants are lined up by sex and age (equal ones in random order), and of each five neighbours three
-    go to training and one each to validation and test, at random.
+    Participants are lined up by sex and age (equal ones in random order; ages go up for one sex and down for the
+    next, so that neighbours are alike where the sex changes), and of each five neighbours three go to training and
+    one each to validation and test, at random.
 
     Parameters
     ----------
@@ -121,7 +122,9 @@ def split_participants(people: pd.DataFrame, seed: int) -> pd.DataFrame:
         raise SplitError(f"{len(people)} participants; at least {len(_SHARES)} are needed to fill all three sets")
     rng = np.random.default_rng(seed)
     line = people.sort_values("participant_id").iloc[rng.permutation(len(people))]
-    line = line.sort_values(["sex", "age"], kind="stable", na_position="last")
+    upwards = 1 - 2 * (pd.factorize(line["sex"], sort=True)[0] % 2)
+    line = line.assign(order=line["age"] * upwards).sort_values(["sex", "order"], kind="stable", na_position="last")
+    line = line.drop(columns="order")
     sets = [rng.permutation(_SHARES[: len(line) - start]) for start in range(0, len(line), len(_SHARES))]
     return line.assign(set=np.concatenate(sets)).sort_values("participant_id").reset_index(drop=True)
 

@@ -1,0 +1,156 @@
+"""Configurations: what is read, and what is refused with the file and the key."""
+
+import pytest
+
+from medsegmamba_bids.training.config import (
+    ConfigError,
+    PairsConfig,
+    SynthesisConfig,
+    find_config,
+    read_config,
+    read_pairs_config,
+    read_synthesis_config,
+)
+from medsegmamba_bids.training.export import weights_info
+from medsegmamba_bids.training.synthetic import check_synthesis
+
+SYNTHESIS = """
+name = "tiny"
+tissues = "aseg_brain"
+network = { channels = [8, 8, 8, 8], bottleneck = 16, state = 4, blocks = 1 }
+[[sources]]
+labels = "maps/*.nii.gz"
+[[stages]]
+steps = 10
+patch_size = 16
+voxel_size = [2.0, 2.0]
+rate = [1e-3, 1e-4]
+"""
+PAIRS = """
+name = "pairs"
+table = "aseg"
+network = { state = 4 }
+"""
+PAIRS_YAML = """
+name: pairs
+table: aseg
+network: {state: 4}
+"""
+
+
+def write(folder, text, name="config.toml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SYNTHESIS.replace("name =", "nome ="), "unknown keys \\['nome'\\]; allowed are"),
+        (SYNTHESIS.replace('tissues = "aseg_brain"\n', ""), "keys \\['tissues'\\] are missing"),
+        (SYNTHESIS.replace("steps = 10", 'steps = "ten"'), "number 1: steps is 'ten', which is not int"),
+        (SYNTHESIS.replace("steps = 10", "steps = true"), "steps is True, which is not int"),
+        (SYNTHESIS.replace("steps = 10", "steps = 0"), "steps is 0; it must be 1 or more"),
+        (SYNTHESIS.replace("[2.0, 2.0]", "[2.0]"), "voxel_size is \\[2.0\\]; two numbers are needed"),
+        (SYNTHESIS.replace("rate = ", "rat = "), "\\[\\[stages\\]\\] number 1: unknown keys \\['rat'\\]"),
+        (SYNTHESIS.split("[[stages]]")[0], "needs at least one \\[\\[stages\\]\\] table"),
+        (SYNTHESIS + '[weights]\nname = "a"\nlicense = "MIT"', "\\[weights\\]: unknown keys \\['license'\\]"),
+        ('precision = "float16"\n' + SYNTHESIS, "precision 'float16' is unknown; allowed are float32, bfloat16"),
+        ("name = ", "config.toml: "),
+    ],
+)
+def test_synthesis_refusals(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_synthesis_config(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PAIRS_YAML + "epoch: 3\n", "unknown keys \\['epoch'\\]"),
+        (PAIRS_YAML + "epochs: many\n", "epochs is 'many', which is not int"),
+        (PAIRS_YAML + "network: [4]\n", "network is \\[4\\], which is not dict"),
+        ("- name\n- table\n", "holds no keys with values"),
+        ("name: [\n", "config.yaml: "),
+    ],
+)
+def test_pairs_refusals_in_yaml(tmp_path, text, message):
+    path = write(tmp_path, text, "config.yaml")
+    with pytest.raises(ConfigError, match=message) as error:
+        read_pairs_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_yaml_and_toml_mean_the_same(tmp_path):
+    toml = read_config(write(tmp_path, PAIRS))
+    yaml = read_config(write(tmp_path, PAIRS_YAML, "config.yml"))
+    assert isinstance(toml, PairsConfig)
+    assert toml == yaml
+    assert toml.digest == yaml.digest
+
+
+def test_sources_make_it_synthesis(tmp_path):
+    config = read_config(write(tmp_path, SYNTHESIS))
+    assert isinstance(config, SynthesisConfig)
+    assert (config.table, config.patch_size, config.stages[0].rate) == ("aseg_brain", 16, (1e-3, 1e-4))
+
+
+def test_digest_is_of_what_decides_the_result(tmp_path):
+    digest = read_config(write(tmp_path, SYNTHESIS)).digest
+    for free in ("workers = 3\n", "log_every = 7\n", "save_every = 9\n"):
+        assert read_config(write(tmp_path, free + SYNTHESIS)).digest == digest
+    with_weights = SYNTHESIS + '[weights]\nname = "a"\nunweighted = 0.5\n'
+    assert read_config(write(tmp_path, with_weights)).digest == digest
+    for text in ("seed = 2\n" + SYNTHESIS, SYNTHESIS.replace("steps = 10", "steps = 11")):
+        assert read_config(write(tmp_path, text)).digest != digest
+
+
+@pytest.mark.parametrize("name", ["embedded_aseg", "embedded_hippocampus", "paper_aseg", "paper_hippocampus"])
+def test_configurations_of_the_package_can_be_run(name):
+    config = read_config(find_config(name))
+    if isinstance(config, SynthesisConfig):
+        check_synthesis(config)
+    info = weights_info(config)
+    assert info.task == ("hippocampus" if "hippocampus" in name else "aseg")
+    assert info.input.patch_size == config.patch_size
+
+
+def test_the_papers_recipe():
+    """Section 2.4: epochs, patches, dropout and drop path."""
+    aseg, hippocampus = (read_config(find_config(f"paper_{name}")) for name in ("aseg", "hippocampus"))
+    assert (aseg.epochs, aseg.patches_per_axis**3, aseg.entropy_epochs) == (15, 27, 1)
+    assert (hippocampus.epochs, hippocampus.patches_per_axis) == (63, 1)
+    for config in (aseg, hippocampus):
+        assert (config.network["dropout"], config.network["drop_path"]) == (0.1, 0.3)
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no such file, and no configuration of the package \(embedded_aseg, "):
+        find_config("embeded_aseg")
+
+
+def test_stages_with_unknown_choices_are_refused_before_training(tmp_path):
+    config = read_config(write(tmp_path, SYNTHESIS + "synthesis = { noise = 0.1 }\n"))
+    with pytest.raises(ConfigError, match=r"unknown keys \['noise'\]; allowed are .*'noise_max'"):
+        check_synthesis(config)
+
+
+def test_networks_that_cannot_be_built_are_refused(tmp_path):
+    config = read_config(write(tmp_path, SYNTHESIS.replace("state = 4", "states = 4")))
+    with pytest.raises(ValueError, match="states"):
+        check_synthesis(config)
+
+
+def test_unweighing_is_for_synthesis_alone(tmp_path):
+    config = read_config(write(tmp_path, PAIRS + '[weights]\nname = "a"\nunweighted = 0.5\n'))
+    with pytest.raises(ConfigError, match="configuration pairs: unweighted is only for synthesised images"):
+        weights_info(config)
+
+
+def test_weights_table_is_checked(tmp_path):
+    config = read_config(write(tmp_path, SYNTHESIS + '[weights]\nname = "a"\npatch_size = 20\n'))
+    with pytest.raises(ConfigError, match="its patch size is 20; it must be a multiple of 8"):
+        weights_info(config)

@@ -1,0 +1,105 @@
+"""Subfields painted into hippocampi by shape."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.training.hippocampus import SUBFIELDS, SubfieldAtlas, load_atlas, paint_subfields
+from medsegmamba_bids.training.label_maps import read_lia
+
+SUBFIELD_NUMBERS = sorted(SUBFIELDS.values())
+
+
+def ellipsoid(shape, centre, radii):
+    grid = np.ogrid[tuple(slice(0, n) for n in shape)]
+    return sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) <= 1
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    """A left "hippocampus" in twelve slabs from front to back."""
+    mask = ellipsoid((42, 40, 64), (20, 19, 31), (7, 6, 19))
+    slabs = np.array(SUBFIELD_NUMBERS)[np.clip((np.arange(64) - 13) // 3, 0, 11)]
+    return SubfieldAtlas(np.where(mask, slabs, 0).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def painted(atlas):
+    """A head with two mirror-image hippocampi, somewhat larger than the atlas', before and after."""
+    labels = np.zeros((101, 60, 80), np.uint16)
+    labels[ellipsoid(labels.shape, (70, 30, 40), (8, 7, 22))] = 17
+    labels[ellipsoid(labels.shape, (30, 30, 40), (8, 7, 22))] = 53
+    labels[5:10, 5:10, 5:10] = 2
+    return labels, paint_subfields(labels, atlas)
+
+
+def test_all_twelve_on_both_sides(painted):
+    labels, found = painted
+    assert sorted(set(found[labels == 17].tolist())) == [1000 + n for n in SUBFIELD_NUMBERS]
+    assert sorted(set(found[labels == 53].tolist())) == [2000 + n for n in SUBFIELD_NUMBERS]
+
+
+def test_only_hippocampi_change(painted):
+    labels, found = painted
+    outside = ~np.isin(labels, (17, 53))
+    assert np.array_equal(found[outside], labels[outside])
+    assert found.dtype == np.int32
+    assert (labels == 17).sum() > 1000  # the input is not written to
+
+
+def test_sides_mirror_each_other(painted):
+    _, found = painted
+    swapped = np.where(found > 2000, found - 1000, np.where(found > 1000, found + 1000, found))[::-1]
+    both = (found > 1000) & (swapped > 1000)
+    assert both.sum() > 1000
+    assert (found == swapped)[both].mean() > 0.98
+
+
+def test_order_is_kept(painted):
+    """The slabs follow each other as in the atlas."""
+    _, found = painted
+    middles = [np.argwhere(found == 1000 + n)[:, 2].mean() for n in SUBFIELD_NUMBERS]
+    assert middles == sorted(middles)
+
+
+def test_a_missing_side_is_left_out(atlas):
+    labels = np.zeros((60, 50, 70), np.uint16)
+    labels[ellipsoid(labels.shape, (30, 25, 35), (7, 6, 19))] = 17
+    found = paint_subfields(labels, atlas)
+    assert 1000 < found[labels == 17].min() <= found.max() < 2000
+
+
+def test_the_table_has_these_labels():
+    expected = [1000 + n for n in SUBFIELD_NUMBERS] + [2000 + n for n in SUBFIELD_NUMBERS]
+    assert sorted(load_label_table("hippoFS60").labels[1:].tolist()) == expected
+
+
+def test_atlases_are_read_by_name(tmp_path):
+    """Head and body of a subfield are one; amygdala nuclei are left out; the array is LIA with a margin."""
+    indices = np.zeros((10, 12, 14), np.uint8)
+    indices[4, 5, 6], indices[5, 5, 6], indices[6, 5, 6] = 1, 2, 3
+    nib.save(nib.Nifti1Image(indices, np.eye(4)), tmp_path / "atlas.nii.gz")
+    names = {"labels": ["background", "CA1-head", "CA1-body", "Lateral-nucleus"]}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    labels = load_atlas(tmp_path / "atlas.nii.gz", tmp_path / "names.json").labels
+    assert labels.shape == (26, 25, 25)
+    assert (labels == 206).sum() == 2
+    assert sorted(set(labels.ravel().tolist())) == [0, 206]
+
+
+@pytest.mark.slow
+def test_a_real_head(shared):
+    """All 24 labels in a real label map, each side's volumes in a plausible order."""
+    folder = shared / "data" / "hippocampus"
+    atlas = load_atlas(folder / "mni_left_hippoamyg.nii.gz", folder / "mni_left_hippoamyg_labels.json")
+    labels, _ = read_lia(shared / "data" / "synthesis_labels" / "head_01.nii.gz")
+    found = paint_subfields(labels.astype(np.int32), atlas)
+    for side, offset in ((17, 1000), (53, 2000)):
+        numbers, counts = np.unique(found[labels == side], return_counts=True)
+        assert numbers.tolist() == [offset + n for n in SUBFIELD_NUMBERS]
+        volumes = dict(zip((numbers - offset).tolist(), counts, strict=True))
+        assert volumes[206] > 3 * volumes[203]  # CA1 and parasubiculum
+        assert max(volumes.values()) < 0.4 * counts.sum()

@@ -1,0 +1,153 @@
+"""Label maps made ready for synthesis: what is renamed, merged, limited and refused."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medsegmamba_bids.training.label_maps import (
+    LANDMARKS,
+    OUTER_CSF,
+    LabelMap,
+    TemplateAtlas,
+    build_map,
+    prepare_map,
+)
+
+
+def write(labels, affine, folder, name="map.nii.gz"):
+    path = folder / name
+    nib.save(nib.Nifti1Image(labels, affine), path)
+    return path
+
+
+def labels_of(label_map, tissues):
+    """A prepared map's labels; the array is cropped to the head."""
+    return tissues.rows["label"].to_numpy()[label_map.tissue]
+
+
+def test_labels_outside_the_table_are_refused_with_the_file(tmp_path, head, lia, tissues):
+    labels = head()
+    labels[10, 10, 10], labels[10, 10, 11] = 700, 99
+    path = write(labels, lia, tmp_path)
+    with pytest.raises(ValueError, match=r"labels \[99, 700\] are not in the tissue table") as error:
+        prepare_map(path, tissues)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: np.where(a == 502, a, 0).astype(np.int16), r"none of its labels \[0, 502\] is a class"),
+        (lambda a: np.where(a == 2, 2.5, a).astype(np.float32), "its values are not whole numbers"),
+    ],
+)
+def test_what_is_no_label_map(tmp_path, head, lia, tissues, change, message):
+    path = write(change(head()), lia, tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        prepare_map(path, tissues)
+    assert str(path) in str(error.value)
+
+
+def test_other_voxel_sizes_are_refused(tmp_path, head, tissues):
+    path = write(head(), np.diag([-2.0, 2, 2, 1]), tmp_path)
+    with pytest.raises(ValueError, match=r"label maps must have 1 mm voxels"):
+        prepare_map(path, tissues)
+
+
+def test_any_orientation_gives_the_same_map(tmp_path, head, lia, tissues):
+    image = nib.Nifti1Image(head(), lia)
+    ras = nib.as_closest_canonical(image)
+    nib.save(ras, tmp_path / "ras.nii.gz")
+    expected = prepare_map(write(head(), lia, tmp_path), tissues)
+    found = prepare_map(tmp_path / "ras.nii.gz", tissues)
+    assert np.array_equal(found.tissue, expected.tissue)
+    assert np.array_equal(found.centres, expected.centres)
+
+
+def test_synonyms_parcels_and_callosum(tmp_path, head, lia, tissues):
+    labels = head()
+    labels[10, 20, 20], labels[11, 20, 20], labels[30, 20, 20] = 163, 2035, 1001
+    labels[30, 21, 20] = 251  # callosum within white matter of the left
+    found = labels_of(prepare_map(write(labels, lia, tmp_path), tissues), tissues)
+    corner = 4  # the crop starts at the skull
+    assert found[10 - corner, 16, 16] == 63
+    assert found[11 - corner, 16, 16] == 42
+    assert found[30 - corner, 16, 16] == 3
+    assert found[30 - corner, 17, 16] == 2
+
+
+def test_merged_classes_are_accepted_where_the_map_lacks_them(label_map, tissues):
+    index = {int(label): i for i, label in enumerate(tissues.table.labels)}
+    without, with_plexus = label_map().accepts, label_map(plexus=True).accepts
+    expected = np.eye(len(index), dtype=bool)
+    for host, merged in ((2, 77), (41, 77)):
+        expected[index[host], index[merged]] = True
+    assert np.array_equal(with_plexus, expected)
+    expected[index[4], index[31]] = expected[index[43], index[63]] = True
+    assert np.array_equal(without, expected)
+
+
+def test_measures_of_a_map(label_map, tissues):
+    found = label_map()
+    index = tissues.table.labels.tolist().index(17)
+    assert found.counts[index] == 8 * 8 * 20
+    assert found.centres[index].tolist() == [25.5, 27.5, 19.5]  # the crop starts at 4
+    assert found.brain_box.tolist() == [[4, 35], [4, 35], [4, 35]]
+    assert found.counts[0] == 0
+
+
+def test_maps_are_stored_and_read(tmp_path, label_map):
+    one = label_map()
+    one.save(tmp_path / "map.npz")
+    again = LabelMap.load(tmp_path / "map.npz")
+    assert (again.name, again.stripped, again.weight, again.image) == ("head", False, 1.0, None)
+    for name in ("tissue", "counts", "centres", "brain_box", "accepts"):
+        assert np.array_equal(getattr(again, name), getattr(one, name))
+
+
+def test_csf_stays_only_where_the_atlas_has_it(tmp_path, lia, tissues):
+    """A map whose label 24 is all fluid: only the part near the atlas' 24, through an affine, keeps it."""
+    rng = np.random.default_rng(0)
+    atlas = np.zeros((80, 80, 80), np.int32)
+    labels = np.zeros((100, 100, 100), np.int32)
+    labels[2:98, 2:98, 2:98] = 502
+    for label, place in zip(LANDMARKS, rng.integers(10, 70, (len(LANDMARKS), 3)), strict=True):
+        atlas[tuple(slice(p - 1, p + 2) for p in place)] = label
+        labels[tuple(slice(p + 9, p + 12) for p in place)] = label  # the same, 10 voxels further along each axis
+    atlas[40:44, 40:44, 40:44] = 24
+    labels[50:54, 50:54, 50:54] = 24  # belongs there
+    labels[60:64, 50:54, 50:54] = 24  # 6 voxels off
+    path = write(labels.astype(np.int16), lia, tmp_path)
+    found = labels_of(prepare_map(path, tissues, atlas=TemplateAtlas(atlas)), tissues)
+    assert (found[48:52, 48:52, 48:52] == 24).mean() > 0.9
+    assert (found[58:62, 48:52, 48:52] != 24).all()
+    assert (found[58:62, 48:52, 48:52] == OUTER_CSF).mean() > 0.9
+    everywhere = labels_of(prepare_map(path, tissues), tissues)
+    assert (everywhere[58:62, 48:52, 48:52] == 24).mean() > 0.9
+
+
+def test_a_brain_alone_gets_fluid_around(tmp_path, head, lia, tissues):
+    labels = head()
+    labels[labels == 502] = 0
+    found = labels_of(prepare_map(write(labels, lia, tmp_path), tissues), tissues)
+    # The brain is 32 voxels wide; the shell adds 3 on each side.
+    assert found.shape == (38, 38, 38)
+    assert found[0, 19, 19] == found[2, 19, 19] == OUTER_CSF
+    assert found[3, 19, 19] == 41
+
+
+def test_images_are_brought_to_the_map(tmp_path, head, lia, tissues):
+    """White matter lies at 1, whatever the image's scale and grid."""
+    labels = head()
+    picture = np.where(np.isin(labels, (2, 41)), 800, np.where(labels > 0, 400, 0)).astype(np.float32)
+    image = nib.as_closest_canonical(nib.Nifti1Image(picture, lia))
+    found = prepare_map(write(labels, lia, tmp_path), tissues, image=image, stripped=True)
+    assert found.stripped
+    here = labels_of(found, tissues)
+    assert np.allclose(found.image[here == 2], 1)
+    assert np.allclose(found.image[here == 17], 0.5)
+
+
+def test_names_are_kept(head, tissues):
+    with pytest.raises(ValueError, match=r"maps/a\.nii: labels \[999\]"):
+        build_map("a", np.where(head() == 17, 999, head()), tissues, source="maps/a.nii")
