@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test clean
+.PHONY: help install lint test demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(INSTALLED)  ## run ruff, then pytest; both always, so that pytest's summ
 	$(BIN)/python -m ruff check . || status=1; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
 	exit $$status
+
+demo: $(INSTALLED)  ## segment nilearn's MNI152 template, into the folder demo
+	$(BIN)/python -m medsegmamba_bids.cli.demo demo
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from medsegmamba_bids.cli.common import user_errors
 from medsegmamba_bids.cli.parser import parse_config
@@ -30,11 +32,10 @@ def run_level(config: RunConfig) -> int:
     from medsegmamba_bids.cli.progress import Progress
     from medsegmamba_bids.workflows.outcomes import exit_code, outcome_table
 
-    start_log(config)
-    with Progress() as progress:
+    with _log(config), Progress() as progress:
         outcomes = _outcomes(config, progress)
-    table = outcome_table(outcomes)
-    logging.getLogger(__name__).info("what became of each image:\n%s", table)
+        table = outcome_table(outcomes)
+        logging.getLogger(__name__).info("what became of each image:\n%s", table)
     print(table)
     print(f"results: {config.output_dir}")
     print(f"log:     {config.log_dir}")
@@ -52,20 +53,31 @@ def _outcomes(config: RunConfig, progress: object) -> list:
     return run_participants(inputs, config, progress)
 
 
-def start_log(config: RunConfig) -> None:
+@contextmanager
+def _log(config: RunConfig) -> Iterator[None]:
     """Write the options, and send messages to the run's log file; warnings (-v: more) also to the terminal."""
     from medsegmamba_bids.interfaces.outputs import write_new
     from medsegmamba_bids.workflows.run import LOG_FILE
     from medsegmamba_bids.workflows.workers import log_to_file
 
-    config.log_dir.mkdir(parents=True, exist_ok=True)
     write_new(config.to_json(), config.log_dir / "config.json")
-    log_to_file(str(config.log_dir / LOG_FILE))
+    to_file = log_to_file(str(config.log_dir / LOG_FILE))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(config.verbose, 2)])
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")  # shown already
-    logging.getLogger("medsegmamba_bids").addHandler(terminal)
+    package = logging.getLogger("medsegmamba_bids")
+    package.addHandler(terminal)
+    try:
+        yield
+    except Exception as error:
+        package.debug("the run ended with an error: %s", error, exc_info=True)
+        raise
+    finally:
+        package.removeHandler(terminal)
+        package.removeHandler(to_file)
+        logging.getLogger("nipype").removeHandler(to_file)
+        to_file.close()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class SegmentAseg(StepInterface):
             "Device": segmentation.device,
             "Precision": self.inputs.precision,
             "StepSize": step if isdefined(step) else info.input.step,
-            "Weights": {"Name": info.name, "Checksum": info.checksum, "License": info.licence},
+            "Weights": {"Name": info.name, "Checksum": info.checksum, "Origin": info.origin},
         }
 
 

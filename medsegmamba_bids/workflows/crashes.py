@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 _NODE = re.compile(r"^Node: (\S+)$", re.MULTILINE)
-_ERROR = re.compile(r"^\s*(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Interrupt|Exit|BrokenProcessPool))(?:: (.*))?$")
-_PLAIN = {"ImageError", "SegmentationError", "WeightsError", "DeviceError", "WorkerDied"}
+_ERROR = re.compile(r"^\s*(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Interrupt|Exit))(?:: (.*))?$")
+_PLAIN = {"ImageError", "SegmentationError", "WeightsError", "DeviceError", "WorkerDiedError"}
 
 
 def read_crashes(folder: Path) -> dict[str, str]:

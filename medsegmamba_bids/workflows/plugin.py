@@ -26,11 +26,18 @@ logger = logging.getLogger(__name__)
 
 # Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
 _PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
+_FIRST = {"conform", "mask"}  # what networks wait for
 _PATIENCE_S = 5.0
-DIED = (
-    "medsegmamba_bids.workflows.plugin.WorkerDied: its process was killed, most likely because memory ran out; "
-    "give the job more memory, or lower --mem or --nprocs\n"
-)
+
+
+class WorkerDiedError(RuntimeError):
+    """A process that ran a node is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "its process was killed, most likely because memory ran out; "
+            "give the job more memory, or lower --mem or --nprocs"
+        )
 
 
 class Worker:
@@ -130,9 +137,21 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def _postrun_check(self) -> None:
         """Processes stay for the next workflow."""
 
+    def _sort_jobs(self, jobids: Any, scheduler: str | None = None) -> list[int]:
+        """Nodes that run networks first; while one can run, processors are not given to others.
+
+        Else small nodes would always take what becomes free, and networks wait until there are no more of them.
+        """
+        free = sum(not process.busy for process in self._networks)
+        networks = [job for job in jobids if _runs_network(self.procs[job])]
+        if networks and free:
+            return networks[:free]
+        others = [job for job in jobids if not _runs_network(self.procs[job])]
+        return sorted(others, key=lambda job: self.procs[job].name not in _FIRST)
+
     def _submit_job(self, node: Node, updatehash: bool = False) -> int | None:
         worker, repeatable = self._common, True
-        if getattr(node.interface, "runs_network", False):
+        if _runs_network(node):
             free = [process for process in self._networks if not process.busy]
             if not free:
                 return None  # it is asked again
@@ -158,7 +177,8 @@ class NetworkProcessPlugin(MultiProcPlugin):
             # Whose fault it was cannot be told: each node that ran there gets a process of its own.
             self._to_repeat.add(taskid)
         else:
-            text = DIED if isinstance(error, BrokenProcessPool) else f"{type(error).__name__}: {error}\n"
+            reason = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
+            text = f"{type(reason).__name__}: {reason}\n"
             self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
@@ -173,6 +193,10 @@ class NetworkProcessPlugin(MultiProcPlugin):
         del self._task_obj[taskid], self._tasks[taskid], self._taskresult[taskid]
         if taskid in self._alone:
             self._alone.pop(taskid).close()
+
+
+def _runs_network(node: Node) -> bool:
+    return getattr(node.interface, "runs_network", False)
 
 
 def visible_devices(device: str) -> list[str | None]:

@@ -39,8 +39,11 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def log_to_file(log_file: str | None) -> None:
-    """Send the package's and Nipype's messages to a file, as plain lines; Nipype's to nowhere else."""
+def log_to_file(log_file: str | None) -> logging.Handler:
+    """Send the package's and Nipype's messages to a file, as plain lines; Nipype's to nowhere else.
+
+    Returns the handler.
+    """
     import nipype  # noqa: F401 (it sets up its own handlers on import)
 
     handler: logging.Handler = logging.FileHandler(log_file, encoding="utf-8") if log_file else logging.NullHandler()
@@ -53,3 +56,4 @@ def log_to_file(log_file: str | None) -> None:
     root.addHandler(handler)
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils", "nipype.filemanip"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    return handler

@@ -1,0 +1,70 @@
+"""A demonstration: segments the MNI152 template that nilearn carries, as a BIDS App would."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from medsegmamba_bids.cli.common import make_parser, user_errors
+
+_DESCRIPTION = {"Name": "Demonstration: the MNI152 template", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+_README = "One image: the skull-stripped ICBM 152 2009a template at 1 mm, as nilearn carries it.\n"
+_PREFIX = "sub-mni152"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = make_parser("python -m medsegmamba_bids.cli.demo", "Make a dataset of one image and process it.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where dataset, results and work go")
+    parser.add_argument("options", nargs="*", metavar="OPTION", help="more options of medsegmamba, after --")
+    return parser
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the demonstration; return the exit code."""
+    arguments = build_parser().parse_args(argv)
+    bids, output = arguments.folder / "bids", arguments.folder / "derivatives"
+    make_dataset(bids)
+    from medsegmamba_bids.cli.main import main as medsegmamba
+
+    work = ["-w", str(arguments.folder / "work")]
+    code = medsegmamba([str(bids), str(output), "participant", *work, *arguments.options])
+    if code == 0:
+        code = medsegmamba([str(bids), str(output), "group"])
+    if code == 0:
+        print_results(output)
+    return code
+
+
+def make_dataset(folder: Path) -> None:
+    """Write a BIDS dataset with the template as its only T1w."""
+    from medsegmamba_bids.interfaces.outputs import copy_new, write_new
+    from medsegmamba_bids.stats.intracranial import nilearn_template
+
+    write_new(json.dumps(_DESCRIPTION, indent=2) + "\n", folder / "dataset_description.json")
+    write_new(_README, folder / "README")
+    copy_new(nilearn_template(), folder / _PREFIX / "anat" / f"{_PREFIX}_T1w.nii.gz")
+
+
+def print_results(output: Path) -> None:
+    """Print the table of volumes and where everything is."""
+    from medsegmamba_bids.data.names import output_name
+    from medsegmamba_bids.stats.tables import read_tsv
+
+    for product in ("aseg_stats", "hippocampus_stats"):
+        path = output / output_name(_PREFIX, product)
+        if path.is_file():
+            rows = read_tsv(path)[["SegId", "StructName", "NVoxels", "Volume_mm3", "MeanPosterior"]]
+            print(f"\n{path.name}\n{rows.to_string(index=False, na_rep='n/a')}")
+    print("\nwritten:")
+    width = shutil.get_terminal_size().columns
+    for path in sorted(path for path in output.rglob("*") if path.is_file() and "log" not in str(path.parent)):
+        print(f"  {path}" if len(str(path)) < width else f"  {path.relative_to(output)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

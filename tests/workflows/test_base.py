@@ -1,0 +1,164 @@
+"""Graphs, built and expanded without running anything."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.networks.weights_info import InputSpec, WeightsInfo
+from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.workflows.base import init_medsegmamba_wf, participant_work_dir
+from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.workflows.outputs import product_metadata
+
+TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
+NETWORK_STEPS = {"aseg", "brain", "hippocampus"}
+
+
+def network(table="aseg_brain", task="aseg", **spec):
+    labels = tuple(load_label_table(table).labels.tolist())
+    config = {"classes": len(labels)}
+    info = WeightsInfo(f"w-{table}", "medsegmamba", config, task, labels, InputSpec(**spec), checksum="abc")
+    return Network(Path(f"{table}.safetensors"), info)
+
+
+AUTHORS = {"table": "aseg", "skull_stripped": True, "intensity": "freesurfer"}
+
+
+def image(subject="01", mask=None, session=None):
+    prefix = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+    relative = f"sub-{subject}/anat/{prefix}_T1w.nii.gz"
+    return T1wImage(Path("/data") / relative, prefix, subject, session, relative, mask)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(tmp_path / "in", tmp_path / "out", work_dir=tmp_path / "work", nprocs=4, omp_nthreads=2, mem_gb=3)
+
+
+def build(config, networks, *images):
+    subjects = {}
+    for one in images or [image()]:
+        subjects.setdefault(one.subject, []).append(one)
+    workflow = init_medsegmamba_wf(subjects, config, networks, TEMPLATE)
+    return {node.fullname: node for node in workflow._create_flat_graph().nodes()}
+
+
+def names(nodes):
+    return {name.split(".")[-1] for name in nodes}
+
+
+def source(nodes, step, entry, config, networks, *images):
+    """Node and output that an input comes from."""
+    subjects = {"01": list(images) or [image()]}
+    graph = init_medsegmamba_wf(subjects, config, networks, TEMPLATE)._create_flat_graph()
+    for before, after, edge in graph.edges(data=True):
+        for output, into in edge["connect"]:
+            if after.name == step and into == entry:
+                return f"{before.name}.{output}"
+    return None
+
+
+def test_heads_are_segmented_as_they_are(config):
+    networks = Networks(network())
+    nodes = build(config, networks)
+    assert not names(nodes) & {"brain", "mask", "hippocampus"}
+    assert source(nodes, "aseg", "in_file", config, networks) == "conform.out_file"
+    assert source(nodes, "aseg", "mask_file", config, networks) is None
+    assert source(nodes, "normalize", "mask_file", config, networks) == "aseg.mask_file"
+    assert source(nodes, "normalize", "labels_file", config, networks) == "aseg.labels_file"
+
+
+def test_the_authors_weights_get_a_normalised_brain(config):
+    networks = Networks(network(**AUTHORS), None, network())
+    nodes = build(config, networks)
+    assert "brain" in names(nodes)
+    assert source(nodes, "normalize", "mask_file", config, networks) == "brain.mask_file"
+    assert source(nodes, "aseg", "in_file", config, networks) == "normalize.out_file"
+    assert source(nodes, "aseg", "mask_file", config, networks) == "brain.mask_file"
+
+
+def test_a_given_mask_needs_no_network(config):
+    networks = Networks(network(**AUTHORS), None, network())
+    masked = image(mask=Path("/masks/brain.nii.gz"))
+    nodes = build(config, networks, masked)
+    assert "brain" not in names(nodes)
+    assert source(nodes, "aseg", "mask_file", config, networks, masked) == "mask.out_file"
+    assert source(nodes, "write_aseg", "conformed_mask", config, networks, masked) == "mask.out_file"
+
+
+def test_no_mask_at_all_takes_stripped_images_only(config):
+    nodes = build(config, Networks(network(**AUTHORS)))
+    (mask,) = [node for node in nodes.values() if node.name == "mask"]
+    assert type(mask.interface).__name__ == "NonzeroMask"
+
+
+def test_subfields_start_from_the_hippocampi(config):
+    networks = Networks(network(), network("hippoFS60", "hippocampus"))
+    nodes = build(config, networks)
+    assert source(nodes, "hippocampus", "aseg_file", config, networks) == "aseg.labels_file"
+    assert "write_hippocampus" in names(nodes)
+
+
+def test_network_nodes_declare_what_they_need(config):
+    networks = Networks(network(**AUTHORS), network("hippoFS60", "hippocampus"), network())
+    found = {node.name: node for node in build(config, networks).values() if node.name in NETWORK_STEPS}
+    assert found.keys() == NETWORK_STEPS
+    for node in found.values():
+        assert (node.n_procs, node.mem_gb) == (2, 3)  # 4 GB, but no more than there are
+        assert node.interface.runs_network
+
+
+def test_how_it_is_run_does_not_change_hashes(config):
+    networks = Networks(network())
+    other = replace(config, device="cuda", batch_size=3, omp_nthreads=4, mem_gb=8)
+    changed = replace(config, precision="bfloat16")
+    hashes = [
+        {node.name: node.inputs.get_hashval()[1] for node in build(one, networks).values() if node.name == "aseg"}
+        for one in (config, other, changed)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_every_image_has_a_part_of_its_own(config):
+    images = [image("01", session="a"), image("01", session="b"), image("02")]
+    nodes = build(config, Networks(network()), *images)
+    conform = sorted(name for name in nodes if name.endswith(".conform"))
+    assert conform == [
+        "medsegmamba_wf.sub_01_wf.T1w_sub_01_ses_a_wf.conform",
+        "medsegmamba_wf.sub_01_wf.T1w_sub_01_ses_b_wf.conform",
+        "medsegmamba_wf.sub_02_wf.T1w_sub_02_wf.conform",
+    ]
+    assert participant_work_dir("01", config).name == "sub_01_wf"
+    for name in conform:
+        crashes = nodes[name].config["execution"]["crashdump_dir"]
+        assert crashes == str(config.participant_log_dir(name.split("_")[2]))
+
+
+def test_metadata_name_sources_and_weights(config, tmp_path):
+    found = product_metadata("aseg", image(), config, network())
+    assert found == {
+        "SpatialReference": "bids:raw:sub-01/anat/sub-01_T1w.nii.gz",
+        "Sources": ["bids::sub-01/anat/sub-01_space-conform_seg-aseg_desc-medsegmamba_dseg.nii.gz"],
+        "Weights": {"Name": "w-aseg_brain", "Checksum": "abc"},
+    }
+    prep = replace(config, derivatives=(tmp_path / "prep",))
+    masked = image(mask=tmp_path / "prep" / "sub-01" / "m.nii.gz")
+    assert product_metadata("conformed_mask", masked, prep, network())["Sources"] == [
+        "bids:derivatives1:sub-01/m.nii.gz"
+    ]
+    assert product_metadata("freesurfer_stats", image(), config, network()) == {}
+    assert product_metadata("aseg_posteriors", image(), config, network())["LabelMap"][:2] == ["BG", "lWM"]
+
+
+def test_graphs_are_built_without_torch(tmp_path):
+    code = (
+        "import sys; import medsegmamba_bids.workflows.run, medsegmamba_bids.workflows.plugin;"
+        "assert not {'torch', 'SimpleITK'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

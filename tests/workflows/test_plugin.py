@@ -1,0 +1,108 @@
+"""The plugin: networks stay in one process, and a process that dies is a node that failed."""
+
+import os
+import signal
+import time
+
+import pytest
+from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
+from nipype.pipeline.engine import Node, Workflow
+
+from medsegmamba_bids.workflows.crashes import read_crashes
+from medsegmamba_bids.workflows.plugin import NetworkProcessPlugin, visible_devices
+
+
+class InputSpec(BaseInterfaceInputSpec):
+    die = traits.Bool(False, usedefault=True)
+    mark = traits.Str()
+
+
+class OutputSpec(TraitedSpec):
+    pid = traits.Int()
+    mask = traits.Str()
+
+
+class Tell(SimpleInterface):
+    """Tells in which process it ran, or kills it."""
+
+    input_spec, output_spec = InputSpec, OutputSpec
+    runs_network = False
+
+    def _run_interface(self, runtime):
+        if self.inputs.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)
+        self._results.update(pid=os.getpid(), mask=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return runtime
+
+
+class TellOfNetwork(Tell):
+    runs_network = True
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    log = tmp_path / "log.txt"
+    runner = NetworkProcessPlugin({"n_procs": 2, "memory_gb": 4, "device": "cpu", "log_file": str(log)})
+    yield runner
+    runner.close(kill=True)
+
+
+def workflow_of(tmp_path, **interfaces):
+    workflow = Workflow(name="wf", base_dir=str(tmp_path))
+    workflow.add_nodes([Node(interface, name=name) for name, interface in interfaces.items()])
+    workflow.config["execution"] = {
+        "crashdump_dir": str(tmp_path / "crashes"),
+        "crashfile_format": "txt",
+        "stop_on_first_crash": False,
+        "poll_sleep_duration": 0.05,
+        "create_report": False,
+    }
+    return workflow
+
+
+def results(graph):
+    return {node.name: node.result.outputs for node in graph.nodes()}
+
+
+def test_networks_share_a_process_over_workflows(tmp_path, plugin):
+    one = results(workflow_of(tmp_path / "a", n1=TellOfNetwork(), n2=TellOfNetwork(), other=Tell()).run(plugin))
+    two = results(workflow_of(tmp_path / "b", n3=TellOfNetwork()).run(plugin))
+    assert one["n1"].pid == one["n2"].pid == two["n3"].pid
+    assert one["other"].pid != one["n1"].pid
+    assert os.getpid() not in {one["n1"].pid, one["other"].pid}
+
+
+def test_a_killed_process_is_a_failed_node(tmp_path, plugin):
+    workflow = workflow_of(tmp_path, dies=TellOfNetwork(die=True), lives=TellOfNetwork(), other=Tell())
+    with pytest.raises(RuntimeError):
+        workflow.run(plugin)
+    crashes = read_crashes(tmp_path / "crashes")
+    assert list(crashes) == ["wf.dies"]
+    assert "its process was killed" in crashes["wf.dies"]
+    assert not (tmp_path / "wf" / "dies" / "result_dies.pklz").exists()
+    for name in ("lives", "other"):
+        assert (tmp_path / "wf" / name / f"result_{name}.pklz").exists()
+
+
+def test_nodes_beside_a_killed_one_are_run_again(tmp_path, plugin):
+    workflow = workflow_of(tmp_path, dies=Tell(die=True), beside=Tell())
+    with pytest.raises(RuntimeError):
+        workflow.run(plugin)
+    assert list(read_crashes(tmp_path / "crashes")) == ["wf.dies"]
+    assert (tmp_path / "wf" / "beside" / "result_beside.pklz").exists()
+
+
+def test_an_idle_network_is_not_kept_waiting(plugin):
+    plugin.procs = [Node(kind(), name=name) for kind, name in ((Tell, "x"), (Tell, "conform"), (TellOfNetwork, "n"))]
+    assert plugin._sort_jobs([0, 1, 2]) == [2]
+    plugin.procs.pop()
+    assert plugin._sort_jobs([0, 1]) == [1, 0]
+
+
+def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert visible_devices("auto") == ["3", "5"]
+    assert visible_devices("cuda:1") == visible_devices("cpu") == [None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_devices("cuda") == [None]
