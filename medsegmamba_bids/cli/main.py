@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_level(config: RunConfig) -> int:
     """Process participants; print the table and return the exit code that follows from it."""
+    os.environ.update(NIPYPE_NO_ET="1", NO_ET="1")  # Nipype would report over the network that it is used
     from medsegmamba_bids.cli.progress import Progress
     from medsegmamba_bids.workflows.outcomes import exit_code, outcome_table
 

@@ -10,11 +10,14 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, traits
 
+from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import PLAUSIBLE_MM3, Template, estimate_etiv, register_affine, to_xfm
 
 logger = logging.getLogger(__name__)
+
+_MARGIN = 10  # voxels
 
 
 class EstimateIntracranialInputSpec(StepInputSpec):
@@ -59,11 +62,13 @@ class EstimateIntracranial(StepInterface):
 
 
 def _registered(image: Any, mask: np.ndarray, template: Template, threads: int) -> np.ndarray | None:
-    data = np.asanyarray(image.dataobj)
+    moving, affine = np.asanyarray(image.dataobj), image.affine
+    if template.stripped:
+        box = nonzero_box(mask, margin=_MARGIN)  # less to smooth
+        moving, affine = np.where(mask[box], moving[box], np.float32(0)), shift_affine(affine, box)
     fixed = nib.load(template.path)
-    moving = np.where(mask, data, np.float32(0)) if template.stripped else data
     try:
-        return register_affine(moving, image.affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)
+        return register_affine(moving, affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)
     except (RuntimeError, np.linalg.LinAlgError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the registration to %s failed (%s): there is no eTIV", template.name, reason)

@@ -14,6 +14,7 @@ import pandas as pd
 from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
@@ -34,7 +35,7 @@ class StatisticsInputSpec(StepInputSpec):
     table = traits.Str(mandatory=True, desc="label table whose structures are listed")
     etiv = traits.Float(desc="estimated total intracranial volume, mm3")
     template = traits.Dict(desc="what was registered to")
-    subject = traits.Str(mandatory=True, desc="how aseg.stats calls the image")
+    subject = traits.Str(mandatory=True, desc="name of the T1w without suffix; aseg.stats calls it so")
     notes = traits.List(traits.Str, desc="what is known beforehand, a sentence each")
     records = InputMultiObject(traits.Dict, desc="records of the steps before")
 
@@ -58,7 +59,8 @@ class Statistics(StepInterface):
         rows = self._rows()
         measures = self._measures(rows)
         sidecar = table_sidecar(measures, self._run(rows))
-        files = {"SegVolFile": "labels", "InVolFile": "norm", "PVVolFile": "norm"}
+        names = {"SegVolFile": "conformed_aseg", "InVolFile": "conformed", "PVVolFile": "conformed"}
+        files = {key: Path(output_name(self.inputs.subject, name)).name for key, name in names.items()}
         texts = {
             "table_file": ("stats.tsv", to_tsv(rows)),
             "sidecar_file": ("stats.json", json.dumps(sidecar, indent=2) + "\n"),

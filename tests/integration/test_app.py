@@ -197,8 +197,8 @@ def test_weights_that_want_a_normalised_brain(tmp_path, dataset, weights, linear
     code, _ = run(bids, tmp_path / "out", *options, *linear)
     assert code == 0
     mask, labels = (np.asanyarray(nib.load(path_of(tmp_path, "sub-01", name)).dataobj) for name in ("mask", "aseg"))
-    assert np.array_equal(mask > 0, half)
-    assert not labels[17:].any()
+    assert np.mean((mask > 0) == half) > 0.99  # it went to 1 mm and back
+    assert not labels[15:].any()
     assert labels[:12].any()
     assert not list((tmp_path / "work" / "medsegmamba_wf").glob("sub_*"))
     # The posteriors on request: as many as classes, and they add up to the soft volumes.

@@ -1,0 +1,129 @@
+"""What surrounds the workflow: batches, plugins, crash files, outcomes, files at the root."""
+
+import json
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.cli.progress import Progress
+from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.workflows.crashes import read_crashes
+from medsegmamba_bids.workflows.dataset import dataset_description, write_dataset_files
+from medsegmamba_bids.workflows.outcomes import judge_image
+from medsegmamba_bids.workflows.run import _batches, read_plugin
+
+CRASH = """\
+Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform
+Working directory: /work
+
+Traceback (most recent call last):
+  File "x.py", line 1, in run
+nipype.pipeline.engine.nodes.NodeExecutionError: Exception raised while executing Node conform.
+
+\tmedsegmamba_bids.image.io.ImageError: a.nii.gz: the file is empty
+
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(tmp_path / "in", tmp_path / "out", work_dir=tmp_path / "work")
+
+
+@pytest.fixture
+def image(config):
+    return T1wImage(config.bids_dir / "x.nii.gz", "sub-01", "01", None, "sub-01/anat/sub-01_T1w.nii.gz")
+
+
+def write_stats(config, notes):
+    table = config.output_dir / output_name("sub-01", "aseg_stats")
+    table.parent.mkdir(parents=True)
+    table.write_text("")
+    table.with_suffix(".json").write_text(json.dumps({"Notes": notes}))
+
+
+def test_crash_files_are_read(tmp_path):
+    (tmp_path / "crash-1.txt").write_text(CRASH)
+    (tmp_path / "crash-2.txt").write_text("cut off")
+    assert read_crashes(tmp_path) == {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform": "a.nii.gz: the file is empty"}
+
+
+def test_results_of_an_earlier_run_do_not_hide_a_failure(config, image):
+    write_stats(config, [])
+    assert judge_image(image, {}, "", config).status == "done"
+    assert judge_image(image, {"aseg": "no memory"}, "", config).reasons == ("aseg: no memory",)
+    assert judge_image(image, {}, "ImportError: no plugin", config).status == "failed"
+
+
+def test_notes_make_a_flag_and_absence_a_failure(config, image):
+    assert judge_image(image, {}, "", config).status == "failed"
+    write_stats(config, ["not found: Left-Thalamus"])
+    outcome = judge_image(image, {}, "", config)
+    assert (outcome.status, outcome.reasons) == ("flagged", ("not found: Left-Thalamus",))
+
+
+def test_batches_hold_every_participant_once(config):
+    subjects = {f"{number:03d}": [] for number in range(40)}
+    batches = list(_batches(subjects, config))
+    assert [len(batch) for batch in batches] == [16, 16, 8]
+    assert [name for batch in batches for name in batch] == list(subjects)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"plugin": "Nonsense"}', "no plugin 'Nonsense'; there are"),
+        ('{"plugin_args": {}}', "it must hold 'plugin'"),
+        ("{", "cannot be used as --use-plugin"),
+    ],
+)
+def test_plugins_that_cannot_be_used(tmp_path, text, sentence):
+    path = tmp_path / "plugin.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        read_plugin(path)
+    assert sentence in str(caught.value)
+
+
+def test_a_plugin_is_read(tmp_path):
+    path = tmp_path / "plugin.json"
+    path.write_text('{"plugin": "MultiProc", "plugin_args": {"n_procs": 3}}')
+    assert read_plugin(path) == ("MultiProc", {"n_procs": 3})
+
+
+def test_files_at_the_root_are_written_once(config):
+    write_dataset_files(config)
+    root = config.output_dir
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    write_dataset_files(config)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+    header, row, *_ = (root / "seg-hippoFS60_dseg.tsv").read_text().splitlines()
+    assert header == "index\tname\tabbreviation\tcolor"
+    assert row.split("\t")[0] == "0"
+    assert "figures" in (root / ".bidsignore").read_text().split()
+
+
+def test_links_are_relative_where_the_output_lies_in_the_input(tmp_path):
+    inside = RunConfig(tmp_path, tmp_path / "derivatives" / "medsegmamba")
+    assert dataset_description(inside)["DatasetLinks"] == {"raw": "../.."}
+    outside = RunConfig(tmp_path / "a", tmp_path / "b", derivatives=(Path("/prep"),))
+    links = dataset_description(outside)["DatasetLinks"]
+    assert links == {"raw": (tmp_path / "a").as_uri(), "derivatives1": "file:///prep"}
+
+
+def test_progress_names_image_and_step():
+    stream = StringIO()
+    node = SimpleNamespace(fullname="medsegmamba_wf.sub_01_wf.T1w_sub_01_ses_a_wf.aseg")
+    with Progress(stream) as progress:
+        progress(node, "start")
+        progress(node, "end")
+        progress(SimpleNamespace(fullname="a.b_wf.statistics_aseg_records"), "end")
+        progress(node, "exception")
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("[00:00] sub_01_ses_a: aseg done, 0.")
+    assert second == "[00:00] sub_01_ses_a: aseg FAILED, as before"
+    assert (progress.done, progress.failed) == (1, 1)
