@@ -1,0 +1,216 @@
+"""The model card: a segmenter that is always right scores 1 in every variant; a tiny network runs through it all."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsegmamba_bids.evaluation import measure
+from medsegmamba_bids.evaluation.cases import Case, CaseError, mirrored, noisy, read_cases, rotated
+from medsegmamba_bids.evaluation.model_card import main
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.inference.single import ImageLabels
+from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.networks.weights import InputSpec, WeightsInfo, save_weights
+
+NETWORK = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 4, "blocks": 1, "patch_size": 16}
+AFFINE = np.array([[-1.0, 0, 0, 24], [0, 0, 1, -24], [0, -1, 0, 24], [0, 0, 0, 1]])
+BRIGHTNESS = 20  # of a structure's number below, so that noise of 5 % of white matter (1) changes none
+LEFT = (2, 4, 17)
+RIGHT = {2: 41, 4: 43, 17: 53}
+
+
+def head():
+    """Labels of a brain with a ventricle and a hippocampus on each side, unequal, and its image."""
+    labels = np.zeros((48, 48, 48), np.uint16)
+    labels[26:40, 8:40, 8:40], labels[8:22, 8:40, 8:40] = 2, 41
+    labels[28:36, 12:18, 12:36], labels[12:20, 12:18, 14:30] = 4, 43
+    labels[28:36, 28:34, 14:34], labels[13:19, 28:36, 14:34] = 17, 53
+    kind = np.zeros(256, np.uint8)
+    for number, label in enumerate(LEFT):
+        kind[[label, RIGHT[label]]] = (number + 1) * BRIGHTNESS
+    return labels, kind[labels]
+
+
+def always_right(segmenter, image, weights=None, hippocampus=False, hippocampus_weights=None):
+    """The structure from its intensity, the side from its place; two subfields halve a hippocampus."""
+    data = np.asarray(image.dataobj, np.float32)
+    left = np.arange(48)[:, None, None] >= 24  # the grid may be turned a little
+    kind = np.rint(data / BRIGHTNESS).astype(int)
+    sides = [np.array([0, *labels], np.uint16)[kind] for labels in (LEFT, RIGHT.values())]
+    labels = np.where(left, *sides)
+    if not hippocampus:
+        return ImageLabels(labels, None, ())
+    front = np.arange(48) < 24
+    subfields = np.where(labels == 17, 1203, np.where(labels == 53, 2203, 0)) + np.where(front & (kind == 3), 2, 0)
+    return ImageLabels(labels, subfields.astype(np.uint16), ())
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with an image, its reference and a table of cases."""
+    labels, image = head()
+    nib.save(nib.Nifti1Image(image, AFFINE), tmp_path / "image.nii.gz")
+    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "reference.nii.gz")
+    table = "case\timage\treference\taim\ttwin\none\timage.nii.gz\treference.nii.gz\t1\tn/a\n"
+    (tmp_path / "cases.tsv").write_text(table)
+    return tmp_path
+
+
+def weights(path, table, task, seed=0):
+    import torch
+
+    torch.manual_seed(seed)
+    labels = load_label_table(table).labels.tolist()
+    config = {**NETWORK, "classes": len(labels)}
+    info = WeightsInfo("tiny", "medsegmamba", config, task, tuple(labels), InputSpec(4.0, 16, 16), "made up", "CC0-1.0")
+    network = build_network("medsegmamba", config)
+    with torch.no_grad():
+        network.head.bias[4:] -= 20  # few classes, to be quick
+    save_weights(network, info, path)
+    return path
+
+
+@pytest.fixture
+def command(data_dir):
+    """Arguments of the command for the made-up case."""
+    aseg = weights(data_dir / "aseg.safetensors", "aseg_brain", "aseg")
+    subfields = weights(data_dir / "subfields.safetensors", "hippoFS60", "hippocampus")
+    files = ["--weights", aseg, "--hippocampus-weights", subfields, "--case-table", data_dir / "cases.tsv"]
+    options = ["--data-dir", data_dir, "--out", data_dir / "card.md", "--device", "cpu", "--machine", "a desk", *files]
+    return [str(option) for option in options]
+
+
+def numbers(data_dir):
+    return pd.read_csv(data_dir / "card.tsv", sep="\t", comment="#", keep_default_na=False, na_values=["n/a"])
+
+
+def test_a_perfect_segmenter_scores_one(data_dir, command, monkeypatch):
+    monkeypatch.setattr(measure, "segment_image", always_right)
+    assert main(command) == 0
+    rows = numbers(data_dir)
+    there = rows[(rows["reference_mm3"] > 0) & (rows["against"] != "hippocampus")]
+    found = {key: set(group["label"]) for key, group in there.groupby(["variant", "against"])}
+    structures, subfields = {0, 2, 41, 4, 43, 17, 53}, {1203, 1205, 2203, 2205}
+    assert all(found[variant, "reference"] == structures for variant in ("plain", "flipped", "rotated", "noisy"))
+    assert found["flipped", "original"] == structures - {0} | subfields
+    assert there["dice"].eq(1).all()
+    assert there["assd_mm"].eq(0).all()
+    unions = rows[rows["against"] == "hippocampus"]
+    assert unions["dice"].tolist() == [1] * 4
+    text = (data_dir / "card.md").read_text()
+    assert "| Left-Hippocampus | 1.000 | 1.000 |" in text
+    assert "a desk" in text
+    assert "| one | 1.000 | 1.000 | 2 | 2 | 1.000 | 1.000 |" in text  # unions, labels left and right, flips
+    assert "$" not in text
+
+
+def test_a_segmenter_that_ignores_sides_is_found_out(data_dir, command, monkeypatch):
+    """Right as it is; in the mirror every structure keeps its side, as if that showed in the intensities."""
+    labels, bright = head()
+
+    def sideless(segmenter, image, *arguments, **options):
+        data = np.asarray(image.dataobj, np.float32)
+        flipped = np.abs(data - bright).sum() > np.abs(data - bright[::-1]).sum()
+        return ImageLabels(labels[::-1].copy() if flipped else labels, None, ())
+
+    monkeypatch.setattr(measure, "segment_image", sideless)
+    assert main([*command, "--no-hippocampus"]) == 0
+    rows = numbers(data_dir).query("reference_mm3 > 0 and label > 0")
+    assert rows.query("variant == 'plain'")["dice"].eq(1).all()
+    assert rows.query("variant == 'flipped'")["dice"].eq(0).all()
+    assert "Not measured." in (data_dir / "card.md").read_text()
+
+
+def test_what_is_measured_is_kept_for_the_same_weights(data_dir, command, monkeypatch):
+    monkeypatch.setattr(measure, "segment_image", always_right)
+    assert main(command) == 0
+    first = (data_dir / "card.tsv").read_bytes()
+
+    def refuse(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(measure, "segment_image", refuse)
+    assert main([*command, "--aseg-hours", "1.5"]) == 0
+    assert (data_dir / "card.tsv").read_bytes() == first
+    assert "1.5 hours" in (data_dir / "card.md").read_text()
+    weights(data_dir / "aseg.safetensors", "aseg_brain", "aseg", seed=1)
+    with pytest.raises(AssertionError):
+        main(command)
+
+
+@pytest.mark.slow
+def test_a_tiny_network_runs_through(data_dir, command):
+    """Nothing is replaced here. A twin that is the image itself has the same labels."""
+    table = "case\timage\treference\taim\ttwin\none\timage.nii.gz\treference.nii.gz\t1\timage.nii.gz\n"
+    (data_dir / "cases.tsv").write_text(table)
+    assert main([*command, "--no-hippocampus"]) == 0
+    rows = numbers(data_dir)
+    assert set(rows["variant"]) == {"plain", "flipped", "rotated", "noisy"}
+    twin = rows.query("against == 'twin' and found_mm3 > 0")
+    assert len(twin) > 0
+    assert twin["dice"].eq(1).all()
+    assert rows.query("against == 'reference'")["dice"].dropna().between(0, 1).all()
+    assert "| one | 1.000 | 0.00 % |" in (data_dir / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("one\tnone.nii.gz\tn/a\t1\timage.nii.gz", r"none\.nii\.gz: no such file, but the case one needs it"),
+        ("one\timage.nii.gz\tn/a\t1\tn/a", "needs an image, and a reference or a twin"),
+    ],
+)
+def test_cases_that_cannot_be_measured(data_dir, line, message):
+    (data_dir / "cases.tsv").write_text(f"case\timage\treference\taim\ttwin\n{line}\n")
+    with pytest.raises(CaseError, match=message):
+        read_cases(data_dir / "cases.tsv", data_dir)
+
+
+def test_tables_of_cases_are_checked(data_dir):
+    with pytest.raises(CaseError, match="has no case two; there are one"):
+        read_cases(data_dir / "cases.tsv", data_dir, ["two"])
+    (data_dir / "cases.tsv").write_text("case\timage\none\timage.nii.gz\n")
+    with pytest.raises(CaseError, match=r"the columns \['reference', 'aim', 'twin'\] are missing"):
+        read_cases(data_dir / "cases.tsv", data_dir)
+    with pytest.raises(CaseError, match=r"none\.tsv: no such table"):
+        read_cases(data_dir / "none.tsv", data_dir)
+
+
+def test_references_on_another_grid_are_refused(data_dir):
+    labels, _ = head()
+    nib.save(nib.Nifti1Image(labels, AFFINE + np.diag([0, 0, 0.1, 0])), data_dir / "reference.nii.gz")
+    case = Case("one", data_dir / "image.nii.gz", data_dir / "reference.nii.gz")
+    with pytest.raises(CaseError, match=r"reference\.nii\.gz: does not lie on the grid of its image"):
+        measure.read_reference(case, nib.load(case.image))
+
+
+def test_mirrored_twice_is_the_image():
+    for affine in (AFFINE, np.eye(4), AFFINE[:, [2, 0, 1, 3]]):
+        image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 99, (4, 5, 6), np.uint8), affine)
+        once = np.asarray(mirrored(image).dataobj)
+        axis = nib.aff2axcodes(affine).index("L" if "L" in nib.aff2axcodes(affine) else "R")
+        assert np.array_equal(once, np.flip(np.asarray(image.dataobj), axis))
+        assert np.array_equal(np.asarray(mirrored(mirrored(image)).dataobj), np.asarray(image.dataobj))
+
+
+def test_rotation_keeps_the_centre_and_turns_by_fifteen_degrees():
+    image = nib.Nifti1Image(np.zeros((10, 12, 14), np.uint8), AFFINE)
+    turned = rotated(image).affine
+    centre = np.array([5, 6, 7, 1])
+    assert np.allclose(turned @ centre, AFFINE @ centre)
+    matrix = turned[:3, :3] @ np.linalg.inv(AFFINE[:3, :3])
+    assert np.degrees(np.arccos((np.trace(matrix) - 1) / 2)) == pytest.approx(15)
+
+
+def test_noise_is_that_share_of_white_matter():
+    data = np.zeros((40, 40, 40), np.float32)
+    data[5:35] = 200
+    white = data > 0
+    changed = np.asarray(noisy(nib.Nifti1Image(data, AFFINE), white).dataobj)
+    assert (changed[:5] == 0).all()
+    assert changed[white].std() == pytest.approx(10, rel=0.03)
+    assert changed[white].mean() == pytest.approx(200, rel=0.01)
+    whole = noisy(nib.Nifti1Image(data.astype(np.uint8), AFFINE), white)
+    assert np.asarray(whole.dataobj).dtype == np.uint8
+    assert np.array_equal(np.asarray(whole.dataobj), np.rint(changed).clip(0, 255).astype(np.uint8))
