@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ def _normalised(data: np.ndarray, mask: np.ndarray, labels: np.ndarray | None, t
     except (ValueError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the bias field could not be estimated (%s); intensities are scaled only", reason)
-    white = np.isin(labels, _WHITE_MATTER) if labels is not None else np.zeros(0, bool)
-    enough = np.count_nonzero(white) >= _ENOUGH_VOXELS
-    return normalize_white_matter(data, white if enough else white_matter_peak(data, mask))
+    for find in (_from_labels, _from_histogram):
+        with contextlib.suppress(ValueError):
+            return normalize_white_matter(data, find(data, mask, labels))
+    logger.warning("no white matter was found: intensities are not normalised")
+    return data
+
+
+def _from_labels(data: np.ndarray, mask: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    white = np.isin(labels, _WHITE_MATTER) if labels is not None else np.zeros(data.shape, bool)
+    if np.count_nonzero(white) < _ENOUGH_VOXELS:
+        raise ValueError("too few voxels are labelled as white matter")
+    return white
+
+
+def _from_histogram(data: np.ndarray, mask: np.ndarray, labels: np.ndarray | None) -> float:
+    return white_matter_peak(data, mask)
