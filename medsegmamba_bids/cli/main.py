@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from medsegmamba_bids.cli.common import user_errors
 from medsegmamba_bids.cli.parser import parse_config
 from medsegmamba_bids.config import RunConfig, check_folders
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @user_errors
@@ -20,12 +23,20 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_config(argv)
     check_folders(config)
     # A scheduler that ends the job asks first: the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _ENDING:
+        signal.signal(number, _interrupt_once)
     if config.level == "group":
         from medsegmamba_bids.report.group import write_group
 
         return write_group(config)
     return run_level(config)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Interrupt; what comes after must not disturb the tidying up, and signals often come in pairs."""
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def run_level(config: RunConfig) -> int:

@@ -54,6 +54,18 @@ def run(bids, out, *options):
     return code, printed.getvalue()
 
 
+def is_gone(group, patience=15):
+    """Whether nothing is left of a group of processes, soon."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def path_of(root, prefix, name, extension=None):
     return root / "out" / output_name(prefix, name, extension, template="MNI305")
 
@@ -259,10 +271,12 @@ def test_an_interrupted_run_goes_on(tmp_path, dataset, weights):
         for line in process.stderr:
             if "aseg done" in line:
                 break
-        os.killpg(process.pid, signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # twice, as impatient people and schedulers do
+            os.killpg(process.pid, number)
         start = time.monotonic()
         assert process.wait(60) == 130
         assert time.monotonic() - start < 30
+    assert is_gone(process.pid)
     assert not list((tmp_path / "out").rglob("*.part*"))
     again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert again.returncode == 0, again.stderr
