@@ -3,6 +3,7 @@
 ``python tests/unit/report/fake.py OUT T1w.nii.gz labels.nii.gz [subfields.nii.gz]`` writes those of a real head.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -23,11 +24,26 @@ LIA = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 ATLAS = "atlas-propagated: subfields of one left MNI atlas painted into hippocampi by shape"
 # Structures as balls: label -> centre in mm (left negative) and radius.
 BALLS = {
-    2: ((-22, 0, 0), 20), 3: ((-22, 0, 0), 26), 4: ((-9, -4, 12), 6), 5: ((-28, -26, -14), 2.5),
-    7: ((-14, -44, -26), 7), 8: ((-14, -44, -26), 12), 10: ((-9, -16, 4), 8), 11: ((-11, 14, 7), 6.5),
-    12: ((-24, 4, -1), 7.5), 13: ((-17, -2, -3), 5), 14: ((0, -12, 2), 3.2), 15: ((0, -34, -20), 4.5),
-    16: ((0, -24, -30), 12), 17: ((-24, -20, -12), 7.5), 18: ((-22, -3, -16), 5.8), 24: ((0, 22, -10), 3.5),
-    26: ((-8, 20, -8), 3.5), 28: ((-8, -10, -8), 5), 31: ((-18, -26, 8), 3), 77: ((-22, 20, 10), 2.5),
+    2: ((-22, 0, 0), 20),
+    3: ((-22, 0, 0), 26),
+    4: ((-9, -4, 12), 6),
+    5: ((-28, -26, -14), 2.5),
+    7: ((-14, -44, -26), 7),
+    8: ((-14, -44, -26), 12),
+    10: ((-9, -16, 4), 8),
+    11: ((-11, 14, 7), 6.5),
+    12: ((-24, 4, -1), 7.5),
+    13: ((-17, -2, -3), 5),
+    14: ((0, -12, 2), 3.2),
+    15: ((0, -34, -20), 4.5),
+    16: ((0, -24, -30), 12),
+    17: ((-24, -20, -12), 7.5),
+    18: ((-22, -3, -16), 5.8),
+    24: ((0, 22, -10), 3.5),
+    26: ((-8, 20, -8), 3.5),
+    28: ((-8, -10, -8), 5),
+    31: ((-18, -26, 8), 3),
+    77: ((-22, 20, 10), 2.5),
 }
 LEFT_TO_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58, 28: 60,
                  31: 63}  # fmt: skip
@@ -84,28 +100,29 @@ def entropy_of(labels):
     return np.clip(ndimage.gaussian_filter(edges.astype(np.float32), 0.8), 0, 1) * 1.2
 
 
-def weights_facts(task, name=None):
+def facts(task, name=None, version=__version__, notes=()):
+    """What the JSON beside a table says of the run, as nodes write it."""
+    name = name or f"embedded-{task}"
     origin = ATLAS if task == "hippocampus" else "trained for this package on synthesised images"
-    return {"Name": name or f"embedded-{task}", "Checksum": f"{abs(hash((task, name))) % 16**8:08x}" * 8, "Origin": origin}
-
-
-def facts(task, **changes):
-    entries = {
-        "Weights": weights_facts(task),
-        "Device": "cpu",
-        "Precision": "float32",
-        "StepSize": 32,
-        "Seconds": 41.2,
-        "PeakMemoryGB": 2.31,
-        "Versions": {"medsegmamba_bids": __version__, "torch": "2.13.0"},
-        "Notes": [],
-    }
-    entries["Weights"]["Checksum"] = ("ab" if task == "aseg" else "cd") * 32
-    return {**entries, **changes}
+    checksum = hashlib.sha256(name.encode()).hexdigest()
+    weights = {"Name": name, "Checksum": checksum, "License": "Apache-2.0", "Origin": origin}
+    return {
+        "Notes": list(notes),
+        "Missing": [],
+        "Steps": [
+            {"Name": "conform", "Seconds": 3.1, "PeakMemoryGB": 0.9},
+            {"Name": task, "Seconds": 61.4, "PeakMemoryGB": 2.314, "Device": "cpu", "Precision": "float32",
+             "StepSize": 32, "Weights": weights},
+            {"Name": "normalize", "Seconds": 18.6, "PeakMemoryGB": 1.2},
+        ],
+        "Template": {"Name": "MNI152NLin2009aSym", "Volume_mm3": 1886539.0, "Source": "skull-stripped ICBM 152 2009a"},
+        "Versions": {"medsegmamba_bids": version, "torch": "2.13.0", "numpy": "2.4.6"},
+    }  # fmt: skip
 
 
 def write_scan(root, prefix, labels, affine, t1w, subfields=None, own_grid=True, **changes):
     """Write a T1w's results."""
+
     def put(data, name, dtype):
         save_image(data, affine, root / output_name(prefix, name), dtype)
 

@@ -1,0 +1,279 @@
+"""The report of a participant, ``sub-X.html``, and its table of quality flags. Reads derivatives only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.image.io import ImageError, atomic_path
+from medsegmamba_bids.report import provenance
+from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of
+from medsegmamba_bids.report.methods import methods_text, references
+from medsegmamba_bids.report.pictures import Pictures, draw_pictures
+from medsegmamba_bids.report.quality import (
+    COLUMNS,
+    Flag,
+    QualityInputs,
+    flags_path,
+    flags_to_tsv,
+    load_thresholds,
+    quality_flags,
+)
+from medsegmamba_bids.report.templates import render
+from medsegmamba_bids.report.volumes import paired_rows, plot_rows
+from medsegmamba_bids.stats.tables import TableError
+
+logger = logging.getLogger(__name__)
+
+TITLES = {"aseg": "Subcortical structures", "hippoFS60": "Hippocampal subfields"}
+_FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
+
+
+class ReportError(ValueError):
+    """A report that cannot be written; the message says why."""
+
+
+@dataclass
+class Results:
+    """What was read of a T1w's results.
+
+    Attributes
+    ----------
+    scan : Scan
+    tables, sidecars : dict
+        By segmentation.
+    labels, entropies : dict
+        By segmentation, RAS+ order.
+    t1w : nibabel image or None
+    brain : array or None
+    measures : dict of str to float
+    problems : list of str
+        What could not be read, a sentence each.
+    """
+
+    scan: Scan
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    sidecars: dict[str, dict[str, Any]] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    entropies: dict[str, np.ndarray] = field(default_factory=dict)
+    t1w: nib.spatialimages.SpatialImage | None = None
+    brain: np.ndarray | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, read: Any, *arguments: Any) -> Any:
+        """Call a reader; keep its complaint and return None where it fails."""
+        try:
+            return read(*arguments)
+        except (TableError, ImageError) as error:
+            text = str(error).replace(f"{self.scan.root}/", "")
+            if text not in self.problems:
+                self.problems.append(text)
+                logger.warning("%s", text)
+            return None
+
+
+def write_report(output_dir: Path, subject: str, thresholds: Path | None = None) -> Path:
+    """Write ``sub-X.html``, the participant's table of quality flags, and small pictures for the group's page.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Folder of the results.
+    subject : str
+        Participant's label without ``sub-``.
+    thresholds : Path, optional
+        Of the quality flags, in place of the package's.
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    ReportError
+        The participant has no results.
+    ThresholdError
+        The file of thresholds cannot be used.
+    """
+    limits = load_thresholds(thresholds)
+    output_dir = Path(output_dir)
+    scans = scans_of(output_dir, subject)
+    if not scans:
+        raise ReportError(f"{output_dir / f'sub-{subject}'}: there are no results to report")
+    detail = min(1.0, math.sqrt(_FULL_DETAIL / len(scans)))
+    sections, flags = [], []
+    for scan in scans:
+        results = read_results(scan)
+        found = quality_flags(_quality_inputs(results), limits)
+        flags += found
+        sections.append(_section(results, found, limits, detail))
+    write_flags(output_dir, subject, flags, limits)
+    page = render(
+        "participant.html.jinja",
+        subject=subject,
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        sections=sections,
+        flag_count=len(flags),
+        references=references(),
+    )
+    path = output_dir / f"sub-{subject}.html"
+    _write(page, path)
+    return path
+
+
+def _write(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_flags(output_dir: Path, subject: str, flags: list[Flag], limits: dict[str, Any]) -> Path:
+    """Write a participant's table of flags and its JSON, which holds the thresholds; return the table's path."""
+    path = flags_path(output_dir, subject)
+    _write(flags_to_tsv(flags), path)
+    sidecar = {**COLUMNS, "Thresholds": limits}
+    _write(json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n", path.with_suffix(".json"))
+    return path
+
+
+def read_results(scan: Scan) -> Results:
+    """Read what there is of a T1w's results; what cannot be read is kept as a problem."""
+    results = Results(scan)
+    results.t1w = results.attempt(scan.image, "conformed")
+    shape = None if results.t1w is None else results.t1w.shape
+    for segmentation, names in SEGMENTATIONS.items():
+        table = results.attempt(scan.table, segmentation)
+        if table is not None:
+            results.tables[segmentation] = table
+            results.sidecars[segmentation] = results.attempt(scan.sidecar, segmentation) or {}
+        for store, name in ((results.labels, "labels"), (results.entropies, "entropy")):
+            data = _array(results.attempt(scan.image, names[name]))
+            if data is not None and (shape is None or data.shape == shape):
+                store[segmentation] = data
+            elif data is not None:
+                results.problems.append(f"{scan.path(names[name]).name}: its grid is not that of the conformed T1w")
+    results.brain = _array(results.attempt(scan.image, "conformed_mask"))
+    results.measures = results.attempt(scan.measures) or {}
+    if not results.tables:
+        results.problems.append("there is no table of volumes; the log of the run may say why")
+    return results
+
+
+def _array(image: nib.spatialimages.SpatialImage | None) -> np.ndarray | None:
+    if image is None:
+        return None
+    data = np.asarray(image.dataobj)
+    return data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
+
+
+def _quality_inputs(results: Results) -> QualityInputs:
+    """Border and voxel sizes are those of the T1w's own grid."""
+    scan = results.scan
+    own = results.attempt(scan.image, "mask") or results.attempt(scan.image, "aseg")
+    return QualityInputs(
+        scan.prefix,
+        results.tables,
+        results.labels,
+        results.measures,
+        _array(own),
+        None if own is None else tuple(map(float, own.header.get_zooms()[:3])),
+    )
+
+
+def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail: float) -> dict[str, Any]:
+    """What the template shows of a T1w."""
+    pictures = _pictures(results, detail)
+    weights = {name: provenance.weights_of(sidecar, name) for name, sidecar in results.sidecars.items()}
+    hippocampus = weights.get("hippoFS60")
+    return {
+        "name": results.scan.prefix,
+        "flags": flags,
+        "problems": results.problems,
+        "notes": list(dict.fromkeys(n for one in results.sidecars.values() for n in provenance.notes_of(one))),
+        "atlas_note": provenance.ATLAS_NOTE if hippocampus and hippocampus.from_atlas else "",
+        "pictures": pictures,
+        "segmentations": [_volumes(results, name, flags, limits) for name in results.tables],
+        "measures": _measures(results),
+        "weights": [(TITLES[name], one) for name, one in weights.items()],
+        "runs": [_run(TITLES[name], sidecar) for name, sidecar in results.sidecars.items() if sidecar],
+        "versions": results.sidecars.get("aseg", {}).get("Versions", {}),
+        "template": results.sidecars.get("aseg", {}).get("Template", {}),
+        "methods": _methods(results, weights),
+    }
+
+
+def _pictures(results: Results, detail: float) -> Pictures | None:
+    if results.t1w is None:
+        return None
+    pictures = draw_pictures(results.t1w, results.labels, results.entropies, results.brain, detail)
+    path = thumbnail_path(results.scan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(pictures.thumbnail)
+    return pictures
+
+
+def thumbnail_path(scan: Scan) -> Path:
+    """Where the small picture of a T1w lies."""
+    return scan.root / f"sub-{scan.entities['sub']}" / "figures" / f"{scan.prefix}_desc-thumbnail_T1w.jpg"
+
+
+def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dict[str, Any]) -> dict[str, Any]:
+    rows = paired_rows(results.tables[segmentation], segmentation, flags)
+    ranges = limits["volumes"]["ranges"] if segmentation == "aseg" else {}
+    return {
+        "title": TITLES[segmentation],
+        "rows": rows,
+        "plot": plot_rows(rows, ranges),
+        "has_ranges": bool(ranges),
+        "range_source": limits["volumes"]["source"],
+    }
+
+
+def _measures(results: Results) -> list[dict[str, Any]]:
+    entries = results.sidecars.get("aseg", {}).get("Measures", {})
+    return [
+        {
+            "name": name,
+            "text": entries[name].get("Description", ""),
+            "value": value,
+            "unit": entries[name].get("Units", ""),
+        }
+        for name, value in results.measures.items()
+    ]
+
+
+def _run(title: str, sidecar: dict[str, Any]) -> dict[str, Any]:
+    steps = [
+        {
+            "name": step.get("Name", ""),
+            "seconds": step.get("Seconds"),
+            "memory": step.get("PeakMemoryGB"),
+            "details": list(provenance.details(step)),
+        }
+        for step in provenance.steps_of(sidecar)
+    ]
+    seconds, memory = provenance.total_seconds(sidecar), provenance.peak_memory_gb(sidecar)
+    return {"title": title, "steps": steps, "seconds": seconds, "memory": memory}
+
+
+def _methods(results: Results, weights: dict[str, provenance.Weights]) -> str:
+    sidecar = results.sidecars.get("aseg", {})
+    table = results.tables.get("aseg")
+    cerebrum = table is not None and bool(table.loc[table["SegId"].isin([2, 3, 41, 42]), "NVoxels"].notna().any())
+    template = sidecar.get("Template", {}).get("Name", "")
+    version = provenance.version_of(sidecar) or __version__
+    return methods_text(weights.get("aseg"), weights.get("hippoFS60"), template, cerebrum, version)

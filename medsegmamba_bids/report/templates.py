@@ -1,0 +1,49 @@
+"""Pages from templates. Style and scripts are put into the page, so that it needs no other file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from medsegmamba_bids.data import data_path
+
+
+@lru_cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(data_path("report")),
+        autoescape=lambda name: bool(name) and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["inline"] = inline
+    environment.filters["thousands"] = thousands
+    return environment
+
+
+def render(name: str, /, **values: Any) -> str:
+    """Text of a template of ``data/report``; values are escaped in HTML."""
+    return _environment().get_template(name).render(**values)
+
+
+@lru_cache
+def inline(name: str) -> Markup:
+    """Text of a file of ``data/report`` as it is, for style and scripts of our own."""
+    return Markup(data_path(f"report/{name}").read_text(encoding="utf-8"))  # noqa: S704
+
+
+def thousands(value: float | None, decimals: int = 0) -> str:
+    """A number with thin spaces between thousands; a dash where it is missing.
+
+    Examples
+    --------
+    >>> thousands(1234567.4).replace("\\u202f", " "), thousands(None), thousands(float("nan"))
+    ('1 234 567', '–', '–')
+    """
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.{decimals}f}".replace(",", "\u202f")
