@@ -11,9 +11,7 @@ import pytest
 from medsegmamba_bids import __version__
 
 COMMANDS = sorted(
-    script.name
-    for script in entry_points(group="console_scripts")
-    if script.value.startswith("medsegmamba_bids.")
+    script.name for script in entry_points(group="console_scripts") if script.value.startswith("medsegmamba_bids.")
 )
 SLOW_MODULES = {"bids", "matplotlib", "nibabel", "nilearn", "nipype", "numba", "pandas", "torch"}
 

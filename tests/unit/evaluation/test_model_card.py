@@ -7,7 +7,7 @@ import pytest
 
 from medsegmamba_bids.evaluation import measure
 from medsegmamba_bids.evaluation.cases import Case, CaseError, mirrored, noisy, read_cases, rotated
-from medsegmamba_bids.evaluation.model_card import main
+from medsegmamba_bids.evaluation.command import main
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.single import ImageLabels
 from medsegmamba_bids.networks.registry import build_network

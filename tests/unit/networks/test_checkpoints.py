@@ -176,9 +176,7 @@ def test_a_hippocampus_checkpoint_has_25_classes(save):
     checkpoint = save(authors_state(**{**SMALL, "classes": 25}))
     info = read_info(import_checkpoint(checkpoint, "hippocampus"))
     assert info.labels == tuple(load_label_table("hippoFS60").labels.tolist())
-    with pytest.raises(
-        WeightsError, match=r"theirs\.pt: has 25 classes, .* aseg has 32; .* --task hippocampus"
-    ):
+    with pytest.raises(WeightsError, match=r"theirs\.pt: has 25 classes, .* aseg has 32; .* --task hippocampus"):
         import_checkpoint(checkpoint, "aseg", name="other")
 
 

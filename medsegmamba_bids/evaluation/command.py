@@ -1,4 +1,4 @@
-"""``python -m medsegmamba_bids.evaluation.model_card``: measure weights on real cases and write their card.
+"""``python -m medsegmamba_bids.evaluation.command``: measure weights on real cases and write their card.
 
 The numbers go into a table beside the card (``.tsv``), a case at a time: what it holds for the same weights is not
 measured again.
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    parser = make_parser("medsegmamba_bids.evaluation.model_card", "Measure weights on real cases; write a model card.")
+    parser = make_parser("medsegmamba_bids.evaluation.command", "Measure weights on real cases; write a model card.")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
     parser.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
     parser.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
