@@ -102,9 +102,7 @@ def without_negative(data: np.ndarray) -> tuple[np.ndarray, str]:
     return shifted, note
 
 
-def correct_bias_field(
-    data: np.ndarray, mask: np.ndarray, threads: int = 1, shrink: int = 4
-) -> np.ndarray:
+def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shrink: int = 4) -> np.ndarray:
     """N4 bias-field correction (Tustison et al. 2010, IEEE Trans Med Imaging 29:1310; SimpleITK).
 
     Four levels of 50, 50, 30 and 20 iterations at most, each until the field changes by less than 0.001. The
@@ -154,9 +152,7 @@ def correct_bias_field(
     return data.astype(np.float32) / np.exp(field, out=field)
 
 
-def normalize_white_matter(
-    data: np.ndarray, white_matter: np.ndarray | float
-) -> np.ndarray:
+def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -> np.ndarray:
     """Scale an image so that its white matter is at 110, as in FreeSurfer's ``T1.mgz``.
 
     One factor for the whole image: does not correct a bias field.

@@ -25,6 +25,7 @@ BRAIN_STEM = 16
 SUBCORTICAL_GRAY = (10, 11, 12, 13, 17, 18, 26, 28, 49, 50, 51, 52, 53, 54, 58, 60)
 LEFT_CORTEX, RIGHT_CORTEX = 3, 42
 LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER, HYPOINTENSITIES = 2, 41, 77
+CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 
 _CLOSING_MM = 10.0
 _COARSE = 2  # the closing is done on every second voxel
@@ -123,14 +124,15 @@ def _intensities(indices: np.ndarray, guide: np.ndarray, n_classes: int) -> pd.D
 def brain_measures(rows: pd.DataFrame, voxel_mm3: float = 1.0) -> list[Measure]:
     """Measures of the whole brain, from numbers of voxels.
 
-    FreeSurfer takes some of them from surfaces; these are all voxel-based. Definitions follow FreeSurfer 7's
-    ``aseg.stats``, whose numbers add up this way: BrainSeg has no brain-stem; "NotVent" leaves out ventricles,
+    FreeSurfer takes some of them from surfaces; these are all voxel-based. Definitions follow FreeSurfer 7
+    (``ComputeBrainVolumeStats2``): BrainSeg has no brain-stem; "NotVent" leaves out ventricles,
     choroid plexus and CSF; the supratentorial volume is BrainSeg without the cerebellum.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        From :func:`structure_statistics`. Measures that need labels unknown to the weights are left out.
+        From :func:`structure_statistics`. Measures that need labels unknown to the weights, or cortex and white
+        matter where the table has none, are left out.
     voxel_mm3 : float
         Volume of a voxel, mm3.
     """
@@ -139,7 +141,7 @@ def brain_measures(rows: pd.DataFrame, voxel_mm3: float = 1.0) -> list[Measure]:
     def total(*labels: int) -> float:
         return float(sum(volumes.get(label, math.nan) for label in labels))
 
-    brain = total(*(label for label in volumes if label != BRAIN_STEM))
+    brain = total(*({*volumes, *CEREBRUM} - {BRAIN_STEM}))
     plexus = total(*VENTRICLES_AND_PLEXUS)
     fluid = plexus + total(*OTHER_CSF)
     cerebellum = total(*CEREBELLUM)

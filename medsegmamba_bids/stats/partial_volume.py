@@ -20,7 +20,7 @@ def corrected_counts(indices: np.ndarray, guide: np.ndarray, n_classes: int, thr
     A border voxel has a neighbour by a face in another class; all others count whole. At a border voxel with
     intensity I, each class has a mean intensity in the window of 15^3 voxels around. A candidate is another
     class within the 3^3 neighbourhood whose mean lies on the other side of I than that of the voxel's own. The
-    candidate with the most voxels in the window gets what the own class does not:
+    candidate with the most voxels in the window (the first in array order, of equals) gets what the own does not:
     (I - mean_other) / (mean_own - mean_other), between 0 and 1. Without a candidate the voxel counts whole.
 
     Parameters

@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.stats.measures import (
+    NOT_FOUND,
+    UNKNOWN,
+    brain_measures,
+    intracranial_mask,
+    intracranial_measures,
+    structure_statistics,
+)
+from medsegmamba_bids.stats.tables import COLUMNS
+
+NUMBERS = [name for name in COLUMNS if name not in ("SegId", "StructName", "Flag")]
+
+
+@pytest.fixture
+def image():
+    """Left caudate in two voxels, left putamen in one, far from each other; the right caudate is absent."""
+    labels, guide = np.zeros((9, 9, 9), np.int16), np.full((9, 9, 9), 5.0, np.float32)
+    labels[1, 1, 1:3] = 11
+    guide[1, 1, 1:3] = 60, 90
+    labels[7, 7, 7], guide[7, 7, 7] = 12, 80
+    return labels, guide
+
+
+def row(rows, label):
+    return rows.set_index("SegId").loc[label]
+
+
+@pytest.mark.parametrize("name", ["aseg", "aseg_brain", "hippoFS60"])
+def test_a_row_per_structure_and_none_for_the_background(name):
+    table = load_label_table(name)
+    rows = structure_statistics(np.zeros((3, 3, 3), np.int16), np.ones((3, 3, 3)), table)
+    assert rows["SegId"].tolist() == table.labels[1:].tolist()
+    assert rows["StructName"].tolist() == table.names[1:]
+    assert list(rows) == list(COLUMNS) or set(rows) == set(COLUMNS)
+
+
+def test_numbers_of_a_structure(image):
+    rows = structure_statistics(*image, load_label_table("aseg"), voxel_mm3=2.0)
+    caudate = row(rows, 11)
+    assert caudate["NVoxels"] == 2
+    # Each voxel borders on the background of about 5; both lie at 60 and 90 around their own mean of 75.
+    # 60 lies between 75 and 5; 90 lies above both.
+    background = (9**3 - 3) * 5 / (9**3 - 3)
+    assert caudate["Volume_mm3"] == pytest.approx(2.0 * (1 + (60 - background) / (75 - background)), rel=1e-6)
+    assert caudate[["normMean", "normMin", "normMax", "normRange"]].tolist() == [75, 60, 90, 30]
+    assert caudate["normStdDev"] == pytest.approx(math.sqrt(450))
+    assert caudate["Flag"] == ""
+    putamen = row(rows, 12)
+    assert putamen[["NVoxels", "normMean", "normStdDev", "normRange"]].tolist() == [1, 80, 0, 0]
+
+
+def test_a_structure_that_was_not_found_keeps_its_row(image):
+    labels, guide = image
+    known = {11: 3.25, 12: 0.5, 50: 0.125}
+    rows = structure_statistics(labels, guide, load_label_table("aseg"), soft_volumes=known, mean_posteriors={11: 0.9})
+    absent = row(rows, 50)
+    assert absent[["NVoxels", "Volume_mm3", "SoftVolume_mm3", "Flag"]].tolist() == [0, 0, 0.125, NOT_FOUND]
+    assert absent[["normMean", "normStdDev", "normMin", "normMax", "normRange", "MeanPosterior"]].isna().all()
+
+
+def test_a_structure_that_the_weights_do_not_know_has_no_numbers(image):
+    rows = structure_statistics(*image, load_label_table("aseg"), soft_volumes={11: 3.25, 12: 0.5})
+    unknown = row(rows, 51)
+    assert unknown["Flag"] == UNKNOWN
+    assert unknown[NUMBERS].isna().all()
+    assert len(rows) == 31
+    assert (rows["Flag"] == UNKNOWN).sum() == 29
+
+
+def test_soft_volumes_and_posteriors_are_passed_on(image):
+    soft, means = {11: 3.25, 12: 0.5}, {11: 0.875, 12: 0.5}
+    rows = structure_statistics(*image, load_label_table("aseg"), soft_volumes=soft, mean_posteriors=means)
+    assert row(rows, 11)[["SoftVolume_mm3", "MeanPosterior"]].tolist() == [3.25, 0.875]
+    without = structure_statistics(*image, load_label_table("aseg"))
+    assert without[["SoftVolume_mm3", "MeanPosterior"]].isna().all(axis=None)
+    assert UNKNOWN not in set(without["Flag"])
+
+
+def test_labels_outside_the_table_are_background(image):
+    labels, guide = image
+    labels[4, 4, 4] = 1012
+    rows = structure_statistics(labels, guide, load_label_table("aseg"))
+    assert rows["NVoxels"].sum() == 3
+
+
+def test_same_on_any_number_of_threads():
+    rng = np.random.default_rng(0)
+    table = load_label_table("aseg")
+    labels, guide = rng.choice(table.labels, (20, 21, 22)), rng.uniform(0, 120, (20, 21, 22))
+    one = structure_statistics(labels, guide, table, threads=1)
+    pd.testing.assert_frame_equal(structure_statistics(labels, guide, table, threads=2), one, check_exact=True)
+
+
+# Measures of the whole brain
+
+
+def counted(**others):
+    """Rows of a brain in which label L has 100 + L voxels."""
+    labels = load_label_table("aseg_brain").labels[1:]
+    voxels = {int(label): 100.0 + label for label in labels}
+    voxels.update({int(label): value for label, value in others.items()})
+    return pd.DataFrame({"SegId": list(voxels), "NVoxels": list(voxels.values())})
+
+
+def values(rows, voxel_mm3=1.0):
+    return {measure.name: measure.value for measure in brain_measures(rows, voxel_mm3)}
+
+
+def test_brain_measures_by_hand():
+    found = values(counted())
+    # Labels 2 3 4 5 7 8 10 11 12 13 14 15 17 18 24 26 28 31 | 41 42 43 44 46 47 49 50 51 52 53 54 58 60 63 | 77,
+    # without 16: 34 structures, whose labels add up to 248 + 753 + 77 = 1078.
+    assert found["BrainSegVol"] == 34 * 100 + 1078
+    assert found["VentricleChoroidVol"] == 600 + 4 + 5 + 31 + 43 + 44 + 63
+    assert found["BrainSegVolNotVent"] == 4478 - 790 - (300 + 14 + 15 + 24)
+    assert found["lhCortexVol"] == 103
+    assert found["rhCortexVol"] == 142
+    assert found["CortexVol"] == 245
+    assert found["CerebralWhiteMatterVol"] == 102 + 141 + 177
+    # 10 11 12 13 17 18 26 28 and 49 50 51 52 53 54 58 60
+    assert found["SubCortGrayVol"] == 1600 + 135 + 427
+    assert found["TotalGrayVol"] == 245 + 2162 + 108 + 147
+    assert found["SupraTentorialVol"] == 4478 - (400 + 7 + 8 + 46 + 47)
+    assert found["SupraTentorialVolNotVent"] == found["SupraTentorialVol"] - 790 - 353
+
+
+def test_brain_measures_are_in_mm3():
+    assert values(counted(), 0.5) == pytest.approx({name: value / 2 for name, value in values(counted()).items()})
+    assert {measure.unit for measure in brain_measures(counted())} == {"mm^3"}
+
+
+def test_measures_that_need_unknown_labels_are_left_out():
+    rows = counted(**{"77": math.nan})
+    assert "CerebralWhiteMatterVol" not in values(rows)
+    assert "BrainSegVol" not in values(rows)
+    assert values(rows)["CortexVol"] == 245
+
+
+def test_no_brain_volume_without_cortex_and_white_matter():
+    """The paper's 31 structures are no whole brain: their sum must not be called one."""
+    rows = counted()
+    some = rows[~rows["SegId"].isin((2, 3, 41, 42))]
+    assert set(values(some)) == {"VentricleChoroidVol", "SubCortGrayVol"}
+
+
+def test_mask_volume_and_ratios():
+    brain = np.zeros((40, 40, 40), bool)
+    brain[10:30, 10:30, 10:30] = True
+    found = {m.name: m for m in intracranial_measures(brain, 40_000.0, 6000.0, "MNI305", voxel_mm3=1.0)}
+    assert found["MaskVol"].value == 8000
+    assert found["BrainSegVol-to-eTIV"].value == pytest.approx(0.15)
+    assert found["MaskVol-to-eTIV"].value == pytest.approx(0.2)
+    assert found["MaskVol-to-eTIV"].unit == "unitless"
+    assert found["eTIV"].value == 40_000
+    assert found["eTIV"].key == "EstimatedTotalIntraCranialVol"
+    assert "MNI305" in found["eTIV"].description
+
+
+def test_no_mask_no_etiv_no_measures():
+    assert intracranial_measures(None, None, 5.0) == []
+    names = [measure.name for measure in intracranial_measures(np.ones((8, 8, 8), bool), None, 5.0)]
+    assert names == ["MaskVol", "sbTIV"]
+
+
+def test_intracranial_mask_fills_furrows_and_cavities():
+    brain = np.zeros((90, 90, 90), bool)
+    brain[15:75, 15:75, 15:75] = True
+    brain[43:47, 15:45, :] = False  # a furrow, 4 mm wide and 30 mm deep
+    brain[60:66, 55:61, 40:46] = False  # a ventricle
+    closed = intracranial_mask(brain)
+    assert closed[brain].all()
+    assert closed[60:66, 55:61, 40:46].all()
+    assert closed[43:47, 22:45, 22:68].mean() > 0.99
+    assert not closed[:13].any()
+    # Closing a cube gives the cube: what is added is the furrow and the cavity.
+    assert np.count_nonzero(closed) == pytest.approx(60**3, rel=0.01)
+
+
+def test_intracranial_mask_is_in_mm():
+    brain = np.zeros((60, 60, 60), bool)
+    brain[10:50, 10:50, 10:50] = True
+    brain[24:36, 10:50, 30:50] = False  # 12 voxels wide: closed at 1 mm, too wide at 2 mm
+    middle = (slice(28, 32), slice(28, 32), slice(36, 44))
+    assert intracranial_mask(brain, 1.0)[middle].all()
+    assert not intracranial_mask(brain, 2.0)[middle].any()
+
+
+def test_intracranial_mask_of_nothing():
+    assert not intracranial_mask(np.zeros((5, 5, 5), bool)).any()
