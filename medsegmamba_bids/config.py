@@ -16,6 +16,7 @@ LEVELS = ("participant", "group")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
+_PATHS |= {"quality_thresholds"}
 
 
 class ConfigError(ValueError):
@@ -61,6 +62,10 @@ class RunConfig:
         Distance between patches in voxels; None is what the weights say.
     precision : {"float32", "bfloat16", "float16"}
     save_posteriors, fs_stats, reports_only, write_graph : bool
+    quality_thresholds : Path or None
+        JSON that replaces some of the package's thresholds of quality flags.
+    group_long, allow_mixed_weights, allow_mixed_versions : bool
+        Of the group level.
     verbose : int
     run_id : str
         Names the run's folders of logs.
@@ -93,6 +98,10 @@ class RunConfig:
     fs_stats: bool = False
     reports_only: bool = False
     write_graph: bool = False
+    quality_thresholds: Path | None = None
+    group_long: bool = False
+    allow_mixed_weights: bool = False
+    allow_mixed_versions: bool = False
     verbose: int = 0
     run_id: str = ""
 

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="{participant,group}",
         help="participant: segment and measure; group: gather the results of all participants",
     )
-    for add in (_add_selection, _add_processing, _add_outputs, _add_performance, _add_run):
+    for add in (_add_selection, _add_processing, _add_outputs, _add_group, _add_performance, _add_run):
         add(parser)
     return parser
 
@@ -140,6 +140,27 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--reports-only", action="store_true", help="segment nothing; write the reports of what is there anew"
     )
     group.add_argument("--write-graph", action="store_true", help="write the workflow as a graph into the log folder")
+
+
+def _add_group(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reports and the group level")
+    group.add_argument(
+        "--quality-thresholds",
+        type=Path,
+        metavar="FILE",
+        help="JSON that replaces some limits of the quality flags; its form is that of data/quality/thresholds.json",
+    )
+    group.add_argument(
+        "--group-long", action="store_true", help="also write the group's tables with a row per T1w and structure"
+    )
+    group.add_argument(
+        "--allow-mixed-weights", action="store_true", help="put volumes by different weights into one table"
+    )
+    group.add_argument(
+        "--allow-mixed-versions",
+        action="store_true",
+        help="also take tables that another version of this package made than most",
+    )
 
 
 def _add_performance(parser: argparse.ArgumentParser) -> None:

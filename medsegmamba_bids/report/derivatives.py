@@ -30,6 +30,7 @@ SEGMENTATIONS = {
 }
 # A T1w is known by any of these.
 _TRACES = ("aseg_stats", "hippocampus_stats", "conformed", "conformed_aseg", "aseg")
+_DERIVED = ("space-", "seg-", "desc-")  # entities that names of raw images do not have
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ def _prefixes(name: str) -> Iterator[str]:
             continue
         added = {f"{key}-{value}" for key, value in entry["entities"].items()}
         parts = name.removesuffix(tail).split("_")
-        prefix = "_".join(part for part in parts if part not in added)
-        if added <= set(parts) and "sub-" in prefix and output_name(prefix, trace).endswith(f"/{name}"):
-            yield prefix
+        rest = [part for part in parts if part not in added]
+        if not added <= set(parts) or not rest[0].startswith("sub-") or any(map(_is_derived, rest)):
+            continue
+        yield "_".join(rest)
+
+
+def _is_derived(part: str) -> bool:
+    return part.startswith(_DERIVED) or "-" not in part

@@ -81,7 +81,7 @@ def draw_pictures(
     ]
     thumbnail = _thumbnail(data / top, aseg, shown, deep, colors)
     close_up, subfield_views = _hippocampus(data, affine, top, labels, entropies, detail)
-    views = _views(aseg, affine, colors_of("aseg", _HIDDEN), _VIEWS, 3.6 * detail)
+    views = _views(aseg, affine, colors_of("aseg", _HIDDEN), _VIEWS, 3.0 * detail)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
 
 
@@ -115,7 +115,7 @@ def _layers(
     if labels.any():
         found["outlines"] = to_uri(slices.draw_outlines(plan, labels, colors))
     if entropy is not None:
-        found["entropy"] = to_uri(slices.draw_entropy(plan, entropy), quality=45)
+        found["entropy"] = to_uri(slices.draw_entropy(plan, entropy), quality=35)
     return found
 
 

@@ -124,6 +124,7 @@ def load_thresholds(path: Path | None = None) -> dict[str, Any]:
         )
         for name, entries in changes.get("checks", {}).items():
             thresholds["checks"][name].update(entries)
+        thresholds["outliers"].update(changes.get("outliers", {}))
         thresholds["volumes"]["ranges"].update(ranges)
         thresholds["volumes"]["source"] = changes.get("volumes", {}).get("source", thresholds["volumes"]["source"])
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -125,7 +125,7 @@ def draw_base(mosaic: Mosaic, data: np.ndarray, affine: np.ndarray, top: float) 
         axes.text(x + 2, y + 2, sides[0], ha="left", **style)
         axes.text(x + width - 2, y + 2, sides[1], ha="right", **style)
         position = affine[mosaic.axis, 3] + affine[mosaic.axis, mosaic.axis] * index
-        text = f"{'xyz'[mosaic.axis]} = {position:.0f}"
+        text = f"{'xyz'[mosaic.axis]} = {round(position)}"
         axes.text(x + 2, y + height - 2, text, color="#c8ccd4", fontsize=7, va="bottom", ha="left")
     return _render(figure)[..., :3]
 

@@ -33,15 +33,15 @@ def render(name: str, /, **values: Any) -> str:
 @lru_cache
 def inline(name: str) -> Markup:
     """Text of a file of ``data/report`` as it is, for style and scripts of our own."""
-    return Markup(data_path(f"report/{name}").read_text(encoding="utf-8"))  # noqa: S704
+    return Markup(data_path(f"report/{name}").read_text(encoding="utf-8"))
 
 
 def thousands(value: float | None, decimals: int = 0) -> str:
-    """A number with thin spaces between thousands; a dash where it is missing.
+    r"""A number with thin spaces between thousands; a dash where it is missing.
 
     Examples
     --------
-    >>> thousands(1234567.4).replace("\\u202f", " "), thousands(None), thousands(float("nan"))
+    >>> thousands(1234567.4).replace("\u202f", " "), thousands(None), thousands(float("nan"))
     ('1 234 567', '–', '–')
     """
     if value is None or value != value:

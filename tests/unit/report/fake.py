@@ -14,10 +14,9 @@ from scipy import ndimage
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import bidsignore, output_name
-from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures, structure_statistics
+from medsegmamba_bids.stats.measures import brain_measures, intracranial_measures, structure_statistics
 from medsegmamba_bids.stats.tables import table_sidecar, to_tsv
 
 LIA = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -45,8 +44,8 @@ BALLS = {
     31: ((-18, -26, 8), 3),
     77: ((-22, 20, 10), 2.5),
 }
-LEFT_TO_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58, 28: 60,
-                 31: 63}  # fmt: skip
+LEFT_TO_RIGHT = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 26: 58,
+                 28: 60, 31: 63}  # fmt: skip
 ORDER = (3, 2, 8, 7)  # larger balls first: later ones lie on top
 SUBFIELDS = (203, 204, 205, 206, 208, 209, 210, 211, 212, 214, 215, 226)
 
@@ -143,8 +142,8 @@ def write_scan(root, prefix, labels, affine, t1w, subfields=None, own_grid=True,
 def write_table(root, prefix, task, labels, guide, **changes):
     table = load_label_table("aseg_brain" if task == "aseg" else "hippoFS60")
     counts = np.bincount(table.to_indices(labels).ravel(), minlength=len(table.labels))
-    soft = {int(label): float(n) * 0.98 for label, n in zip(table.labels, counts)}
-    sure = {int(label): 0.97 - 0.8 / (1 + n ** (1 / 3)) for label, n in zip(table.labels, counts) if n}
+    soft = {int(label): float(n) * 0.98 for label, n in zip(table.labels, counts, strict=True)}
+    sure = {int(label): 0.97 - 0.8 / (1 + n ** (1 / 3)) for label, n in zip(table.labels, counts, strict=True) if n}
     rows = structure_statistics(labels, guide, table, 1.0, soft, sure)
     measures = []
     if task == "aseg":

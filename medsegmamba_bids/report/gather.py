@@ -1,0 +1,219 @@
+"""The tables of all participants of an output folder, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, subjects_of
+from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
+from medsegmamba_bids.report.quality import ThresholdError, read_flags
+from medsegmamba_bids.stats.tables import TableError
+
+logger = logging.getLogger(__name__)
+
+
+class GroupError(ValueError):
+    """Results that cannot be gathered; the message says which and why."""
+
+
+@dataclass
+class ScanTable:
+    """A volume table of one T1w.
+
+    Attributes
+    ----------
+    scan : Scan
+    rows : pandas.DataFrame
+        As ``stats.tables.read_tsv`` returns them.
+    measures : dict of str to float
+        Of the whole brain.
+    weights : Weights
+    version : str
+        Of this package, when the table was made.
+    """
+
+    scan: Scan
+    rows: pd.DataFrame
+    measures: dict[str, float]
+    weights: Weights
+    version: str
+
+
+@dataclass
+class Gathered:
+    """What an output folder holds.
+
+    Attributes
+    ----------
+    tables : dict of str to list of ScanTable
+        By segmentation, in order of participants and names.
+    flags : dict of str to list of (segmentation, message)
+        By T1w.
+    failed : dict of str to str
+        Participant, T1w or file -> what is wrong.
+    missing : list of str
+        Participants of ``participants.tsv`` without a folder.
+    participants : pandas.DataFrame
+        ``participants.tsv`` as text, by ``participant_id``; empty where there is none.
+    """
+
+    tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {name: [] for name in SEGMENTATIONS})
+    flags: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    participants: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def scans(self) -> list[Scan]:
+        """Every T1w with a table, in order."""
+        found = {one.scan.prefix: one.scan for tables in self.tables.values() for one in tables}
+        return [found[prefix] for prefix in sorted(found)]
+
+
+def gather(output_dir: Path, participants_file: Path | None = None, labels: Iterable[str] = ()) -> Gathered:
+    """Read all tables of an output folder; what cannot be read is named and left out.
+
+    Parameters
+    ----------
+    output_dir : Path
+    participants_file : Path, optional
+        ``participants.tsv``.
+    labels : iterable of str
+        Only these participants, without ``sub-``; empty for all.
+
+    Raises
+    ------
+    GroupError
+        There is nothing to gather.
+    """
+    found = Gathered()
+    found.participants = _read_participants(participants_file, found)
+    wanted = set(labels)
+    there = [subject for subject in subjects_of(output_dir) if not wanted or subject in wanted]
+    for subject in there:
+        _gather_participant(output_dir, subject, found)
+    listed = [str(name).removeprefix("sub-") for name in found.participants.index]
+    expected = [label for label in (sorted(wanted) or listed) if not wanted or label in wanted]
+    found.missing = [f"sub-{label}" for label in expected if label not in set(there)]
+    if not any(found.tables.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.failed.items())[:5])
+        raise GroupError(
+            f"{output_dir}: there are no volume tables to gather{f' ({reasons})' if reasons else ''}; "
+            "run the participant level first"
+        )
+    return found
+
+
+def _gather_participant(output_dir: Path, subject: str, found: Gathered) -> None:
+    scans = scans_of(output_dir, subject)
+    if not scans:
+        found.failed[f"sub-{subject}"] = _why_empty(output_dir / f"sub-{subject}")
+        return
+    try:
+        flags = read_flags(output_dir, subject)
+        for prefix, segmentation, message in zip(flags["scan"], flags["segmentation"], flags["message"], strict=True):
+            found.flags.setdefault(prefix, []).append((segmentation, message))
+    except ThresholdError as error:
+        _fail(found, f"sub-{subject}", error, output_dir)
+    for scan in scans:
+        _gather_scan(scan, found)
+
+
+def _gather_scan(scan: Scan, found: Gathered) -> None:
+    for segmentation in SEGMENTATIONS:
+        path = scan.path(SEGMENTATIONS[segmentation]["table"])
+        try:
+            rows = scan.table(segmentation)
+            if rows is None:
+                if segmentation == "aseg":
+                    found.failed[f"{scan.prefix}_T1w"] = "it has no table of volumes; the log of its run may say why"
+                continue
+            sidecar = scan.sidecar(segmentation)
+            table = ScanTable(
+                scan, rows, scan.measures(segmentation), weights_of(sidecar, segmentation), version_of(sidecar)
+            )
+        except (TableError, OSError) as error:
+            _fail(found, path.name, error, scan.root)
+            continue
+        found.tables[segmentation].append(table)
+
+
+def _fail(found: Gathered, name: str, error: Exception, root: Path) -> None:
+    text = str(error).replace(f"{root}/", "")
+    found.failed[name] = text.split(": ", 1)[1] if text.split(": ", 1)[0].endswith(name) else text
+
+
+def _why_empty(folder: Path) -> str:
+    crashes = sorted(folder.glob("log/*/crash-*"))
+    if crashes:
+        return f"it has no results; it failed, see {crashes[-1].relative_to(folder.parent)}"
+    return "it has no results"
+
+
+def _read_participants(path: Path | None, found: Gathered) -> pd.DataFrame:
+    """``participants.tsv``, all columns as text; a damaged file is named and left out."""
+    if path is None or not path.is_file():
+        return pd.DataFrame()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = pd.read_csv(
+            io.StringIO(text), sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, quoting=csv.QUOTE_MINIMAL
+        )
+        rows.columns = [str(name).strip() for name in rows.columns]
+        if "participant_id" not in rows:
+            raise ValueError("it has no column participant_id")
+        repeated = rows["participant_id"][rows["participant_id"].duplicated()].dropna().unique()
+        if len(repeated):
+            raise ValueError(f"it names {', '.join(repeated[:3])} more than once")
+    except (OSError, ValueError) as error:
+        found.failed[path.name] = f"it cannot be joined: {error}"
+        return pd.DataFrame()
+    return rows.dropna(subset=["participant_id"]).set_index("participant_id")
+
+
+def keep_one_version(found: Gathered, segmentation: str) -> None:
+    """Leave out tables that another version of this package made than most were; they are named as failed."""
+    tables = found.tables[segmentation]
+    counts = Counter(table.version for table in tables)
+    if len(counts) < 2:
+        return
+    kept = max(counts, key=lambda version: (counts[version], version))
+    for table in tables:
+        if table.version != kept:
+            path = table.scan.path(SEGMENTATIONS[segmentation]["table"])
+            found.failed[path.name] = (
+                f"it was made by version {table.version or 'unknown'} of medsegmamba_bids, most tables by {kept}; "
+                "left out (--allow-mixed-versions takes it in)"
+            )
+    found.tables[segmentation] = [table for table in tables if table.version == kept]
+
+
+def check_weights(found: Gathered, segmentation: str) -> None:
+    """Refuse to put volumes by different weights into one table.
+
+    Raises
+    ------
+    GroupError
+        They differ; the message names them and how many tables each made.
+    """
+    groups: dict[str, list[ScanTable]] = {}
+    for table in found.tables[segmentation]:
+        groups.setdefault(table.weights.key, []).append(table)
+    if len(groups) < 2:
+        return
+    named = "; ".join(
+        f"{tables[0].weights.label} for {len(tables)} of the T1w images, such as {tables[0].scan.prefix}"
+        for tables in groups.values()
+    )
+    raise GroupError(
+        f"volumes of seg-{segmentation} were made with different weights, which are not comparable: {named}. "
+        "Run the participants anew with the same weights, or take all with --allow-mixed-weights"
+    )

@@ -1,0 +1,91 @@
+"""The group level: tables of all participants, and ``group.html``. Reads derivatives only."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.report.derivatives import SEGMENTATIONS
+from medsegmamba_bids.report.gather import Gathered, check_weights, gather, keep_one_version
+from medsegmamba_bids.report.group_page import group_page
+from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
+from medsegmamba_bids.report.quality import load_thresholds
+from medsegmamba_bids.stats.tables import COLUMNS
+
+logger = logging.getLogger(__name__)
+
+
+def write_group(config: RunConfig) -> int:
+    """Gather the volumes of all participants into tables and a page.
+
+    The raw dataset may be absent; ``participants.tsv`` is taken from it, else from the output folder.
+
+    Parameters
+    ----------
+    config : RunConfig
+
+    Returns
+    -------
+    int
+        1 where something could not be read and was left out, else 0. Participants that were never processed are
+        listed, but are no failure.
+
+    Raises
+    ------
+    GroupError
+        There is nothing to gather, or volumes were made with different weights.
+    """
+    rule = load_thresholds(config.quality_thresholds)["outliers"]
+    found = gather(config.output_dir, _participants_file(config), config.participant_label)
+    for segmentation in SEGMENTATIONS:
+        if not config.allow_mixed_weights:
+            check_weights(found, segmentation)
+        if not config.allow_mixed_versions:
+            keep_one_version(found, segmentation)
+    for segmentation in SEGMENTATIONS:
+        if found.tables[segmentation]:
+            _write_tables(found, segmentation, rule, config)
+    _write(group_page(found, config.output_dir, rule), config.output_dir / "group.html")
+    _tell(found)
+    return int(bool(found.failed))
+
+
+def _participants_file(config: RunConfig) -> Path | None:
+    for folder in (config.bids_dir, config.output_dir):
+        if (folder / "participants.tsv").is_file():
+            return folder / "participants.tsv"
+    return None
+
+
+def _write_tables(found: Gathered, segmentation: str, rule: dict[str, Any], config: RunConfig) -> None:
+    path = config.output_dir / f"group_seg-{segmentation}_stats.tsv"
+    table = wide_table(found, segmentation, rule)
+    _write(to_tsv(table), path)
+    _write_json(wide_sidecar(found, segmentation, table, rule), path.with_suffix(".json"))
+    if config.group_long:
+        path = config.output_dir / f"group_seg-{segmentation}_desc-long_stats.tsv"
+        _write(to_tsv(long_table(found, segmentation)), path)
+        z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
+        _write_json({**COLUMNS, **z, **provenance_of(found, segmentation)}, path.with_suffix(".json"))
+
+
+def _write(text: str, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _write_json(entries: dict[str, Any], path: Path) -> None:
+    _write(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def _tell(found: Gathered) -> None:
+    """Name what is not in the tables."""
+    for name, reason in found.failed.items():
+        logger.warning("%s: %s", name, reason)
+    if found.missing:
+        some = ", ".join(found.missing[:20]) + (" …" if len(found.missing) > 20 else "")
+        logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(found.missing), some)

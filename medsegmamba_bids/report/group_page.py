@@ -1,0 +1,175 @@
+"""``group.html``: what the page shows, as data for its own script."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.report.derivatives import Scan
+from medsegmamba_bids.report.gather import Gathered
+from medsegmamba_bids.report.group_tables import (
+    identity,
+    join_participants,
+    measure_matrix,
+    outliers_of,
+    robust_z,
+    volume_matrix,
+)
+from medsegmamba_bids.report.participant import TITLES, thumbnail_path
+from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.report.templates import render
+
+_THUMBNAILS = 1000  # held in the page; more would make it slow to open
+_MOST_LEVELS = 12  # of a column that colours; rarer values are shown together
+_NUMERIC_SHARE = 0.95
+
+
+def group_page(found: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
+    """Text of the page.
+
+    Parameters
+    ----------
+    found : Gathered
+    output_dir : Path
+    rule : dict
+        ``limit`` and ``smallest_group`` of outliers.
+    """
+    scans = found.scans
+    segmentations = [_segmentation(found, name, rule, scans) for name, tables in found.tables.items() if tables]
+    outliers = {position for one in segmentations for position in one.pop("outlying")}
+    flagged = {number for number, scan in enumerate(scans) if found.flags.get(scan.prefix)}
+    data = {
+        "scans": [_scan(scan, found, output_dir) for scan in scans],
+        "columns": _columns(found, scans),
+        "segmentations": segmentations,
+        "thumbnails": _thumbnails(scans, sorted(outliers | flagged)),
+        "limit": rule["limit"],
+    }
+    weights = {
+        (TITLES[name], table.weights.label, table.weights.origin)
+        for name, tables in found.tables.items()
+        for table in tables
+    }
+    return render(
+        "group.html.jinja",
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        data=to_script(data),
+        scans=len(scans),
+        participants=len({scan.entities["sub"] for scan in scans}),
+        flagged=len(flagged),
+        outliers=len(outliers),
+        failed=found.failed,
+        missing=found.missing,
+        weights=sorted(weights),
+        rule=rule,
+        columns=[column["name"] for column in data["columns"]],
+        atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in found.tables["hippoFS60"]) else "",
+        linked=max(0, len(scans) - len(data["thumbnails"])),
+    )
+
+
+def to_script(data: Any) -> Markup:
+    r"""JSON that can stand in a page's script, whatever its texts hold.
+
+    Examples
+    --------
+    >>> str(to_script(["</script>"]))
+    '["\\u003c/script>"]'
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Only "<" could end the script; the two separators of lines are not allowed in older scripts.
+    for character in ("<", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _scan(scan: Scan, found: Gathered, output_dir: Path) -> dict[str, Any]:
+    report = f"sub-{scan.entities['sub']}.html"
+    return {
+        "name": scan.prefix,
+        "href": f"{report}#{scan.prefix}" if (output_dir / report).is_file() else "",
+        "flags": [message for _, message in found.flags.get(scan.prefix, [])],
+    }
+
+
+def _segmentation(found: Gathered, name: str, rule: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
+    """Volumes by structure, aligned with the scans; a scan without this segmentation has null."""
+    tables = found.tables[name]
+    volumes = volume_matrix(tables)
+    z = robust_z(volumes)
+    outliers = outliers_of(z, rule)
+    colors = load_label_table("aseg_brain" if name == "aseg" else name).table.set_index("name")["color"]
+    measures = measure_matrix(tables).select_dtypes("number")
+    order = [scan.prefix for scan in scans]
+    values = pd.concat([volumes, measures.loc[:, [one for one in ("eTIV", "sbTIV") if one in measures]]], axis=1)
+    aligned, z = values.reindex(order), robust_z(values).reindex(order)
+    position = {prefix: number for number, prefix in enumerate(order)}
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "structures": [
+            {
+                "name": structure,
+                "color": colors.get(structure, "#666666"),
+                "values": _numbers(aligned[structure], 1),
+                "z": _numbers(z[structure], 2),
+                "outliers": [position[one] for one, listed in outliers.items() if structure in listed],
+            }
+            for structure in aligned
+            if aligned[structure].notna().any()
+        ],
+        "outlying": [position[one] for one, listed in outliers.items() if listed],
+    }
+
+
+def _numbers(values: pd.Series, decimals: int) -> list[float | None]:
+    return [None if math.isnan(one) else one for one in np.round(values.to_numpy(float), decimals).tolist()]
+
+
+def _columns(found: Gathered, scans: list[Scan]) -> list[dict[str, Any]]:
+    """Columns of ``participants.tsv`` and of the names that can colour dots: numbers, or few levels."""
+    tables = {table.scan.prefix: table for one in found.tables.values() for table in one}
+    ids = identity([tables[scan.prefix] for scan in scans])
+    people = join_participants(ids, found.participants, set(ids))
+    both = pd.concat([people, ids.drop(columns=["participant_id", "scan"])], axis=1)
+    return [column for name in both if (column := _column(str(name), both[name])) is not None]
+
+
+def _column(name: str, values: pd.Series) -> dict[str, Any] | None:
+    """A column as numbers or as levels; None where it says nothing."""
+    known = values.dropna()
+    if known.nunique() < 2:
+        return None
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.notna().sum() >= _NUMERIC_SHARE * len(known) and known.nunique() > 4:
+        return {"name": name, "kind": "number", "values": _numbers(numbers.replace([np.inf, -np.inf], np.nan), 3)}
+    levels = known.value_counts().index.tolist()
+    if len(levels) > max(_MOST_LEVELS, len(known) // 3):
+        return None  # nearly everyone has a value of one's own
+    shown = sorted(levels[:_MOST_LEVELS]) + ["other"] * (len(levels) > _MOST_LEVELS)
+    place = {level: shown.index(level) if level in shown else len(shown) - 1 for level in levels}
+    return {"name": name, "kind": "level", "levels": shown, "values": [place.get(one) for one in values]}
+
+
+def _thumbnails(scans: list[Scan], first: list[int]) -> dict[str, str]:
+    """Small pictures, base64, by position; of those that should be looked at first, as far as there is room."""
+    order = [*first, *(set(range(len(scans))) - set(first))]
+    found: dict[str, str] = {}
+    for position in order:
+        if len(found) == _THUMBNAILS:
+            break
+        path = thumbnail_path(scans[position])
+        if path.is_file():
+            found[str(position)] = base64.b64encode(path.read_bytes()).decode()
+    return found

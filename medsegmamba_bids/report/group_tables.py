@@ -1,0 +1,183 @@
+"""Tables of the group: a row per T1w, or a row per T1w and structure, with the JSON that explains them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.report.gather import Gathered, ScanTable
+from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.stats.tables import COLUMNS, MISSING
+
+_LONG = {"ses": "session_id"}
+_ENTITIES = {
+    "acq": "acquisition", "ce": "contrast_agent", "rec": "reconstruction", "dir": "direction", "run": "run",
+    "echo": "echo", "part": "part", "proc": "processing", "chunk": "chunk",
+}  # fmt: skip
+QUALITY = ("flags", "outliers", "weights")
+
+
+def volume_matrix(tables: list[ScanTable]) -> pd.DataFrame:
+    """Volumes in mm3, a row per T1w (index: its name) and a column per structure, in the order of the tables."""
+    series = {
+        table.scan.prefix: pd.Series(table.rows["Volume_mm3"].to_numpy(float), table.rows["StructName"])
+        for table in tables
+    }
+    columns = list(dict.fromkeys(name for table in tables for name in table.rows["StructName"]))
+    same = all(list(one.index) == columns for one in series.values())
+    if same:
+        return pd.DataFrame(np.stack(list(series.values())), list(series), columns)
+    return pd.DataFrame({name: one.groupby(level=0).first() for name, one in series.items()}).T[columns]
+
+
+def measure_matrix(tables: list[ScanTable]) -> pd.DataFrame:
+    """Measures of the whole brain, a row per T1w and a column per measure."""
+    return pd.DataFrame([table.measures for table in tables], [table.scan.prefix for table in tables])
+
+
+def robust_z(values: pd.DataFrame) -> pd.DataFrame:
+    """Distance from the median of each column, in robust standard deviations.
+
+    0.6745 (x - median) / median absolute deviation (Iglewicz and Hoaglin 1993); NaN where the deviation is 0.
+
+    Examples
+    --------
+    >>> robust_z(pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0, 100.0]}))["a"].round(2).tolist()
+    [-1.35, -0.67, 0.0, 0.67, 65.43]
+    """
+    apart = values - values.median()
+    deviation = apart.abs().median()
+    return 0.6745 * apart / deviation.where(deviation > 0)
+
+
+def outliers_of(z: pd.DataFrame, rule: dict[str, Any]) -> dict[str, list[str]]:
+    """Structures of each T1w that are outliers of the group; none in a group that is too small to judge.
+
+    Parameters
+    ----------
+    z : pandas.DataFrame
+        From :func:`robust_z`.
+    rule : dict
+        ``limit`` and ``smallest_group``.
+    """
+    found: dict[str, list[str]] = {name: [] for name in z.index}
+    beyond = z.abs().to_numpy() > rule["limit"]
+    beyond &= (z.notna().sum() >= rule["smallest_group"]).to_numpy()
+    for row, column in np.argwhere(beyond):
+        found[z.index[row]].append(z.columns[column])
+    return found
+
+
+def identity(tables: list[ScanTable]) -> pd.DataFrame:
+    """``participant_id``, ``session_id`` and other entities of the names; only those that occur, and ``scan``."""
+    entities = [table.scan.entities for table in tables]
+    named = _LONG | _ENTITIES
+    rows = {"participant_id": [f"sub-{one['sub']}" for one in entities]}
+    for key in dict.fromkeys(key for one in entities for key in one if key != "sub"):
+        label = "ses-{}" if key == "ses" else "{}"
+        rows[named.get(key, key)] = [label.format(one[key]) if key in one else None for one in entities]
+    rows["scan"] = [f"{table.scan.prefix}_T1w" for table in tables]
+    return pd.DataFrame(rows, [table.scan.prefix for table in tables])
+
+
+def join_participants(ids: pd.DataFrame, participants: pd.DataFrame, taken: set[str]) -> pd.DataFrame:
+    """Columns of ``participants.tsv`` for each row; a name that is taken gets ``participants_`` before it."""
+    if participants.empty and not len(participants.columns):
+        return pd.DataFrame(index=ids.index)
+    joined = participants.reindex(ids["participant_id"])
+    joined.index = ids.index
+    return joined.rename(columns={name: f"participants_{name}" for name in joined if name in taken})
+
+
+def wide_table(found: Gathered, segmentation: str, rule: dict[str, Any]) -> pd.DataFrame:
+    """A row per T1w: who, columns of ``participants.tsv``, volumes, measures, flags, outliers and weights."""
+    tables = found.tables[segmentation]
+    ids, volumes, measures = identity(tables), volume_matrix(tables), measure_matrix(tables)
+    outliers = outliers_of(robust_z(volumes), rule)
+    quality = pd.DataFrame(index=ids.index)
+    quality["flags"] = ["; ".join(_flags(found, prefix, segmentation)) or None for prefix in ids.index]
+    quality["outliers"] = ["; ".join(outliers[prefix]) or None for prefix in ids.index]
+    quality["weights"] = [table.weights.label for table in tables]
+    taken = {*ids, *volumes, *measures, *quality}
+    people = join_participants(ids, found.participants, taken)
+    return pd.concat([ids, people, volumes.round(3), measures.round(6), quality], axis=1)
+
+
+def _flags(found: Gathered, prefix: str, segmentation: str) -> list[str]:
+    """Messages about the image or this segmentation."""
+    return [message for about, message in found.flags.get(prefix, []) if about in ("", segmentation)]
+
+
+def long_table(found: Gathered, segmentation: str) -> pd.DataFrame:
+    """A row per T1w and structure, with all columns of the volume tables and the robust z of the volume."""
+    tables = found.tables[segmentation]
+    ids, z = identity(tables), robust_z(volume_matrix(tables))
+    parts = []
+    for number, table in enumerate(tables):
+        rows = table.rows.copy()
+        rows.insert(0, "robust_z", z.loc[table.scan.prefix].reindex(rows["StructName"]).to_numpy())
+        for name in reversed(list(ids)):
+            rows.insert(0, name, ids.iloc[number][name])
+        parts.append(rows)
+    return pd.concat(parts, ignore_index=True)
+
+
+def to_tsv(rows: pd.DataFrame) -> str:
+    """Text of a table; what is missing or empty is ``n/a``."""
+    return rows.replace("", np.nan).to_csv(sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
+
+
+def wide_sidecar(found: Gathered, segmentation: str, table: pd.DataFrame, rule: dict[str, Any]) -> dict[str, Any]:
+    """What stands in the JSON beside a wide table."""
+    tables = found.tables[segmentation]
+    structures = set(tables[0].rows["StructName"]) if tables else set()
+    measures = {name: entry for one in tables[:1] for name, entry in one_measures(one).items()}
+    described: dict[str, Any] = {
+        "participant_id": {"Description": "Participant"},
+        "session_id": {"Description": "Session"},
+        "scan": {"Description": "Name of the T1w, without extension"},
+        "flags": {"Description": "Quality flags of the image and this segmentation, by sentence; nothing is dropped"},
+        "outliers": {
+            "Description": f"Structures whose robust z within this table exceeds {rule['limit']:g}",
+            "Source": rule["source"],
+        },
+        "weights": {"Description": "Name of the weights and beginning of their checksum"},
+    }
+    columns = {}
+    for name in table:
+        if name in described:
+            columns[name] = described[name]
+        elif name in structures:
+            columns[name] = {"Description": f"Volume of {name}; {COLUMNS['Volume_mm3']['Description']}", "Units": "mm3"}
+        elif name in measures:
+            columns[name] = measures[name]
+        else:
+            columns[name] = {"Description": "Of the image's name" if name in _ENTITIES.values() else "participants.tsv"}
+    return {**columns, **provenance_of(found, segmentation)}
+
+
+def one_measures(table: ScanTable) -> dict[str, Any]:
+    """Description of the measures of a table; all tables have the same."""
+    entries = table.scan.sidecar("aseg").get("Measures", {}) if table.measures else {}
+    return {
+        name: {key: entry[key] for key in ("Description", "Units") if key in entry} for name, entry in entries.items()
+    }
+
+
+def provenance_of(found: Gathered, segmentation: str) -> dict[str, Any]:
+    """Weights and versions behind a table, and what is not in it."""
+    tables = found.tables[segmentation]
+    weights = {table.weights.key: table.weights for table in tables}
+    out: dict[str, Any] = {
+        "Weights": [{"Name": one.name, "Checksum": one.checksum, "Origin": one.origin} for one in weights.values()],
+        "Versions": sorted({table.version for table in tables if table.version}),
+        "GeneratedBy": {"Name": "medsegmamba_bids", "Version": __version__},
+        "Failed": found.failed,
+        "Missing": found.missing,
+    }
+    if segmentation == "hippoFS60" and any(one.from_atlas for one in weights.values()):
+        out["Note"] = ATLAS_NOTE
+    return out
