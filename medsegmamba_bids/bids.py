@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def collect_inputs(config: RunConfig) -> Inputs:
         _sort_in(path, config, inputs)
     inputs.images.sort(key=lambda image: (image.subject, image.session or "", image.prefix))
     _drop_duplicates(inputs)
+    _note_shared_masks(inputs)
     found = {image.subject for image in inputs.images} | {name.split("_")[0][4:] for name in inputs.skipped}
     for subject in wanted:
         if subject not in found:
@@ -235,6 +237,15 @@ def _drop_duplicates(inputs: Inputs) -> None:
     inputs.images[:] = seen.values()
 
 
+def _note_shared_masks(inputs: Inputs) -> None:
+    """Say where one mask serves several images: it was made in the space of one of them, or of their average."""
+    counts = Counter(image.mask for image in inputs.images if image.mask)
+    for place, image in enumerate(inputs.images):
+        if image.mask and counts[image.mask] > 1:
+            note = f"the brain mask {image.mask} serves {counts[image.mask]} images; see that it fits this one"
+            inputs.images[place] = replace(image, notes=(*image.notes, note))
+
+
 def _why_nothing(config: RunConfig, subject: str) -> str:
     """Say what is there instead of a T1w."""
     folder = config.bids_dir / f"sub-{subject}"
@@ -265,7 +276,7 @@ def find_mask(config: RunConfig, prefix: str, subject: str, session: str | None)
 def _named_mask(template: str, prefix: str, subject: str, session: str | None) -> Path:
     try:
         path = Path(template.format(subject=subject, session=session or "", prefix=prefix)).expanduser()
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, RuntimeError) as error:
         raise BIDSError(
             f"--brain-mask {template}: only {{subject}}, {{session}} and {{prefix}} can be replaced"
         ) from error

@@ -106,6 +106,7 @@ class RunConfig:
     run_id: str = ""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for entry in fields(self):
             value = getattr(self, entry.name)
             if entry.name in _PATHS and value is not None:
@@ -166,14 +167,46 @@ def options_from_json(text: str) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
 
 
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "Path": ((str, os.PathLike), "a path"),
+    "tuple[str, ...]": ((tuple, list), "a list of texts"),
+    "tuple[Path, ...]": ((tuple, list), "a list of paths"),
+}
+_OPTIONS = {"mem_gb": "--mem", "run_label": "--run-id"} | {name: name for name in ("bids_dir", "output_dir", "level")}
+
+
+def _check_types(config: RunConfig) -> None:
+    """Refuse values of a wrong type: a file of options may hold anything."""
+    for entry in fields(config):
+        value, kind = getattr(config, entry.name), entry.type
+        if kind.endswith(" | None"):
+            if value is None:
+                continue
+            kind = kind.removesuffix(" | None")
+        allowed, what = _TYPES[kind]
+        fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
+        if fits and kind.startswith("tuple"):
+            fits = all(isinstance(one, (str, os.PathLike)) for one in value)
+        if not fits:
+            raise ConfigError(f"{_option(entry.name)} is {value!r}; it must be {what}")
+
+
+def _option(name: str) -> str:
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+
+
 def _check_numbers(config: RunConfig) -> None:
     _check_choice("level", config.level, LEVELS)
     _check_choice("--precision", config.precision, PRECISIONS)
     for name, lowest in (("nprocs", 1), ("omp_nthreads", 1), ("batch_size", 1), ("step_size", 1)):
         value = getattr(config, name)
         if value is not None and value < lowest:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be {lowest} or more")
-    if config.mem_gb <= 0:
+            raise ConfigError(f"{_option(name)} is {value}; it must be {lowest} or more")
+    if not config.mem_gb > 0:
         raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
     if config.omp_nthreads > config.nprocs:
         raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")

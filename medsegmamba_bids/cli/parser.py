@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from dataclasses import fields
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,26 @@ examples:
   medsegmamba /data/bids /data/out group
 """
 _DEFAULT_MEMORY_GB = 8.0
+_MOST_THREADS = 8  # of one step; more do not help
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes ``--work_dir`` for ``--work-dir``, and so on, without a second name of each option in the help."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse with dashes in the names of options."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_with_dashes(one) for one in given], namespace)
+
+
+def _with_dashes(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; options that were not given are absent from its result."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="medsegmamba",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -58,9 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which images")
     for names, prefix, what in (
-        (("--participant-label", "--participant_label"), "sub", "participants"),
-        (("--session-label", "--session_label", "--session-id"), "ses", "sessions"),
-        (("--run-id", "--run_id"), "run", "runs"),
+        (("--participant-label",), "sub", "participants"),
+        (("--session-label", "--session-id"), "ses", "sessions"),
+        (("--run-id",), "run", "runs"),
     ):
         group.add_argument(
             *names,
@@ -221,12 +238,15 @@ def parse_config(argv: list[str] | None = None) -> RunConfig:
     """
     given = vars(build_parser().parse_args(argv))
     stored = _stored_options(given.pop("config_file", None))
-    processors = _processors()
-    defaults = {"nprocs": processors, "mem_gb": _memory_gb()}
-    options = {**defaults, **stored, **given}
-    options.setdefault("omp_nthreads", min(options["nprocs"], 8))
+    defaults = {"nprocs": _processors(), "mem_gb": _memory_gb()}
+    options = {**defaults, **stored, "omp_nthreads": 1, **given}
     names = {entry.name for entry in fields(RunConfig)}
-    return RunConfig(**{key: value for key, value in options.items() if key in names})
+    config = RunConfig(**{key: value for key, value in options.items() if key in names})
+    if "omp_nthreads" in given:
+        return config
+    # A file may come from a larger machine: its number of threads gives way to that of processors.
+    threads = stored.get("omp_nthreads", _MOST_THREADS)
+    return replace(config, omp_nthreads=min(config.nprocs, threads) if isinstance(threads, int) else threads)
 
 
 def _stored_options(path: Path | None) -> dict[str, Any]:

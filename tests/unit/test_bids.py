@@ -1,0 +1,348 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from medsegmamba_bids.bids import BIDSError, Inputs, T1wImage, collect_inputs, find_mask, participants_of
+from medsegmamba_bids.config import RunConfig
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.fixture
+def bids(tmp_path):
+    """A dataset of empty files: two participants, one of them with sessions, runs and acquisitions."""
+    root = tmp_path / "bids"
+    touch(
+        root,
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/ses-pre/anat/sub-02_ses-pre_acq-mprage_run-1_T1w.nii.gz",
+        "sub-02/ses-pre/anat/sub-02_ses-pre_acq-mprage_run-2_T1w.nii.gz",
+        "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_T1w.nii",
+        "sub-02/ses-post/anat/sub-02_ses-post_acq-mprage_run-1_T1w.nii.gz",
+        "derivatives/other/sub-01/anat/sub-01_T1w.nii.gz",
+        "sourcedata/sub-03/anat/sub-03_T1w.nii.gz",
+    )
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+def collect(root, **options):
+    return collect_inputs(RunConfig(root, root.parent / "out", **options))
+
+
+def prefixes(inputs):
+    return [image.prefix for image in inputs.images]
+
+
+ALL = [
+    "sub-01",
+    "sub-02_ses-post_acq-mprage_run-1",
+    "sub-02_ses-pre_acq-mprage_run-1",
+    "sub-02_ses-pre_acq-mprage_run-2",
+    "sub-02_ses-pre_acq-space",
+]
+
+
+# What is found
+
+
+def test_every_t1w_is_an_image_of_its_own(bids):
+    inputs = collect(bids)
+    assert prefixes(inputs) == ALL
+    assert inputs.skipped == {}
+    last = inputs.images[-1]
+    assert last == T1wImage(
+        path=bids / "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_T1w.nii",
+        prefix="sub-02_ses-pre_acq-space",
+        subject="02",
+        session="pre",
+        relative="sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_T1w.nii",
+    )
+    assert inputs.images[0].session is None
+    assert {subject: len(images) for subject, images in inputs.subjects().items()} == {"01": 1, "02": 4}
+
+
+def test_names_of_nodes_are_distinct_identifiers(bids):
+    names = [image.node_name for image in collect(bids).images]
+    assert len(set(names)) == 5
+    assert names[0] == "T1w_sub_01_wf"
+    assert all(name.isidentifier() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"participant_label": ("01",)}, ALL[:1]),
+        ({"participant_label": ("02", "01", "02")}, ALL),
+        ({"participant_label": ("02",), "session_label": ("pre",)}, ALL[2:]),
+        ({"participant_label": ("02",), "session_label": ("pre",), "run_label": ("2",)}, ALL[3:4]),
+        ({"participant_label": ("02",), "run_label": ("01",)}, ALL[1:3]),
+    ],
+)
+def test_options_select(bids, options, expected):
+    assert prefixes(collect(bids, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"acquisition": "space"}, ALL[4:]),
+        ({"acquisition": ["space", "mprage"], "run": 1}, ALL[1:3]),
+        ({"acquisition": None}, ALL[:1]),
+        ({"session": "*"}, ALL[1:]),
+        ({"session": "Query.NONE"}, ALL[:1]),
+        ({"datatype": "anat", "suffix": "T1w", "run": 2}, ALL[3:4]),
+    ],
+)
+def test_a_filter_file_selects_by_entities(bids, tmp_path, entry, expected):
+    path = tmp_path / "filter.json"
+    path.write_text(json.dumps({"t1w": entry, "bold": {"task": "rest"}}))
+    inputs = collect(bids, bids_filter_file=path)
+    assert prefixes(inputs) == expected
+    assert set(inputs.skipped) == {"sub-01", "sub-02"} - {f"sub-{image.subject}" for image in inputs.images}
+
+
+def test_a_filter_file_cannot_widen_the_participants(bids, tmp_path):
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"subject": "02"}}')
+    assert prefixes(collect(bids, bids_filter_file=path, participant_label=("01",))) == ALL[:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be used as --bids-filter-file: .*No such file"),
+        ("{", "cannot be used as --bids-filter-file"),
+        ("[]", "cannot be used as --bids-filter-file"),
+        ('{"t1w": "mprage"}', 'its entry "t1w" must hold entities, such as'),
+    ],
+)
+def test_a_filter_file_that_is_none(bids, tmp_path, content, sentence):
+    path = tmp_path / "filter.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BIDSError, match=f"filter.json: {sentence}"):
+        collect(bids, bids_filter_file=path)
+
+
+# What is refused or left out
+
+
+def test_not_a_dataset(bids, tmp_path):
+    (bids / "dataset_description.json").unlink()
+    with pytest.raises(BIDSError, match="not a BIDS dataset, it has no dataset_description.json"):
+        collect(bids)
+    assert prefixes(collect(bids, skip_bids_validation=True)) == ALL
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BIDSError, match=r"not a BIDS dataset, it has no folder sub-\*"):
+        collect(tmp_path / "empty", skip_bids_validation=True)
+
+
+def test_a_description_that_is_no_json(bids):
+    (bids / "dataset_description.json").write_text("{")
+    with pytest.raises(BIDSError, match=f"{bids}: cannot be read as a BIDS dataset"):
+        collect(bids)
+
+
+def test_unknown_participants(bids):
+    with pytest.raises(BIDSError, match="no participant 03, 1; there are 01, 02"):
+        collect(bids, participant_label=("03", "01", "1"))
+
+
+def test_many_participants_are_not_all_listed(bids):
+    touch(bids, *[f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in range(10, 40)])
+    with pytest.raises(BIDSError, match=r"there are 01, 02, 10, .*, 17 …$"):
+        collect(bids, participant_label=("nobody",))
+
+
+def test_participants_without_t1w_are_left_out_and_others_kept(bids):
+    touch(bids, "sub-03/anat/sub-03_T2w.nii.gz", "sub-04/func/sub-04_task-rest_bold.nii.gz")
+    inputs = collect(bids)
+    assert prefixes(inputs) == ALL
+    assert inputs.skipped == {"sub-03": "it has no T1w image", "sub-04": "it has no T1w image"}
+    assert collect(bids, participant_label=("03",)) == Inputs([], {"sub-03": "it has no T1w image"})
+
+
+def test_why_nothing_was_selected(bids):
+    inputs = collect(bids, session_label=("pre",))
+    assert inputs.skipped == {
+        "sub-01": "none of its files is a T1w that BIDS and the options allow; there is sub-01_T1w.nii.gz"
+    }
+
+
+@pytest.mark.parametrize("extension", [".mgz", ".img", ".nrrd", ".nii.bz2"])
+@pytest.mark.parametrize("lax", [False, True])
+def test_wrong_extension(bids, extension, lax):
+    name = f"sub-03_T1w{extension}"
+    touch(bids, f"sub-03/anat/{name}")
+    inputs = collect(bids, skip_bids_validation=lax)
+    assert prefixes(inputs) == ALL
+    (key, reason), *others = inputs.skipped.items()
+    assert not others
+    assert key in (name, "sub-03")
+    assert extension in f"{key} {reason}"
+    assert "BIDS" in reason
+
+
+def test_a_name_that_is_not_bids(bids):
+    touch(bids, "sub-03/anat/sub-03_T1w_brain.nii.gz", "sub-03/anat/T1w.nii.gz")
+    reason = "none of its files is a T1w that BIDS and the options allow; there is T1w.nii.gz, sub-03_T1w_brain.nii.gz"
+    assert collect(bids).skipped == {"sub-03": reason}
+    assert collect(bids, skip_bids_validation=True).skipped == {"sub-03": reason}
+
+
+def test_a_broken_link_is_found_and_left_to_the_reader(bids):
+    """The sentence with ``datalad get`` is the reader's; the index must neither fail nor drop the image."""
+    from medsegmamba_bids.image.io import ImageError, load_image
+
+    (bids / "sub-03/anat").mkdir(parents=True)
+    link = bids / "sub-03/anat/sub-03_T1w.nii.gz"
+    link.symlink_to("../../.git/annex/objects/gone.nii.gz")
+    inputs = collect(bids)
+    assert prefixes(inputs) == [*ALL, "sub-03"]
+    with pytest.raises(ImageError, match=f"a link whose target is not there; .*`datalad get {link}`"):
+        load_image(inputs.images[-1].path)
+
+
+def test_an_invalid_json_beside_it_is_noted(bids):
+    (bids / "sub-01/anat/sub-01_T1w.json").write_text('{"EchoTime": }')
+    (bids / "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_T1w.json").write_text('{"EchoTime": 0.003}')
+    (bids / "T1w.json").write_bytes(b"\xff")
+    inputs = collect(bids)
+    assert prefixes(inputs) == ALL
+    (note,) = inputs.images[0].notes
+    assert note.startswith("sub-01_T1w.json is not valid JSON (")
+    assert note.endswith("; it is not needed here")
+    assert not any(image.notes for image in inputs.images[1:])
+
+
+def test_two_files_that_differ_in_extension(bids):
+    touch(bids, "sub-01/anat/sub-01_T1w.nii")
+    inputs = collect(bids)
+    assert prefixes(inputs) == ALL
+    kept = inputs.images[0].path.name
+    (other,) = {"sub-01_T1w.nii", "sub-01_T1w.nii.gz"} - {kept}
+    assert inputs.skipped == {other: f"the same image as {kept} by its name, which is processed"}
+
+
+# Index
+
+
+def test_an_index_is_kept_and_used_again(bids, tmp_path):
+    first = collect(bids, bids_database_dir=tmp_path / "db", participant_label=("01",))
+    assert prefixes(first) == ALL[:1]
+    assert any((tmp_path / "db").iterdir())
+    # It holds all participants, whoever was asked for first.
+    assert prefixes(collect(bids, bids_database_dir=tmp_path / "db")) == ALL
+
+
+def test_start_up_is_quick_on_many_participants(bids):
+    """500 participants, of links, are to take less than 10 s; here 100, with other files around."""
+    for n in range(100, 200):
+        anat, func = bids / f"sub-{n}/anat", bids / f"sub-{n}/func"
+        anat.mkdir(parents=True)
+        func.mkdir()
+        (anat / f"sub-{n}_T1w.nii.gz").symlink_to(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+        for run in range(8):
+            (func / f"sub-{n}_task-rest_run-{run}_bold.nii.gz").symlink_to(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+    start = time.process_time()
+    inputs = collect(bids)
+    assert len(inputs.images) == 105
+    assert time.process_time() - start < 4
+
+
+def test_participants_are_folders(bids):
+    touch(bids, "sub-99")
+    assert participants_of(bids) == ["01", "02"]
+
+
+# Masks
+
+
+def mask_of(bids, prefix="sub-01", subject="01", session=None, **options):
+    return find_mask(RunConfig(bids, bids.parent / "out", **options), prefix, subject, session)
+
+
+def test_without_derivatives_there_is_no_mask(bids):
+    assert mask_of(bids) is None
+
+
+def test_fmriprep_masks(bids, tmp_path):
+    prep = tmp_path / "fmriprep"
+    touch(
+        prep,
+        "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz",
+        "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_desc-brain_mask.nii.gz",
+        "sub-02/anat/sub-02_desc-brain_mask.nii.gz",
+    )
+    images = {image.prefix: image for image in collect(bids, derivatives=(prep,)).images}
+    assert images["sub-01"].mask == prep / "sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+    own = prep / "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_desc-brain_mask.nii.gz"
+    assert images["sub-02_ses-pre_acq-space"].mask == own
+    assert not images["sub-01"].notes + images["sub-02_ses-pre_acq-space"].notes
+    # The others have the mask of fMRIPrep's average, which need not fit each of them.
+    merged = images["sub-02_ses-pre_acq-mprage_run-1"]
+    assert merged.mask == prep / "sub-02/anat/sub-02_desc-brain_mask.nii.gz"
+    assert merged.notes == (f"the brain mask {merged.mask} serves 3 images; see that it fits this one",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub-02_ses-pre/mri/brainmask.mgz",
+        "sub-02/mri/brainmask.mgz",
+        "sourcedata/freesurfer/sub-02_ses-pre/mri/brainmask.mgz",
+        "sourcedata/freesurfer/sub-02/mri/brainmask.mgz",
+    ],
+)
+def test_freesurfer_masks(bids, tmp_path, name):
+    touch(tmp_path / "fs", name)
+    found = mask_of(bids, "sub-02_ses-pre_acq-space", "02", "pre", derivatives=(tmp_path / "fs",))
+    assert found == tmp_path / "fs" / name
+
+
+def test_the_first_derivatives_win(bids, tmp_path):
+    for name in ("a", "b"):
+        touch(tmp_path / name, "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    touch(tmp_path / "a", "sub-01/mri/brainmask.mgz")
+    found = mask_of(bids, derivatives=(tmp_path / "b", tmp_path / "a"))
+    assert found == tmp_path / "b/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+
+
+def test_a_named_mask(bids, tmp_path):
+    touch(tmp_path, "masks/02_pre_sub-02_ses-pre_run-1.nii.gz")
+    name = str(tmp_path / "masks/{subject}_{session}_{prefix}.nii.gz")
+    found = mask_of(bids, "sub-02_ses-pre_run-1", "02", "pre", brain_mask=name, derivatives=(tmp_path,))
+    assert found == tmp_path / "masks/02_pre_sub-02_ses-pre_run-1.nii.gz"
+
+
+def test_a_named_mask_is_an_absolute_path(bids, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mask.nii").touch()
+    assert mask_of(bids, brain_mask="mask.nii") == tmp_path / "mask.nii"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("/nowhere/{subject}.nii.gz", r"/nowhere/01.nii.gz: no such file \(--brain-mask, for sub-01\)"),
+        ("{run}.nii.gz", r"--brain-mask \{run\}.nii.gz: only \{subject\}, \{session\} and \{prefix\} can be replaced"),
+        ("{.nii.gz", "can be replaced"),
+        ("{0}.nii.gz", "can be replaced"),
+        ("~nobody-{subject}/mask.nii.gz", "can be replaced|no such file"),
+        ("{subject.none}.nii.gz", "can be replaced"),
+    ],
+)
+def test_a_named_mask_that_is_not_there(bids, name, sentence):
+    with pytest.raises(BIDSError, match=sentence):
+        mask_of(bids, brain_mask=name)
