@@ -1,0 +1,161 @@
+"""Flags by value: a clean scan has none, and each fault is named once with its number."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsegmamba_bids.report.quality import (
+    COLUMNS,
+    QualityInputs,
+    ThresholdError,
+    border_area,
+    contrast,
+    flags_path,
+    flags_to_tsv,
+    load_thresholds,
+    quality_flags,
+    read_flags,
+    stray_shares,
+)
+from medsegmamba_bids.stats.tables import COLUMNS as TABLE_COLUMNS
+
+SCAN = "sub-01_run-2"
+SUBFIELD = 206
+
+
+def table(**volumes):
+    """A volume table; names with ``_`` for ``-``, every voxel sure and of 1 mm3."""
+    rows = []
+    for number, (name, volume) in enumerate(volumes.items()):
+        row = dict.fromkeys(TABLE_COLUMNS, math.nan) | {"SegId": 10 + number, "StructName": name.replace("_", "-")}
+        row |= {"NVoxels": float(volume), "Volume_mm3": float(volume), "MeanPosterior": 0.9, "Flag": ""}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def flags_of(rows, **other):
+    return quality_flags(QualityInputs(SCAN, {"aseg": rows}, **other))
+
+
+def test_nothing_wrong():
+    assert flags_of(table(Left_Caudate=3500, Right_Caudate=3400), zooms=(1, 1, 1), measures={"eTIV": 1.5e6}) == []
+
+
+@pytest.mark.parametrize(
+    ("volumes", "check", "structure", "value", "threshold"),
+    [
+        ({"Brain_Stem": 0}, "missing", "Brain-Stem", 0.0, ">= 1"),
+        ({"Brain_Stem": 45001}, "volume", "Brain-Stem", 45001.0, "9500 to 45000"),
+        ({"Left_Caudate": 4000, "Right_Caudate": 2000}, "asymmetry", "Caudate", 2 / 3, "<= 0.3"),
+        ({"Left_Lateral_Ventricle": 40000, "Right_Lateral_Ventricle": 10000}, "asymmetry", "Lateral-Ventricle", 1.2,
+         "<= 1"),
+    ],
+)  # fmt: skip
+def test_structures(volumes, check, structure, value, threshold):
+    (flag,) = flags_of(table(**volumes))
+    assert (flag.scan, flag.segmentation, flag.check, flag.structure) == (SCAN, "aseg", check, structure)
+    assert flag.value == pytest.approx(value)
+    assert flag.threshold == threshold
+
+
+def test_limits_themselves_are_allowed():
+    assert flags_of(table(Brain_Stem=45000)) == []
+    assert flags_of(table(Left_Lateral_Ventricle=30000, Right_Lateral_Ventricle=10000)) == []
+
+
+def test_low_confidence():
+    rows = table(Brain_Stem=20000, CSF=900)
+    rows["MeanPosterior"] = [0.59, 0.41]  # CSF has a limit of its own
+    (flag,) = flags_of(rows)
+    assert flag.message == "Brain-Stem has a mean posterior of 0.59 (at least 0.6)"
+
+
+def test_unknown_structures_are_not_judged():
+    rows = table(Brain_Stem=0)
+    rows["Flag"] = "unknown to the weights"
+    assert flags_of(rows) == []
+
+
+def test_pieces():
+    labels = np.zeros((12, 6, 6), np.int16)
+    labels[1:5, 1:4, 1:4] = 10
+    labels[9, 4, 4] = 10
+    assert stray_shares(labels) == {10: pytest.approx(1 / 37)}
+    assert flags_of(table(Brain_Stem=20000), labels={"aseg": labels}) == []
+    labels[8:11, 4, 4] = 10
+    (flag,) = flags_of(table(Brain_Stem=20000), labels={"aseg": labels})
+    assert (flag.check, flag.value) == ("pieces", pytest.approx(3 / 39))
+    assert stray_shares(np.zeros((3, 3, 3), int)) == {}
+
+
+def test_subfields_against_the_hippocampus():
+    aseg, subfields = np.zeros((2, 20, 4, 4), np.int16)
+    aseg[:10], aseg[10:] = 17, 53
+    subfields[:10], subfields[10:13] = 1000 + SUBFIELD, 2000 + SUBFIELD
+    (flag,) = quality_flags(QualityInputs(SCAN, labels={"aseg": aseg, "hippoFS60": subfields}))
+    assert (flag.check, flag.structure) == ("hippocampus_overlap", "Right-Hippocampus")
+    assert flag.value == pytest.approx(2 * 3 / 13)
+
+
+def test_image():
+    brain = np.zeros((10, 10, 10))
+    brain[3:8, 2:8, 0:5] = 1
+    assert border_area(brain, (1.0, 1.0, 2.0)) == 30
+    inputs = QualityInputs(SCAN, {}, {}, {"eTIV": 2.2e6, "sbTIV": 1.1e6}, brain, (1.0, 1.0, 2.0))
+    flags = {flag.check: (flag.value, flag.structure) for flag in quality_flags(inputs)}
+    assert flags == {"voxel_size": (2.0, ""), "border": (30.0, ""), "etiv": (2.2e6, ""), "etiv_ratio": (2.0, "")}
+
+
+def test_contrast():
+    rows = pd.DataFrame({"SegId": [2, 41, 3, 42], "NVoxels": 50.0, "normMean": [110.0, 112, 70, 72],
+                         "normStdDev": [10.0, 10, 10, 10]})  # fmt: skip
+    assert contrast(rows) == pytest.approx(4)
+    assert math.isnan(contrast(rows[:3]))
+
+
+def test_own_thresholds(tmp_path):
+    path = tmp_path / "limits.json"
+    own = {"checks": {"voxel_size": {"limit": 0.9}}, "volumes": {"ranges": {"Brain-Stem": [1, 2]}}}
+    path.write_text(json.dumps(own))
+    limits = load_thresholds(path)
+    inputs = QualityInputs(SCAN, {"aseg": table(Brain_Stem=20000)}, zooms=(1.0, 1.0, 1.0))
+    assert [flag.check for flag in quality_flags(inputs, limits)] == ["voxel_size", "volume"]
+    assert limits["volumes"]["ranges"]["Caudate"] == load_thresholds()["volumes"]["ranges"]["Caudate"]
+    assert quality_flags(inputs) == []  # the package's own are as they were
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "cannot be used"),
+        ("[]", "cannot be used"),
+        ('{"checks": {"colour": {"limit": 1}}}', "unknown checks colour; known are missing, "),
+        ('{"volumes": {"ranges": {"CSF": [3, 2]}}}', "the lower one first"),
+    ],
+)
+def test_bad_thresholds(tmp_path, text, match):
+    path = tmp_path / "limits.json"
+    path.write_text(text)
+    with pytest.raises(ThresholdError, match=match) as caught:
+        load_thresholds(path)
+    assert str(path) in str(caught.value)
+
+
+def test_table_of_flags_there_and_back(tmp_path):
+    flags = quality_flags(QualityInputs(SCAN, {"aseg": table(Brain_Stem=0)}, zooms=(2.0, 1.0, 1.0)))
+    path = flags_path(tmp_path, "01")
+    path.parent.mkdir()
+    path.write_text(flags_to_tsv(flags))
+    rows = read_flags(tmp_path, "01")
+    assert rows["check"].tolist() == ["voxel_size", "missing"]
+    assert rows["structure"].tolist() == ["", "Brain-Stem"]
+    assert rows["value"].tolist() == [2.0, 0.0]
+    path.write_text(flags_to_tsv([]))
+    assert list(read_flags(tmp_path, "01")) == list(COLUMNS)
+    assert read_flags(tmp_path, "02").empty
+    path.write_text("a\tb\n1\t2\n")
+    with pytest.raises(ThresholdError, match=r"desc-quality_stats\.tsv: cannot be read"):
+        read_flags(tmp_path, "01")
