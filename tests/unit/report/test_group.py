@@ -1,0 +1,204 @@
+"""The group's tables by value, made of small tables of volumes that are written here."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.report.gather import GroupError
+from medsegmamba_bids.report.group import write_group
+from medsegmamba_bids.report.quality import Flag, flags_path, flags_to_tsv
+from medsegmamba_bids.stats.measures import Measure
+from medsegmamba_bids.stats.tables import COLUMNS
+
+_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
+
+ASEG, HIPPOCAMPUS = "group_seg-aseg_stats.tsv", "group_seg-hippoFS60_stats.tsv"
+
+
+def add(root, prefix, caudate, task="aseg", etiv=1.5e6, **changes):
+    """A table of two structures of a T1w."""
+    names = ("Left-Caudate", "Brain-Stem") if task == "aseg" else ("Left-CA1", "Right-CA1")
+    rows = []
+    for number, (name, volume) in enumerate(zip(names, (caudate, 20000.5), strict=True)):
+        row = dict.fromkeys(COLUMNS, math.nan) | {"SegId": 11 + number, "StructName": name, "NVoxels": volume // 1}
+        rows.append(row | {"Volume_mm3": volume, "Flag": ""})
+    measures = [Measure("EstimatedTotalIntraCranialVol", "eTIV", "Estimated volume", etiv)] if task == "aseg" else []
+    fake.write_rows(root, prefix, task, pd.DataFrame(rows), measures, **changes)
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Three T1w of two participants."""
+    add(tmp_path / "out", "sub-01_ses-a_run-1", 3500.25)
+    add(tmp_path / "out", "sub-01_ses-b", 3400)
+    add(tmp_path / "out", "sub-02", 3300, etiv=1.6e6)
+    return tmp_path / "out"
+
+
+def config(out, **options):
+    return RunConfig(out.parent / "bids", out, "group", **options)
+
+
+def read(path):
+    return pd.read_csv(path, sep="\t", dtype={"run": str}, na_values=["n/a"], keep_default_na=False)
+
+
+def test_a_row_per_t1w(out):
+    add(out, "sub-02", 600, "hippocampus")
+    assert write_group(config(out)) == 0
+    rows = read(out / ASEG)
+    assert rows["participant_id"].tolist() == ["sub-01", "sub-01", "sub-02"]
+    assert rows["session_id"].fillna("").tolist() == ["ses-a", "ses-b", ""]
+    assert rows["run"].fillna("").tolist() == ["1", "", ""]
+    assert rows["scan"].tolist() == ["sub-01_ses-a_run-1_T1w", "sub-01_ses-b_T1w", "sub-02_T1w"]
+    assert rows["Left-Caudate"].tolist() == [3500.25, 3400, 3300]
+    assert rows["eTIV"].tolist() == [1.5e6, 1.5e6, 1.6e6]
+    assert rows["weights"].str.startswith("embedded-aseg (").all()
+    subfields = read(out / HIPPOCAMPUS)
+    assert subfields[["participant_id", "Left-CA1"]].to_numpy().tolist() == [["sub-02", 600]]
+    assert not list(out.glob(".*tmp*"))
+
+
+def test_every_column_is_explained(out):
+    write_group(config(out))
+    sidecar = json.loads((out / ASEG).with_suffix(".json").read_text())
+    assert set(read(out / ASEG)) <= set(sidecar)
+    assert sidecar["Left-Caudate"]["Units"] == "mm3"
+    assert sidecar["eTIV"] == {"Description": "Estimated volume", "Units": "mm3"}
+    assert [one["Name"] for one in sidecar["Weights"]] == ["embedded-aseg"]
+
+
+def test_a_column_of_flags(out):
+    flags = [
+        Flag("sub-02", "", "voxel_size", "", 2, "<= 1.5", "mm", "voxels are 2 mm"),
+        Flag("sub-02", "hippoFS60", "missing", "Left-CA1", 0, ">= 1", "voxel", "Left-CA1 has 0 voxels"),
+    ]
+    flags_path(out, "02").write_text(flags_to_tsv(flags))
+    write_group(config(out))
+    # That about the subfields belongs to the other table.
+    assert read(out / ASEG)["flags"].fillna("").tolist() == ["", "", "voxels are 2 mm"]
+
+
+def test_joins_participants(out):
+    text = "participant_id\tage\teTIV\nsub-02\t31\tx\nsub-07\t40\ty\nsub-01\t25\tz\n"
+    out.joinpath("participants.tsv").write_text(text)
+    assert write_group(config(out)) == 0  # who was never processed is listed, and no failure
+    rows = read(out / ASEG)
+    assert rows["age"].tolist() == [25, 25, 31]
+    assert rows["participants_eTIV"].tolist() == ["z", "z", "x"]
+    assert rows["eTIV"].tolist() == [1.5e6, 1.5e6, 1.6e6]
+    assert json.loads((out / ASEG).with_suffix(".json").read_text())["Missing"] == ["sub-07"]
+
+
+def test_the_raw_dataset_goes_first(out):
+    for folder, age in ((out, 20), (out.parent / "bids", 50)):
+        folder.mkdir(exist_ok=True)
+        folder.joinpath("participants.tsv").write_text(f"participant_id\tage\nsub-02\t{age}\n")
+    write_group(config(out))
+    assert read(out / ASEG)["age"].fillna(-1).tolist() == [-1, -1, 50]
+
+
+def test_outliers(out):
+    for number in range(3, 10):
+        add(out, f"sub-{number:02}", 3350 + number)
+    write_group(config(out))
+    assert read(out / ASEG)["outliers"].dropna().tolist() == ["Left-Caudate", "Left-Caudate", "Left-Caudate"]
+    add(out, "sub-09", 9000)
+    write_group(config(out))
+    rows = read(out / ASEG).set_index("scan")
+    assert rows.loc["sub-09_T1w", "outliers"] == "Left-Caudate"
+    assert rows.loc[["sub-04_T1w", "sub-05_T1w"], "outliers"].isna().all()
+
+
+def test_small_groups_have_no_outliers(out):
+    add(out, "sub-03", 90000)
+    write_group(config(out))
+    assert read(out / ASEG)["outliers"].isna().all()
+
+
+def test_new_participants_join(out):
+    write_group(config(out))
+    add(out, "sub-03", 3000)
+    write_group(config(out))
+    assert read(out / ASEG)["Left-Caudate"].tolist() == [3500.25, 3400, 3300, 3000]
+    write_group(config(out, participant_label=("02", "03")))
+    assert read(out / ASEG)["participant_id"].tolist() == ["sub-02", "sub-03"]
+
+
+def test_a_damaged_table_is_named_and_left_out(out):
+    broken = output_name("sub-02", "aseg_stats")
+    (out / broken).write_text("nothing\n1\n")
+    assert write_group(config(out)) == 1
+    assert read(out / ASEG)["participant_id"].tolist() == ["sub-01", "sub-01"]
+    (name, reason), *others = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"].items()
+    assert name == Path(broken).name
+    assert "it lacks the columns SegId" in reason
+    assert not others
+
+
+def test_a_damaged_sidecar_is_named(out):
+    broken = out / output_name("sub-02", "aseg_stats", ".json")
+    broken.write_text("{")
+    assert write_group(config(out)) == 1
+    (reason,) = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"].values()
+    assert broken.name in reason
+
+
+def test_a_participant_without_tables_is_listed(out, caplog):
+    (out / "sub-03").mkdir()
+    assert write_group(config(out)) == 1
+    failed = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]
+    assert failed == {"sub-03": "it has no results"}
+    assert "sub-03: it has no results" in caplog.text
+
+
+def test_refuses_mixed_weights(out):
+    add(out, "sub-03", 3000, name="another")
+    with pytest.raises(GroupError) as caught:
+        write_group(config(out))
+    for word in ("embedded-aseg (", "for 3 of", "another (", "such as sub-03", "--allow-mixed-weights"):
+        assert word in str(caught.value)
+    assert not (out / ASEG).exists()
+    assert write_group(config(out, allow_mixed_weights=True)) == 0
+    assert read(out / ASEG)["weights"].str.split().str[0].tolist() == ["embedded-aseg"] * 3 + ["another"]
+
+
+def test_leaves_out_other_versions(out):
+    add(out, "sub-03", 3000, version="0.0.1")
+    assert write_group(config(out)) == 1
+    assert len(read(out / ASEG)) == 3
+    (reason,) = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"].values()
+    assert "version 0.0.1" in reason
+    assert write_group(config(out, allow_mixed_versions=True)) == 0
+    assert len(read(out / ASEG)) == 4
+
+
+def test_refuses_a_folder_without_results(tmp_path):
+    with pytest.raises(GroupError, match="there are no volume tables to gather; run the participant level first"):
+        write_group(config(tmp_path / "out"))
+
+
+def test_the_long_form(out):
+    write_group(config(out, group_long=True))
+    rows = read(out / "group_seg-aseg_desc-long_stats.tsv")
+    assert len(rows) == 6
+    z = rows.loc[rows["StructName"] == "Left-Caudate", "robust_z"]
+    assert z.tolist() == pytest.approx([0.6745 * 100.25 / 100, 0, -0.6745])
+
+
+def test_the_page_needs_nothing_else(out):
+    (out / "sub-02.html").write_text("a report")
+    write_group(config(out))
+    page = (out / "group.html").read_text()
+    assert 'src="http' not in page
+    assert '<link rel="stylesheet' not in page
+    assert '"href":"sub-02.html#sub-02"' in page
+    assert '"values":[3500.2,3400.0,3300.0]' in page
