@@ -1,0 +1,109 @@
+"""A participant's report: what it shows, what it says of files that are damaged, and that it needs no other file."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.report.derivatives import scans_of
+from medsegmamba_bids.report.methods import citation_text, references
+from medsegmamba_bids.report.participant import ReportError, read_results, write_report
+from medsegmamba_bids.report.quality import flags_path, read_flags
+from medsegmamba_bids.report.templates import render
+
+_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
+
+PREFIX = "sub-01_ses-a_run-2"
+NOTE = "its voxels are <3> mm"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Output folder of a participant with a report, and the page's text."""
+    root = tmp_path_factory.mktemp("out")
+    fake.write_blob_scan(root, PREFIX, side=96, scale=0.7, notes=(NOTE,))
+    path = write_report(root, "01")
+    return root, path, path.read_text(encoding="utf-8")
+
+
+def test_page(written):
+    root, path, page = written
+    assert path == root / "sub-01.html"
+    assert path.stat().st_size < 8e6
+    assert f"{PREFIX}_T1w</h2>" in page
+    assert "its voxels are &lt;3&gt; mm" in page  # escaped
+    assert fake.facts("aseg")["Steps"][1]["Weights"]["Checksum"] in page
+    assert "Subfields are atlas-propagated." in page
+    assert all(reference["text"].split("(")[0] in page.replace("&amp;", "&") for reference in references())
+    # Three planes and four close-ups in three layers each; the rest is three-dimensional.
+    assert page.count('class="outlines"') == page.count('class="entropy"') == 7
+    assert len(re.findall(r'<img src="data:image/webp', page)) == 7 + 3 + 2
+
+
+def test_page_needs_nothing_else(written):
+    _, _, page = written
+    sources = re.findall(r'(?:src|href)="([^"]{0,20})', page)
+    assert sources
+    assert all(one.startswith(("data:", "#")) for one in sources)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_flags_are_written_and_shown(written):
+    root, _, page = written
+    flags = read_flags(root, "01")
+    assert set(flags["scan"]) == {PREFIX}
+    small = flags[(flags["check"] == "volume") & (flags["structure"] == "Left-Caudate")]
+    table = scans_of(root, "01")[0].table("aseg").set_index("StructName")
+    assert small["value"].tolist() == pytest.approx([table.loc["Left-Caudate", "Volume_mm3"]], rel=1e-4)
+    assert f"{len(flags)} quality flags</span>" in page
+    assert page.count('<tr class="flagged"><td><code>') == len(flags)
+    sidecar = json.loads(flags_path(root, "01").with_suffix(".json").read_text())
+    assert sidecar["Thresholds"]["checks"]["volume"]["unit"] == "mm3"
+
+
+def test_pictures_for_the_group(written):
+    root, _, _ = written
+    picture = root / "sub-01" / "figures" / f"{PREFIX}_desc-thumbnail_T1w.jpg"
+    assert picture.read_bytes()[:3] == b"\xff\xd8\xff"
+
+
+def test_a_scan_is_found_once(written):
+    root, _, _ = written
+    assert [scan.prefix for scan in scans_of(root, "01")] == [PREFIX]
+
+
+def test_damaged_and_absent_files_are_named(tmp_path):
+    fake.write_description(tmp_path)
+    folder = tmp_path / Path(output_name("sub-02", "aseg_stats")).parent
+    folder.mkdir(parents=True)
+    (tmp_path / output_name("sub-02", "aseg_stats")).write_text("nothing\n1\n")
+    (tmp_path / output_name("sub-02", "conformed")).write_bytes(b"no image")
+    problems = read_results(scans_of(tmp_path, "02")[0]).problems
+    assert len(problems) == 3
+    assert problems[0].startswith(f"{output_name('sub-02', 'conformed')}: cannot be read")
+    assert "not a volume table" in problems[1]
+    assert problems[2].startswith("there is no table of volumes")
+    page = write_report(tmp_path, "02").read_text(encoding="utf-8")
+    assert page.count('class="note bad"') == 3
+    assert "The conformed T1w is not there" in page
+    assert read_flags(tmp_path, "02").empty
+
+
+def test_refuses_a_participant_without_results(tmp_path):
+    with pytest.raises(ReportError, match="sub-09: there are no results to report"):
+        write_report(tmp_path, "09")
+
+
+def test_methods_name_the_template():
+    text = render("methods.md.jinja", aseg=None, hippocampus=None, template="MNI305", cerebrum=True, version="9")
+    assert "medsegmamba_bids 9" in text
+    assert "to MNI305." in text
+    assert "and cerebral tissue" in text
+    assert "ippocampal" not in text
+    assert all(reference["text"] in citation_text() for reference in references())
