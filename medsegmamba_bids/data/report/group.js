@@ -8,6 +8,7 @@
   const scans = DATA.scans;
   const thin = scans.length > 800;
   const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits }).replaceAll(",", "\u202f");
+  const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
   const element = (tag, text, className) => {
     const made = document.createElement(tag);
     if (text !== undefined) made.textContent = text;
@@ -147,7 +148,7 @@
     const scan = scans[point.scan], structure = point.structure;
     tip.replaceChildren(element("b", scan.name));
     const value = structure.values[point.scan], z = structure.z[point.scan];
-    tip.append(element("div", `${structure.name}: ${number(value)} mm³${z === null ? "" : `, z = ${z.toFixed(2)}`}`));
+    tip.append(element("div", `${structure.name}: ${number(value)} mm³${z === null ? "" : `, z = ${signed(z, 2)}`}`));
     for (const one of DATA.columns.slice(0, 6)) {
       const entry = one.values[point.scan];
       if (entry !== null) tip.append(element("div", `${one.name}: ${one.kind === "level" ? one.levels[entry] : entry}`));
@@ -312,7 +313,7 @@
   // What each T1w is marked for.
   const marks = scans.map(() => ({ outliers: [], largest: 0 }));
   for (const segmentation of DATA.segmentations) for (const structure of segmentation.structures) for (const scan of structure.outliers) {
-    marks[scan].outliers.push(`${structure.name} z = ${structure.z[scan].toFixed(1)}`);
+    marks[scan].outliers.push(`${structure.name} z = ${signed(structure.z[scan], 1)}`);
     marks[scan].largest = Math.max(marks[scan].largest, Math.abs(structure.z[scan]));
   }
   const marked = scans.map((scan, i) => i).filter((i) => scans[i].flags.length || marks[i].outliers.length);
