@@ -69,7 +69,7 @@ def _registered(image: Any, mask: np.ndarray, template: Template, threads: int) 
     fixed = nib.load(template.path)
     try:
         return register_affine(moving, affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)
-    except (RuntimeError, np.linalg.LinAlgError) as error:  # ITK's errors are RuntimeErrors
+    except (RuntimeError, ValueError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the registration to %s failed (%s): there is no eTIV", template.name, reason)
         return None

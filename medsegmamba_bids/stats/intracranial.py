@@ -14,10 +14,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
+
 PLAUSIBLE_MM3 = (900_000.0, 2_100_000.0)
 
 _SEED = 20240908
 _SAMPLES = 40_000
+_SHRINK = (4, 2)
+_STEPS = {"learningRate": 2.0, "minStep": 0.02, "numberOfIterations": 150, "relaxationFactor": 0.6}  # mm
+_MARGIN_MM = 16.0  # of background around the head
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,15 @@ def register_affine(
 ) -> np.ndarray:
     """Register an image to a template with 12 parameters (Mattes' mutual information, SimpleITK).
 
+    About 5 s on one processor. Starts with the centres of mass on each other; a head may be tilted by 20 degrees.
+    Does not strip skulls: for a template whose ``stripped`` is set, set a whole head to 0 outside its brain mask
+    first, or the skull will be fitted to the cortex. The mask should reach to the skull, as the template's does:
+    without the CSF around the brain, the volume that follows is some percent too small.
+
     Parameters
     ----------
     moving, fixed : (X, Y, Z)
-        Intensities of head and template, both stripped or both whole.
+        Intensities of head and template, both stripped or both whole; 0 outside.
     moving_affine, fixed_affine : float (4, 4)
         mm, RAS+.
     threads : int
@@ -98,10 +108,18 @@ def register_affine(
     -------
     float (4, 4)
         From points of the head to points of the template, mm, RAS+.
+
+    Raises
+    ------
+    ValueError
+        An image is 0 everywhere.
+    RuntimeError
+        ITK could not register: the images are too small, or too little of them overlaps.
     """
     import SimpleITK as sitk
 
-    images = [_to_itk(fixed, fixed_affine), _to_itk(moving, moving_affine)]
+    images = [_to_itk(*_cropped(fixed, fixed_affine)), _to_itk(*_cropped(moving, moving_affine))]
+    voxels = images[0].GetNumberOfPixels()
     start = sitk.CenteredTransformInitializer(
         *images, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
@@ -111,16 +129,25 @@ def register_affine(
     method.SetNumberOfWorkUnits(1)
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentagePerLevel([min(1.0, _SAMPLES * 8**level / fixed.size) for level in (2, 1)], _SEED)
-    method.SetShrinkFactorsPerLevel([4, 2])
-    method.SetSmoothingSigmasPerLevel([4.0, 2.0])
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, _SAMPLES * k**3 / voxels) for k in _SHRINK], _SEED)
+    method.SetShrinkFactorsPerLevel(_SHRINK)
+    method.SetSmoothingSigmasPerLevel(_SHRINK)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsGradientDescentLineSearch(1.0, 60, 1e-5, 8, 0, 5.0, 0.01, 12)
+    method.SetOptimizerAsRegularStepGradientDescent(**_STEPS)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(start, inPlace=True)
     method.Execute(*images)
     return np.linalg.inv(_to_ras(sitk.AffineTransform(start)))
+
+
+def _cropped(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part that is not background, and its affine: half the time for a brain in 256^3 voxels."""
+    margin = int(np.ceil(_MARGIN_MM / nib.affines.voxel_sizes(affine).min()))
+    box = nonzero_box(data, margin)
+    if box is None:
+        raise ValueError("an image is 0 everywhere: there is nothing to register")
+    return data[box], shift_affine(affine, box)
 
 
 def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:

@@ -80,7 +80,7 @@ def read_tsv(path: str | os.PathLike) -> pd.DataFrame:
         raise TableError(f"{path}: cannot be read as a table ({error})") from error
     if absent := [name for name in COLUMNS if name not in rows]:
         raise TableError(f"{path}: not a volume table, it lacks the columns {', '.join(absent)}")
-    rows["Flag"] = rows["Flag"].fillna("")
+    rows["Flag"] = rows["Flag"].astype(object).fillna("")
     return rows[list(COLUMNS)]
 
 

@@ -139,7 +139,7 @@ def test_a_filter_file_that_is_none(bids, tmp_path, content, sentence):
 
 def test_not_a_dataset(bids, tmp_path):
     (bids / "dataset_description.json").unlink()
-    with pytest.raises(BIDSError, match="not a BIDS dataset, it has no dataset_description.json"):
+    with pytest.raises(BIDSError, match=r"not a BIDS dataset, it has no dataset_description\.json"):
         collect(bids)
     assert prefixes(collect(bids, skip_bids_validation=True)) == ALL
     (tmp_path / "empty").mkdir()

@@ -53,10 +53,9 @@ def rows():
 def test_text_of_a_table(rows):
     lines = to_tsv(rows).splitlines()
     assert lines[0].split("\t") == list(COLUMNS)
-    assert lines[2].split("\t") == (
-        "4 Left-Lateral-Ventricle 11076 3926.062 3900.500 36.1619 12.5000 8.0000 90.0000 82.0000 0.93750 n/a".split()
-    )
-    absent = "26 Left-Accumbens-area 0 0.000 0.250 n/a n/a n/a n/a n/a n/a".split()
+    numbers = ["11076", "3926.062", "3900.500", "36.1619", "12.5000", "8.0000", "90.0000", "82.0000", "0.93750"]
+    assert lines[2].split("\t") == ["4", "Left-Lateral-Ventricle", *numbers, "n/a"]
+    absent = ["26", "Left-Accumbens-area", "0", "0.000", "0.250", *["n/a"] * 6]
     assert lines[3].split("\t") == [*absent, "not found"]
     assert lines[4].split("\t") == ["31", "Left-choroid-plexus", *["n/a"] * 9, "unknown to the weights"]
 
