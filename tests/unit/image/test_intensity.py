@@ -195,3 +195,14 @@ def test_white_matter_peak_of_a_real_brain(shared):
     labels = np.asarray(nib.load(shared / "data/reference/brain_a_aseg.nii.gz").dataobj)
     median = np.median(data[np.isin(labels, (2, 41))])
     assert white_matter_peak(data, labels > 0) == pytest.approx(median, abs=4)
+
+
+def test_a_shaded_head_is_normalised(shaded_head):
+    """Bias field, peak and scaling together, as a run does them: white matter at 110, grey matter in proportion."""
+    clean, shaded, mask = shaded_head
+    corrected = correct_bias_field(shaded * 3.7, mask)
+    normalized = normalize_white_matter(corrected, white_matter_peak(corrected, mask))
+    white, grey = normalized[clean > 100], normalized[(clean > 50) & (clean < 90)]
+    assert np.median(white) == pytest.approx(110, abs=2)
+    assert np.median(grey) == pytest.approx(70, abs=4)
+    assert white.std() < 5
