@@ -64,6 +64,9 @@ def print_results(output: Path) -> None:
     width = shutil.get_terminal_size().columns
     for path in sorted(path for path in output.rglob("*") if path.is_file() and "log" not in str(path.parent)):
         print(f"  {path}" if len(str(path)) < width else f"  {path.relative_to(output)}")
+    print("\nto look at, in a browser:")
+    for page in (f"{_PREFIX}.html", "group.html"):
+        print(f"  {output / page}")
 
 
 if __name__ == "__main__":

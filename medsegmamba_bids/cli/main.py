@@ -28,7 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     if config.level == "group":
         from medsegmamba_bids.report.group import write_group
 
-        return write_group(config)
+        code = write_group(config)
+        print(f"tables:  {config.output_dir / 'group_seg-*_stats.tsv'}")
+        print(f"page:    {config.output_dir / 'group.html'}")
+        return code
     return run_level(config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
 from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
 
@@ -15,6 +15,7 @@ class WriteReportInputSpec(StepInputSpec):
 
     output_dir = traits.Str(mandatory=True)
     subject = traits.Str(mandatory=True, desc="participant's label, without sub-")
+    thresholds = File(exists=True, desc="limits of the quality flags, in place of the package's")
 
 
 class WriteReportOutputSpec(StepOutputSpec):
@@ -34,4 +35,5 @@ class WriteReport(StepInterface):
         """Write it."""
         from medsegmamba_bids.report.participant import write_report
 
-        return {"out_file": str(write_report(Path(self.inputs.output_dir), self.inputs.subject))}
+        thresholds = Path(self.inputs.thresholds) if isdefined(self.inputs.thresholds) else None
+        return {"out_file": str(write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds))}

@@ -329,7 +329,7 @@ def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:
         face = float(np.prod([zoom for other, zoom in enumerate(zooms[:3]) if other != axis]))
         for end in (0, -1):
             area += face * np.count_nonzero(brain[(slice(None),) * axis + (end,)])
-    return area
+    return float(area)
 
 
 def contrast(table: pd.DataFrame) -> float:
@@ -372,3 +372,12 @@ def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
         return rows[list(COLUMNS)].fillna({"segmentation": "", "structure": ""})
     except (OSError, ValueError, KeyError) as error:
         raise ThresholdError(f"{path}: cannot be read as a table of quality flags ({error})") from error
+
+
+def flag_messages(output_dir: Path, subject: str) -> dict[str, list[str]]:
+    """A participant's flags as sentences, by the T1w's name; none where the table is absent or damaged."""
+    try:
+        rows = read_flags(output_dir, subject)
+    except ThresholdError:
+        return {}
+    return {str(scan): part["message"].tolist() for scan, part in rows.groupby("scan", sort=False)}

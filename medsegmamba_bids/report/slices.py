@@ -88,7 +88,7 @@ def spread(box: Box, axis: int, number: int) -> tuple[int, ...]:
     Examples
     --------
     >>> spread((slice(10, 20), slice(0, 1), slice(0, 1)), 0, 3)
-    (12, 14, 17)
+    (12, 15, 17)
     """
     side = box[axis]
     steps = (np.arange(number) + 1) / (number + 1)

@@ -135,7 +135,7 @@ def view_matrix(azimuth: float, elevation: float) -> np.ndarray:
 
     Examples
     --------
-    >>> view_matrix(0, 0).round(3).tolist()  # from the front the participant's left is on the right
+    >>> (view_matrix(0, 0).round(3) + 0.0).tolist()  # from the front the participant's left is on the right
     [[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
     a, e = np.radians([azimuth, elevation])

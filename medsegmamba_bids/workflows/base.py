@@ -75,6 +75,8 @@ def report_wf_name(subject: str) -> str:
 def _report_wf(subject: str, config: RunConfig) -> Workflow:
     workflow = Workflow(name=report_wf_name(subject))
     interface = WriteReport(output_dir=str(config.output_dir), subject=subject)
+    if config.quality_thresholds:
+        interface.inputs.thresholds = str(config.quality_thresholds)
     node = Node(interface, name="report", mem_gb=min(1.0, config.mem_gb))
     workflow.add_nodes([node])
     return _logging_to(workflow, config.participant_log_dir(subject), config)

@@ -11,6 +11,7 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore, label_tables
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.outputs import write_new
+from medsegmamba_bids.report.methods import citation_text
 from medsegmamba_bids.workflows.outputs import RAW, derivative_link
 
 _BIDS_VERSION = "1.10.0"
@@ -21,22 +22,6 @@ _TABLE_COLUMNS = {
     "abbreviation": {"Description": "Short name"},
     "color": {"Description": "Colour of FreeSurfer's table, hexadecimal"},
 }
-_CITATION = """\
-# How this was made
-
-T1-weighted images were segmented by medsegmamba_bids {version}, which conforms each image to 1 mm, segments
-subcortical structures (and hippocampal subfields, where weights for them were used) with MedSegMamba networks, and
-measures volumes with partial-volume correction. The weights are named in the JSON file beside each result.
-
-- Cao A, Li Z, Jomsky J, Laine AF, Guo J (2024). MedSegMamba: 3D CNN-Mamba Hybrid Architecture for Brain Segmentation.
-  arXiv:2409.08307.
-- Fischl B (2012). FreeSurfer. NeuroImage 62:774-781. (labels, names and colours; form of the tables)
-- Tustison NJ et al. (2010). N4ITK: Improved N3 Bias Correction. IEEE Trans Med Imaging 29:1310-1320.
-- Buckner RL et al. (2004). A unified approach for morphometric and functional data analysis. NeuroImage 23:724-738.
-  (estimated total intracranial volume)
-- Gorgolewski K et al. (2011). Nipype. Front Neuroinform 5:13. doi:10.3389/fninf.2011.00013
-- Gorgolewski KJ et al. (2016). The brain imaging data structure. Sci Data 3:160044.
-"""
 
 
 def write_dataset_files(config: RunConfig) -> None:
@@ -45,7 +30,7 @@ def write_dataset_files(config: RunConfig) -> None:
     write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
     write_new("\n".join(bidsignore()) + "\n", root / ".bidsignore")
     write_new(_readme(), root / "README.md")
-    write_new(_CITATION.format(version=__version__), root / "logs" / "CITATION.md")
+    write_new(citation_text(), root / "logs" / "CITATION.md")
     for file, name in label_tables().items():
         table = load_label_table(name).table
         table = table.assign(index=table["label"])[["index", *_TABLE_COLUMNS]]

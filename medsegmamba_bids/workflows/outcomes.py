@@ -12,7 +12,8 @@ from typing import Any
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.data.names import output_name, split_prefix
+from medsegmamba_bids.report.quality import flag_messages
 
 DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
 _WIDTH = 110
@@ -55,6 +56,23 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
         return Outcome(name, FAILED, (error or "its results are not there; the log file may say why",))
     notes = [*notes_of(image.prefix, "aseg_stats", config), *notes_of(image.prefix, "hippocampus_stats", config)]
     return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
+
+
+def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[Outcome]:
+    """Add the quality flags that the reports found to T1w images that are done."""
+    found: dict[str, dict[str, list[str]]] = {}
+    out = []
+    for outcome in outcomes:
+        prefix = outcome.name.removesuffix("_T1w")
+        if outcome.status not in (DONE, FLAGGED) or prefix == outcome.name:
+            out.append(outcome)
+            continue
+        subject = split_prefix(prefix)["sub"]
+        if subject not in found:
+            found[subject] = flag_messages(config.output_dir, subject)
+        reasons = tuple(dict.fromkeys([*outcome.reasons, *found[subject].get(prefix, [])]))
+        out.append(Outcome(outcome.name, FLAGGED if reasons else DONE, reasons))
+    return out
 
 
 def notes_of(prefix: str, product: str, config: RunConfig) -> list[str]:

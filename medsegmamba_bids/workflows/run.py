@@ -25,7 +25,7 @@ from medsegmamba_bids.workflows.base import (
 from medsegmamba_bids.workflows.crashes import last_error, read_crashes
 from medsegmamba_bids.workflows.dataset import write_dataset_files
 from medsegmamba_bids.workflows.networks import choose_networks
-from medsegmamba_bids.workflows.outcomes import DONE, FAILED, SKIPPED, Outcome, judge_image
+from medsegmamba_bids.workflows.outcomes import DONE, FAILED, SKIPPED, Outcome, judge_image, with_quality_flags
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback |
             outcomes += [outcome for group in found.values() for outcome in group]
             to_report = [subject for subject, group in found.items() if any(o.status != FAILED for o in group)]
             _clean(found, config)
-    return sorted(outcomes, key=lambda outcome: outcome.name)
+    return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
 
 
 def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
