@@ -369,7 +369,8 @@ def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
         return pd.DataFrame(columns=list(COLUMNS))
     try:
         rows = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False, dtype={"scan": str})
-        return rows[list(COLUMNS)].fillna({"segmentation": "", "structure": ""})
+        texts = {"segmentation": object, "structure": object}
+        return rows[list(COLUMNS)].astype(texts).fillna(dict.fromkeys(texts, ""))
     except (OSError, ValueError, KeyError) as error:
         raise ThresholdError(f"{path}: cannot be read as a table of quality flags ({error})") from error
 
