@@ -186,9 +186,7 @@ def _transform(
     )
 
 
-def rescale_grid(
-    affine: np.ndarray, shape: tuple[int, ...], voxel_size: float
-) -> tuple[np.ndarray, tuple[int, ...]]:
+def rescale_grid(affine: np.ndarray, shape: tuple[int, ...], voxel_size: float) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape of a grid over the same volume with other, isotropic voxels.
 
     Examples
@@ -261,9 +259,7 @@ def labels_to_grid(
     return winner
 
 
-def same_grid(
-    shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray
-) -> bool:
+def same_grid(shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray) -> bool:
     """Whether two grids agree: one shape, and the outermost voxels within 0.001 mm.
 
     Examples
