@@ -16,6 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from medsegmamba_bids.image.geometry import nonzero_box
+
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
 #: The alveus is not an FS60 class; its voxels go to the nearest subfield.
 SUBFIELDS = {
@@ -75,7 +77,7 @@ def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
         mask = labels == side
         if not mask.any():
             continue
-        box = _box(mask, labels.shape)
+        box = nonzero_box(mask, MARGIN_MM)
         mirrored = side == 53
         local = mask[box][::-1] if mirrored else mask[box]
         subfields = propagate(atlas, local)
@@ -123,13 +125,5 @@ def _distance_image(mask: np.ndarray) -> sitk.Image:
     return sitk.GetImageFromArray(np.clip(outside - inside, -FAR_MM, FAR_MM).astype(np.float32))
 
 
-def _box(mask: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Bounding box with a margin, within the volume."""
-    found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(max(0, s.start - MARGIN_MM), min(n, s.stop + MARGIN_MM)) for s, n in zip(found, shape, strict=True)
-    )
-
-
 def _crop(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.pad(labels, MARGIN_MM)[_box(np.pad(mask, MARGIN_MM), tuple(n + 2 * MARGIN_MM for n in mask.shape))]
+    return np.pad(labels, MARGIN_MM)[nonzero_box(np.pad(mask, MARGIN_MM), MARGIN_MM)]
