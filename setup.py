@@ -50,6 +50,7 @@ setup(
     entry_points={
         "console_scripts": [
             "medsegmamba=medsegmamba_bids.cli.main:main",
+            "medsegmamba-evaluate=medsegmamba_bids.evaluation.command:main",
             "medsegmamba-segment=medsegmamba_bids.cli.segment:main",
             "medsegmamba-train=medsegmamba_bids.training.command:main",
             "medsegmamba-weights=medsegmamba_bids.cli.weights:main",

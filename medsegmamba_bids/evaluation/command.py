@@ -1,8 +1,4 @@
-"""``python -m medsegmamba_bids.evaluation.command``: measure weights on real cases and write their card.
-
-The numbers go into a table beside the card (``.tsv``), a case at a time: what it holds for the same weights is not
-measured again.
-"""
+"""``medsegmamba-evaluate``: compare segmentations with a reference, and measure the package's own weights."""
 
 from __future__ import annotations
 
@@ -10,133 +6,62 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from string import Template
 
-import pandas as pd
-
-from medsegmamba_bids import __version__
 from medsegmamba_bids.cli.common import make_parser, user_errors
 from medsegmamba_bids.data import data_path
-from medsegmamba_bids.evaluation.card_text import sections
-from medsegmamba_bids.evaluation.cases import Case, CaseError, read_cases
-from medsegmamba_bids.evaluation.measure import Networks, measure_case
-from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.networks.weights import WeightsInfo, find_weights, read_info
-
-logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser."""
-    parser = make_parser("medsegmamba_bids.evaluation.command", "Measure weights on real cases; write a model card.")
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
-    parser.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
-    parser.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
-    parser.add_argument("--case-table", type=Path, default=data_path("evaluation/cases.tsv"), help="table of the cases")
-    parser.add_argument("--weights", help="aseg weights; those of the package by default")
-    parser.add_argument("--hippocampus-weights", help="subfield weights; those of the package by default")
-    parser.add_argument("--no-hippocampus", action="store_true", help="leave the subfields out")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--aseg-hours", default="?", help="how long the training took")
-    parser.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
-    parser.add_argument("--machine", default="?", help="what the trainings ran on")
+    """Return the command's parser; imports nothing that is slow."""
+    parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_model_card(commands)
     return parser
 
 
-def checksums(networks: Networks) -> str:
-    """The first line of the table of numbers: which weights they are for."""
-    found = [f"aseg {read_info(find_weights(networks.aseg, 'aseg')).checksum}"]
-    if networks.subfields:
-        found.append(f"hippocampus {read_info(find_weights(networks.hippocampus, 'hippocampus')).checksum}")
-    return "# weights: " + ", ".join(found)
+def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a subcommand; more than its one line is told by its own help."""
+    return commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. {more}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
 
 
-def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
-    """Numbers that were measured before; None where there are none for these weights."""
-    if not path.is_file():
-        return None
-    if path.read_text().partition("\n")[0] != first_line:
-        logger.warning("%s: is for other weights; everything is measured anew", path)
-        return None
-    return pd.read_csv(path, sep="\t", comment="#", keep_default_na=False, na_values=["n/a"])
+def _add_model_card(commands: argparse._SubParsersAction) -> None:
+    text = "measure weights on real cases and write their model card"
+    command = _add(commands, "model-card", text)
+    command.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
+    command.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
+    command.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
+    command.add_argument(
+        "--case-table", type=Path, default=data_path("evaluation/cases.tsv"), help="table of the cases"
+    )
+    command.add_argument("--weights", help="aseg weights; those of the package by default")
+    command.add_argument("--hippocampus-weights", help="subfield weights; those of the package by default")
+    command.add_argument("--no-hippocampus", action="store_true", help="leave the subfields out")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument("--aseg-hours", default="?", help="how long the training took")
+    command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
+    command.add_argument("--machine", default="?", help="what the trainings ran on")
+    command.set_defaults(run=model_card)
 
 
-def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
-    """Writes the table of numbers, all at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{first_line}\n{text}")
+def model_card(options: argparse.Namespace) -> int:
+    """Measure weights and write their card."""
+    from medsegmamba_bids.evaluation.model_card import run
 
-
-def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
-    """Numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case."""
-    first_line = checksums(networks)
-    rows = read_numbers(path, first_line)
-    for case in cases:
-        if rows is None or case.name not in set(rows["case"]):
-            rows = pd.concat([part for part in (rows, measure_case(case, networks)) if part is not None])
-            write_numbers(rows, path, first_line)
-    return rows
-
-
-def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
-    """The whole card: the template of the package with its placeholders filled in."""
-    fields = {"version": __version__, **training, **sections(rows, aim_cases)}
-    fields |= _described("aseg", find_weights(networks.aseg, "aseg"))
-    if networks.subfields:
-        fields |= _described("hippocampus", find_weights(networks.hippocampus, "hippocampus"))
-    else:
-        fields |= dict.fromkeys(_described_keys("hippocampus"), "n/a")
-    return Template(data_path("evaluation/model_card.md").read_text()).substitute(fields)
-
-
-def _described_keys(prefix: str) -> list[str]:
-    return [f"{prefix}_{key}" for key in ("name", "checksum", "size", "origin", "licence", "training_data", "input")]
-
-
-def _described(prefix: str, path: Path) -> dict[str, str]:
-    info = read_info(path)
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
-    values = [info.name, info.checksum, size, info.origin, info.licence, info.training_data, _input_text(info)]
-    return dict(zip(_described_keys(prefix), values, strict=True))
-
-
-def _input_text(info: WeightsInfo) -> str:
-    spec = info.input
-    mirror = ", averaged with the mirror image" if spec.mirror else ""
-    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
-
-
-def run(options: argparse.Namespace) -> None:
-    """Measure and write."""
-    from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
-
-    if options.out.suffix != ".md":
-        raise CaseError(f"{options.out}: the card's name must end with .md")
-    everything = read_cases(options.case_table, options.data_dir)
-    cases = read_cases(options.case_table, options.data_dir, options.cases)
-    segmenter = Segmenter(InferenceSettings(device=options.device))
-    networks = Networks(segmenter, options.weights, options.hippocampus_weights, not options.no_hippocampus)
-    rows = measure(cases, networks, options.out.with_suffix(".tsv"))
-    training = {key: getattr(options, key) for key in ("aseg_hours", "hippocampus_hours", "machine")}
-    measured = set(rows["case"])
-    aim_cases = [case.name for case in everything if case.aim and case.name in measured]
-    if not aim_cases:
-        raise CaseError(f"{options.case_table}: no case with aim 1 is measured; the card's means are over those")
-    text = card(rows, aim_cases, networks, training)
-    with atomic_path(options.out) as temporary:
-        temporary.write_text(text)
-    logger.info("wrote %s", options.out)
+    run(options)
+    return 0
 
 
 @user_errors
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0 when it succeeded, 1 for an input that was refused."""
+    """Run a command; 0 when it succeeded, 1 for an input that was refused."""
     options = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    run(options)
-    return 0
+    return options.run(options)
 
 
 if __name__ == "__main__":

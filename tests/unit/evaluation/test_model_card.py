@@ -78,7 +78,7 @@ def command(data_dir):
     subfields = weights(data_dir / "subfields.safetensors", "hippoFS60", "hippocampus")
     files = ["--weights", aseg, "--hippocampus-weights", subfields, "--case-table", data_dir / "cases.tsv"]
     options = ["--data-dir", data_dir, "--out", data_dir / "card.md", "--device", "cpu", "--machine", "a desk", *files]
-    return [str(option) for option in options]
+    return ["model-card", *(str(option) for option in options)]
 
 
 def numbers(data_dir):
