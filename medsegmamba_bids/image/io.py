@@ -95,6 +95,39 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     return type(image)(data, image.affine, header)
 
 
+def load_labels(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
+    """Read a label image as three-dimensional whole numbers; unlike an image of a head it may be empty.
+
+    Parameters
+    ----------
+    path : path
+        ``.nii``, ``.nii.gz``, ``.mgz`` or ``.mgh``, of any number type.
+
+    Returns
+    -------
+    nibabel image, uint16 (X, Y, Z)
+
+    Raises
+    ------
+    ImageError
+        The file is missing, damaged, not three-dimensional, or its affine cannot be used; or a value is no whole
+        number from 0 to 65535.
+    """
+    path = Path(path)
+    _check_file(path)
+    image, data = _read(path)
+    data = _three_dimensional(data, path)
+    _check_sizes(image.header, path)
+    _check_affine(image.affine, path)
+    whole = data.dtype.kind in "iu" or bool((np.isfinite(data) & (data == np.rint(data))).all())
+    if not whole or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
+        raise ImageError(f"{path}: its values are not whole numbers from 0 to 65535; a label image is needed")
+    header = image.header.copy()
+    data = data.astype(np.uint16)
+    header.set_data_dtype(np.uint16 if isinstance(header, nib.Nifti1Header) else np.int32)
+    return type(image)(data, image.affine, header)
+
+
 def _check_file(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise ImageError(

@@ -15,6 +15,16 @@ from medsegmamba_bids.image.geometry import nonzero_box
 TABLES = ("aseg", "aseg_brain", "hippoFS60")
 CALLOSUM = (251, 252, 253, 254, 255)
 WHITE_MATTER = (2, 41)
+#: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
+ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *CALLOSUM)
+ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
+#: Nuclei of the amygdala, in the files of the hippocampal subfields.
+NUCLEI = (*range(7001, 7016),)
+#: These files, in ``mri/`` of a FreeSurfer subject, and what is added to each one's labels.
+SUBFIELD_FILES = (
+    ("lh.hippoAmygLabels-T1*.FS60.FSvoxelSpace.mgz", 1000),
+    ("rh.hippoAmygLabels-T1*.FS60.FSvoxelSpace.mgz", 2000),
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,17 +15,12 @@ from tqdm import tqdm
 
 from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
 from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
+from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
 from medsegmamba_bids.inference.patches import grow_box
 from medsegmamba_bids.training.config import PairsConfig
 from medsegmamba_bids.training.pairs import Pair, PairError
 from medsegmamba_bids.training.processes import Processes
 
-#: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
-ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *range(251, 256))
-ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
-#: Nuclei of the amygdala, in the files of the hippocampal subfields.
-NUCLEI = (*range(7001, 7016),)
 CORTEX = 3
 _VERSION = 1
 

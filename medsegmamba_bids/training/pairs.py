@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsegmamba_bids.image.labels import SUBFIELD_FILES
 from medsegmamba_bids.training.config import PairsConfig
 
 if TYPE_CHECKING:
@@ -15,12 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Label images in ``mri/`` of a FreeSurfer subject, and what is added to each one's labels.
+#: The label image in ``mri/`` of a FreeSurfer subject, and what is added to its labels.
 ASEG_FILES = (("aseg.mgz", 0),)
-SUBFIELD_FILES = (
-    ("lh.hippoAmygLabels-T1.v*.FS60.FSvoxelSpace.mgz", 1000),
-    ("rh.hippoAmygLabels-T1.v*.FS60.FSvoxelSpace.mgz", 2000),
-)
 #: Entities in which a label image and its T1-weighted image agree.
 _ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part")
 

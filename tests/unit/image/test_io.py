@@ -7,7 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medsegmamba_bids.image.io import ImageError, atomic_path, describe_orientation, load_image, save_image
+from medsegmamba_bids.image.io import (
+    ImageError,
+    atomic_path,
+    describe_orientation,
+    load_image,
+    load_labels,
+    save_image,
+)
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-1.0, 0, 0, 3], [0, 0, 1.5, -4], [0, -1.2, 0, 5], [0, 0, 0, 1]])
@@ -494,3 +501,27 @@ def test_coarse_real_head_is_read_with_a_warning(shared, caplog):
     image = load_image(shared / "data/bids/sub-05/anat/sub-05_T1w.nii.gz")
     assert image.shape == (86, 86, 86)
     assert "its voxels are 3 x 3 x 3 mm" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_labels_of_any_type_are_whole_numbers(write, kind):
+    labels = np.zeros(SHAPE, kind)
+    labels[2, 3] = 77
+    image = load_labels(write(labels))
+    assert np.asarray(image.dataobj).dtype == np.uint16
+    assert np.array_equal(np.asarray(image.dataobj), labels)
+    assert np.allclose(image.affine, AFFINE)
+
+
+def test_empty_labels_are_read_and_mgz_too(write, tmp_path):
+    assert not np.asarray(load_labels(write(np.zeros(SHAPE, np.uint8))).dataobj).any()
+    save_image(np.full(SHAPE, 2226, np.int32), AFFINE, tmp_path / "labels.mgz")
+    assert (np.asarray(load_labels(tmp_path / "labels.mgz").dataobj) == 2226).all()
+
+
+@pytest.mark.parametrize("value", [0.5, -1, 70000, np.nan, np.inf])
+def test_what_is_no_label_image_is_refused(write, value):
+    data = np.zeros(SHAPE, np.float32)
+    data[1, 1, 1] = value
+    with pytest.raises(ImageError, match=r"head\.nii\.gz: its values are not whole numbers from 0 to 65535"):
+        load_labels(write(data))
