@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; imports nothing that is slow."""
     parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_compare(commands)
     _add_model_card(commands)
     return parser
 
@@ -27,6 +28,47 @@ def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str =
         description=f"{text[0].upper()}{text[1:]}. {more}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "compare",
+        "compare segmentations of any number of methods with a reference",
+        "A PLACE is a BIDS derivatives folder, a FreeSurfer or FastSurfer subjects folder, a folder of label images "
+        "(SynthSeg's output, plain files), one file, or a pattern such as 'FOLDER/{participant}_labels.nii.gz'. "
+        "Exit code 1 if a scan could not be compared.",
+    )
+    command.add_argument("--reference", metavar="PLACE", help="label images that count as right")
+    command.add_argument("--method", metavar="NAME=PLACE", action="append", help="label images to compare; repeatable")
+    command.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    command.add_argument(
+        "--table",
+        choices=("aseg", "aseg_brain", "hippoFS60"),
+        default="aseg",
+        help="structures: 31 of aseg, these with cerebral white matter and cortex, or 24 hippocampal subfields",
+    )
+    command.add_argument("--without", type=int, nargs="+", default=[], metavar="LABEL", help="structures to leave out")
+    command.add_argument(
+        "--background", type=int, nargs="+", default=[], metavar="LABEL", help="further labels that mean nothing"
+    )
+    command.add_argument(
+        "--correction",
+        choices=("none", "bonferroni", "holm", "fdr"),
+        default="none",
+        help="of the tests for multiple comparisons",
+    )
+    command.add_argument("--nprocs", type=int, default=1, help="scans that are compared at the same time")
+    _add_datasets(command)
+    command.set_defaults(run=compare)
+
+
+def _add_datasets(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("several datasets")
+    group.add_argument("--dataset", default="dataset", help="name of the dataset, where it is one")
+    group.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
+    group.add_argument("--dataset-column", help="its column with the dataset, such as site")
+    group.add_argument("--study", type=Path, help="TOML file with [[dataset]] tables instead of --reference, --method")
 
 
 def _add_model_card(commands: argparse._SubParsersAction) -> None:
@@ -46,6 +88,16 @@ def _add_model_card(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
     command.add_argument("--machine", default="?", help="what the trainings ran on")
     command.set_defaults(run=model_card)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare segmentations with a reference; 1 where a scan could not be compared."""
+    from medsegmamba_bids.evaluation.results import to_markdown
+    from medsegmamba_bids.evaluation.run import run
+
+    results = run(options)
+    print(to_markdown(results), end="")
+    return 1 if results.problems else 0
 
 
 def model_card(options: argparse.Namespace) -> int:
