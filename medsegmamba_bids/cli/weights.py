@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_import(actions: argparse._SubParsersAction) -> None:
-    text = "turn a PyTorch checkpoint of the MedSegMamba authors into a weights file"
+    text = "turn a PyTorch checkpoint of the authors of MedSegMamba or TABSurfer into a weights file"
     action = actions.add_parser("import", help=text, description=text.capitalize() + ".")
     action.add_argument("checkpoint", type=Path, help="the authors' .pt file")
     action.add_argument("--task", choices=TASKS, required=True, help="what it was trained for")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from medsegmamba_bids.networks.weights import (
 from medsegmamba_bids.networks.weights_folders import (
     AUTHORS_REPOSITORY,
     SUFFIX,
+    TABSURFER_REPOSITORY,
     embedded_weights,
     weights_folder,
 )
@@ -38,8 +39,8 @@ LABEL_TABLES = {"aseg": "aseg", "hippocampus": "hippoFS60"}
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PARALLEL_PREFIX = "module."
-# The published pipeline: 1 mm, skull-stripped and normalised by FreeSurfer, patches averaged
-# uniformly; their script steps by a third of a patch.
+# The published pipelines: 1 mm, skull-stripped and normalised by FreeSurfer, patches averaged
+# uniformly; MedSegMamba's script steps by a third of a patch, TABSurfer's by a sixth.
 _AUTHORS_INPUT = InputSpec(voxel_size=1.0, skull_stripped=True, intensity="freesurfer")
 
 
@@ -54,7 +55,7 @@ def import_checkpoint(
     Parameters
     ----------
     checkpoint : path-like
-        The authors' ``.pt`` file.
+        The authors' ``.pt`` file, of MedSegMamba or TABSurfer.
     task : {"aseg", "hippocampus"}
         What it was trained for.
     name : str, optional
@@ -76,17 +77,19 @@ def import_checkpoint(
     checkpoint = Path(checkpoint)
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.stem).strip("-._")
     target = _free_place(name, overwrite)
-    network, config = _rebuild(read_checkpoint(checkpoint), task, checkpoint)
+    state = read_checkpoint(checkpoint)
+    kind = _recognise(state)
+    network, config = _rebuild(state, kind, task, checkpoint)
     patch = config["patch_size"]
     info = WeightsInfo(
         name=name,
-        network="medsegmamba",
+        network=kind.network,
         config=config,
         task=task,
         labels=tuple(load_label_table(LABEL_TABLES[task]).labels.tolist()),
         input=replace(_AUTHORS_INPUT, patch_size=patch, step=patch // 3),
-        origin=f"{checkpoint.name}, imported from a checkpoint of {AUTHORS_REPOSITORY}",
-        licence=f"unknown, see {AUTHORS_REPOSITORY}",
+        origin=f"{checkpoint.name}, imported from a checkpoint of {kind.repository}",
+        licence=f"unknown, see {kind.repository}",
         training_data="not stated in the checkpoint",
     )
     save_weights(network, info, target)
@@ -196,20 +199,48 @@ def infer_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _rebuild(state: dict[str, Tensor], task: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network of a checkpoint and give it the checkpoint's weights."""
-    from medsegmamba_bids.networks.medsegmamba import from_authors_state_dict
+@dataclass(frozen=True)
+class _Kind:
+    """A network whose authors' checkpoints can be imported.
 
+    Attributes
+    ----------
+    network, title : str
+        In the registry, and for people.
+    repository : str
+    infer_config, rename : callable
+        The authors' state_dict -> the network's arguments; -> the same under our names.
+    """
+
+    network: str
+    title: str
+    repository: str
+    infer_config: Callable[[dict[str, Tensor]], dict[str, Any]]
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def _recognise(state: Mapping[str, Tensor]) -> _Kind:
+    """Whose checkpoint it is: a transformer's positions are TABSurfer's."""
+    from medsegmamba_bids.networks import medsegmamba, tabsurfer
+
+    if tabsurfer.POSITIONS in state:
+        functions = (tabsurfer.infer_config, tabsurfer.from_authors_state_dict)
+        return _Kind("tabsurfer", "TABSurfer", TABSURFER_REPOSITORY, *functions)
+    return _Kind("medsegmamba", "MedSegMamba", AUTHORS_REPOSITORY, infer_config, medsegmamba.from_authors_state_dict)
+
+
+def _rebuild(state: dict[str, Tensor], kind: _Kind, task: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network of a checkpoint and give it the checkpoint's weights."""
     try:
-        config = infer_config(state)
+        config = kind.infer_config(state)
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"{path}: not a MedSegMamba, it lacks {error}") from error
+        raise WeightsError(f"{path}: not a {kind.title}, it lacks {error}") from error
     _check_classes(config["classes"], task, path)
     try:
-        network = build_network("medsegmamba", config)
-        renamed = from_authors_state_dict(state)
+        network = build_network(kind.network, config)
+        renamed = kind.rename(state)
     except (ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: does not fit a MedSegMamba: {error}") from error
+        raise WeightsError(f"{path}: does not fit a {kind.title}: {error}") from error
     check_tensors({key: tuple(value.shape) for key, value in renamed.items()}, network, path)
     network.load_state_dict(renamed)
     return network, config

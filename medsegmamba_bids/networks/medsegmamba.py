@@ -6,7 +6,7 @@ Shape letters: B batch; P patch side; S = P / 8; C classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,7 +18,64 @@ from medsegmamba_bids.networks.ss3d import VSS3D
 DOWN_SAMPLING = 8
 
 
-class MedSegMamba(nn.Module):
+class EncoderDecoder(nn.Module):
+    """A CNN encoder and decoder with skip connections around a sequence of blocks (figure 2).
+
+    Parameters
+    ----------
+    channels : four int
+        Of the encoder's levels, multiples of 8 (GroupNorm has 8 groups).
+    bottleneck, blocks : int
+        Channels and number of the blocks in the middle.
+    make_block : callable
+        Number of a block -> a module from (B, S, S, S, bottleneck) to the same shape.
+    classes : int
+    patch_size : int
+        Side of the patches it is meant for, a multiple of 8; other multiples work as well.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        bottleneck: int,
+        blocks: int,
+        make_block: Callable[[int], nn.Module],
+        classes: int,
+        patch_size: int,
+    ) -> None:
+        super().__init__()
+        check_sizes(channels, patch_size)
+        self.patch_size = patch_size
+        c1, c2, c3, c4 = channels
+        self.encoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((1, c1), (c1, c2), (c2, c3), (c3, c4)))
+        self.pool = nn.MaxPool3d(2)
+        self.expand_norm = NormReLU(c4)
+        self.expand = Conv3d(c4, bottleneck, 3, padding=1)
+        self.bottleneck = nn.Sequential(*map(make_block, range(blocks)))
+        self.bottleneck_norm = nn.LayerNorm(bottleneck)
+        self.compress = DoubleConv(bottleneck, c4)
+        self.up = nn.ModuleList(UpSampling(*pair) for pair in ((c4, c3), (c3, c2), (c2, c1)))
+        self.decoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((2 * c3, c3), (2 * c2, c2), (2 * c1, 2 * c1)))
+        self.head = Conv3d(2 * c1, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Intensities (B, 1, P, P, P), 0 to 1 -> class scores before the softmax (B, C, P, P, P)."""
+        skips = [x := self.encoder[0](x)]
+        for block in self.encoder[1:]:
+            skips.append(x := block(self.pool(x)))
+        x = self.expand(self.expand_norm(skips.pop()))
+        x = self.bottleneck_norm(self.bottleneck(x.movedim(1, -1)))
+        x = self.compress(x.movedim(-1, 1))
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(torch.cat((skips.pop(), up(x)), 1))
+        return self.head(x)
+
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """Intensities (B, 1, P, P, P) -> class probabilities, float32 (B, C, P, P, P)."""
+        return self(x).float().softmax(1)
+
+
+class MedSegMamba(EncoderDecoder):
     """The published network by default; every size can be changed.
 
     Parameters
@@ -45,41 +102,18 @@ class MedSegMamba(nn.Module):
         dropout: float = 0.1,
         drop_path: float = 0.3,
     ) -> None:
-        super().__init__()
-        if patch_size % DOWN_SAMPLING or patch_size <= 0:
-            raise ValueError(f"patch size {patch_size}: must be a positive multiple of {DOWN_SAMPLING}")
-        if len(channels) != 4 or any(c % 8 for c in channels):
-            raise ValueError(f"channels {tuple(channels)}: must be four multiples of 8")
-        self.patch_size = patch_size
-        c1, c2, c3, c4 = channels
-        self.encoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((1, c1), (c1, c2), (c2, c3), (c3, c4)))
-        self.pool = nn.MaxPool3d(2)
-        self.expand_norm = NormReLU(c4)
-        self.expand = Conv3d(c4, bottleneck, 3, padding=1)
-        self.bottleneck = nn.Sequential(
-            *(VSS3D(bottleneck, state, i % ORIENTATIONS, dropout, drop_path) for i in range(blocks))
-        )
-        self.bottleneck_norm = nn.LayerNorm(bottleneck)
-        self.compress = DoubleConv(bottleneck, c4)
-        self.up = nn.ModuleList(UpSampling(*pair) for pair in ((c4, c3), (c3, c2), (c2, c1)))
-        self.decoder = nn.ModuleList(ResidualBlock(*pair) for pair in ((2 * c3, c3), (2 * c2, c2), (2 * c1, 2 * c1)))
-        self.head = Conv3d(2 * c1, classes, 1)
+        def make_block(number: int) -> nn.Module:
+            return VSS3D(bottleneck, state, number % ORIENTATIONS, dropout, drop_path)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Intensities (B, 1, P, P, P), 0 to 1 -> class scores before the softmax (B, C, P, P, P)."""
-        skips = [x := self.encoder[0](x)]
-        for block in self.encoder[1:]:
-            skips.append(x := block(self.pool(x)))
-        x = self.expand(self.expand_norm(skips.pop()))
-        x = self.bottleneck_norm(self.bottleneck(x.movedim(1, -1)))
-        x = self.compress(x.movedim(-1, 1))
-        for up, block in zip(self.up, self.decoder, strict=True):
-            x = block(torch.cat((skips.pop(), up(x)), 1))
-        return self.head(x)
+        super().__init__(channels, bottleneck, blocks, make_block, classes, patch_size)
 
-    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
-        """Intensities (B, 1, P, P, P) -> class probabilities, float32 (B, C, P, P, P)."""
-        return self(x).float().softmax(1)
+
+def check_sizes(channels: Sequence[int], patch_size: int) -> None:
+    """Refuse channels that GroupNorm cannot divide, and patches that cannot be halved three times."""
+    if patch_size % DOWN_SAMPLING or patch_size <= 0:
+        raise ValueError(f"patch size {patch_size}: must be a positive multiple of {DOWN_SAMPLING}")
+    if len(channels) != 4 or any(c % 8 for c in channels):
+        raise ValueError(f"channels {tuple(channels)}: must be four multiples of 8")
 
 
 #: The authors' names and ours, tried in order.

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-NETWORKS = {"medsegmamba": "medsegmamba_bids.networks.medsegmamba:MedSegMamba"}
+NETWORKS = {
+    "medsegmamba": "medsegmamba_bids.networks.medsegmamba:MedSegMamba",
+    "segmambabot": "medsegmamba_bids.networks.segmambabot:SegMambaBot",
+    "tabsurfer": "medsegmamba_bids.networks.tabsurfer:TABSurfer",
+}
 
 
 def build_network(name: str, config: dict[str, Any]) -> nn.Module:

@@ -19,6 +19,13 @@ from medsegmamba_bids.networks.selective_scan import selective_scan
 STEP_RANGE = (1e-3, 1e-1)  # of the step sizes at the start of training (Gu and Dao 2023)
 
 
+def starting_steps(like: torch.Tensor) -> torch.Tensor:
+    """Values of a tensor's shape whose softplus is log-uniform in ``STEP_RANGE``."""
+    low, high = map(math.log, STEP_RANGE)
+    steps = torch.exp(torch.rand_like(like) * (high - low) + low)
+    return steps + torch.log(-torch.expm1(-steps))
+
+
 class SS3D(nn.Module):
     """Eight selective scans through a cube, summed (figure 2a).
 
@@ -51,9 +58,7 @@ class SS3D(nn.Module):
         self.x_proj.data /= math.sqrt(self.x_proj.shape[2])
         nn.init.uniform_(self.dt_proj, -1, 1)
         self.dt_proj.data /= math.sqrt(self.rank)
-        low, high = map(math.log, STEP_RANGE)
-        steps = torch.exp(torch.rand_like(self.dt_bias) * (high - low) + low)
-        self.dt_bias.data = steps + torch.log(-torch.expm1(-steps))  # softplus gives these steps back
+        self.dt_bias.data = starting_steps(self.dt_bias)
         self.log_rates.data = torch.log(torch.arange(1.0, self.state + 1)).expand_as(self.log_rates).clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +86,8 @@ class SS3D(nn.Module):
     def _paths(self, side: int, device: torch.device) -> torch.Tensor:
         """The index table on the device; kept, since copying it would take longer than a scan on a GPU."""
         if getattr(self, "_table", None) is None or self._table.shape[1] != side**3 or self._table.device != device:
-            self._table = torch.tensor(scan_paths(side, self.orientation), device=device)
+            with torch.inference_mode(False):  # so that training may use it as well
+                self._table = torch.tensor(scan_paths(side, self.orientation), device=device)
         return self._table
 
 
@@ -100,13 +106,21 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
-class VSS3D(nn.Module):
-    """Two residual modules: SS3D, and a multilayer perceptron (figure 2b)."""
+class ScanBlock(nn.Module):
+    """Two residual modules: a scan, and a multilayer perceptron (figure 2b).
 
-    def __init__(self, channels: int, state: int, orientation: int, dropout: float, drop_path: float) -> None:
+    Parameters
+    ----------
+    channels : int
+    scan : torch.nn.Module
+        Maps (B, S, S, S, C) to the same shape.
+    dropout, drop_path : float
+    """
+
+    def __init__(self, channels: int, scan: nn.Module, dropout: float, drop_path: float) -> None:
         super().__init__()
         self.scan_norm = nn.LayerNorm(channels)
-        self.scan = SS3D(channels, state, orientation)
+        self.scan = scan
         self.scan_dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
@@ -122,3 +136,10 @@ class VSS3D(nn.Module):
         """(B, S, S, S, C) -> (B, S, S, S, C)."""
         x = x + self.drop_path(self.scan_dropout(self.scan(self.scan_norm(x))))
         return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+class VSS3D(ScanBlock):
+    """The block of MedSegMamba: its scan is ``SS3D``."""
+
+    def __init__(self, channels: int, state: int, orientation: int, dropout: float, drop_path: float) -> None:
+        super().__init__(channels, SS3D(channels, state, orientation), dropout, drop_path)

@@ -11,6 +11,7 @@ from medsegmamba_bids.networks.weights_info import WeightsError, read_info
 FOLDER_VARIABLE = "MEDSEGMAMBA_WEIGHTS"
 SUFFIX = ".safetensors"
 AUTHORS_REPOSITORY = "https://github.com/aaroncao06/MedSegMamba"
+TABSURFER_REPOSITORY = "https://github.com/aaroncao06/TABSurfer"
 
 
 def weights_folder() -> Path:
