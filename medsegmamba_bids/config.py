@@ -61,6 +61,8 @@ class RunConfig:
     step_size : int or None
         Distance between patches in voxels; None is what the weights say.
     precision : {"float32", "bfloat16", "float16"}
+    force : bool
+        Also process what is finished, and from the start.
     save_posteriors, fs_stats, reports_only, write_graph : bool
     quality_thresholds : Path or None
         JSON that replaces some of the package's thresholds of quality flags.
@@ -94,6 +96,7 @@ class RunConfig:
     hippocampus_weights: str | None = None
     step_size: int | None = None
     precision: str = "float32"
+    force: bool = False
     save_posteriors: bool = False
     fs_stats: bool = False
     reports_only: bool = False

@@ -213,6 +213,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="intermediate results; a run with the same folder takes up what is there (default: ./work)",
     )
     group.add_argument(
+        "--force",
+        action="store_true",
+        help="also process what is finished: else a T1w is skipped whose results are there, made from the same "
+        "image by the same weights and options",
+    )
+    group.add_argument(
         "--clean-workdir", action="store_true", help="delete the intermediate results of each participant that is done"
     )
     group.add_argument(

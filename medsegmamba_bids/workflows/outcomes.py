@@ -16,6 +16,7 @@ from medsegmamba_bids.data.names import output_name, split_prefix
 from medsegmamba_bids.report.quality import flag_messages
 
 DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
+FINISHED = "finished"  # before this run
 _WIDTH = 110
 
 
@@ -26,7 +27,7 @@ class Outcome:
     Attributes
     ----------
     name : str
-    status : {"done", "flagged", "failed", "skipped"}
+    status : {"done", "flagged", "failed", "skipped", "finished"}
     reasons : tuple of str
         A sentence each.
     """
@@ -58,6 +59,19 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
     return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
 
 
+def finished_before(image: T1wImage, by_another: bool) -> Outcome:
+    """Say that a T1w was left alone, as its results are there.
+
+    Parameters
+    ----------
+    image : T1wImage
+    by_another : bool
+        Whether another run was at it while this one waited.
+    """
+    what = "finished by another run meanwhile" if by_another else "finished already"
+    return Outcome(f"{image.prefix}_T1w", FINISHED, (f"skipped: {what} (--force redoes it)",))
+
+
 def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[Outcome]:
     """Add the quality flags that the reports found to T1w images that are done."""
     found: dict[str, dict[str, list[str]]] = {}
@@ -86,7 +100,7 @@ def notes_of(prefix: str, product: str, config: RunConfig) -> list[str]:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 if everything is done (or flagged), else 1.
+    """0 if everything is done (or flagged), now or before, else 1.
 
     Examples
     --------
@@ -107,11 +121,14 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
     1 done, 0 flagged, 0 failed, 1 skipped
     """
     width = max((len(outcome.name) for outcome in outcomes), default=0)
+    states = max((len(outcome.status) for outcome in outcomes), default=0)
     lines = []
     for outcome in outcomes:
-        head = f"{outcome.name:<{width}}  {outcome.status:<7}  "
+        head = f"{outcome.name:<{width}}  {outcome.status:<{states}}  "
         texts = [part for reason in outcome.reasons for part in textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")]
         lines += [(head if number == 0 else " " * len(head)) + text for number, text in enumerate(texts or [""])]
     counts = Counter(outcome.status for outcome in outcomes)
-    lines.append(", ".join(f"{counts[status]} {status}" for status in (DONE, FLAGGED, FAILED, SKIPPED)))
+    sums = [f"{counts[status]} {status}" for status in (DONE, FLAGGED, FAILED, SKIPPED)]
+    sums += [f"{counts[FINISHED]} finished already"] * (counts[FINISHED] > 0)
+    lines.append(", ".join(sums))
     return "\n".join(line.rstrip() for line in lines)

@@ -34,8 +34,8 @@ def connect_outputs(
     config: RunConfig,
     network: Network,
     template: str,
-) -> None:
-    """Add a sink for some products of a T1w.
+) -> Node:
+    """Add a sink for some products of a T1w, and return it.
 
     Parameters
     ----------
@@ -58,6 +58,7 @@ def connect_outputs(
     sink.inputs.metadata = {key: product_metadata(key, image, config, network) for key in products}
     for key, (node, output) in sources.items():
         workflow.connect(node, output, sink, key)
+    return sink
 
 
 def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Network) -> dict[str, Any]:

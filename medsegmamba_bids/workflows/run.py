@@ -12,9 +12,10 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import Inputs, T1wImage, participants_of
 from medsegmamba_bids.config import ConfigError, RunConfig
-from medsegmamba_bids.stats.intracranial import find_template
+from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.base import (
     ROOT,
     init_medsegmamba_wf,
@@ -24,13 +25,24 @@ from medsegmamba_bids.workflows.base import (
 )
 from medsegmamba_bids.workflows.crashes import last_error, read_crashes
 from medsegmamba_bids.workflows.dataset import write_dataset_files
-from medsegmamba_bids.workflows.networks import choose_networks
-from medsegmamba_bids.workflows.outcomes import DONE, FAILED, SKIPPED, Outcome, judge_image, with_quality_flags
+from medsegmamba_bids.workflows.finished import made_from, record_report, report_is_current, why_unfinished
+from medsegmamba_bids.workflows.networks import Networks, choose_networks
+from medsegmamba_bids.workflows.outcomes import (
+    DONE,
+    FAILED,
+    FINISHED,
+    SKIPPED,
+    Outcome,
+    finished_before,
+    judge_image,
+    with_quality_flags,
+)
+from medsegmamba_bids.workflows.turns import Subjects, Turn, turns
+from medsegmamba_bids.workflows.work import discard, prepare_work_dir
 
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "medsegmamba.log"
-_BATCH = 16  # participants whose workflow is built at once, and more where more can run at once
 
 #: Called with a node and "start", "end" or "exception".
 StatusCallback = Callable[[Any, str], None]
@@ -122,7 +134,7 @@ def _from_yaml(text: str) -> Any:
 
 
 def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
-    """Process T1w images and write reports; return what became of each.
+    """Process T1w images that are not finished, and write reports; return what became of each.
 
     Raises
     ------
@@ -132,24 +144,100 @@ def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback |
     networks, template = choose_networks(config), find_template()
     write_dataset_files(config)
     outcomes = [Outcome(name, SKIPPED, (reason,)) for name, reason in inputs.skipped.items()]
-    with open_runner(config, status) as runner:
-        to_report: list[str] = []
-        for batch in [*_batches(inputs.subjects(), config), {}]:
-            if not batch and not to_report:
-                break
-            workflow = init_medsegmamba_wf(batch, config, networks, template, to_report)
-            if config.write_graph and batch:
-                _write_graph(workflow, config)
-            error = runner.run(workflow)
-            crashes = _crashes({*batch, *to_report}, config)
-            outcomes += _failed_reports(to_report, crashes)
-            # Where nodes failed, the error only repeats one of theirs.
-            error = "" if crashes else error
-            found = {subject: _judge(subject, images, crashes, error, config) for subject, images in batch.items()}
-            outcomes += [outcome for group in found.values() for outcome in group]
-            to_report = [subject for subject, group in found.items() if any(o.status != FAILED for o in group)]
-            _clean(found, config)
+    with open_runner(config, status) as runner, _Participants(config, networks, template, runner) as participants:
+        for turn in turns(inputs.subjects(), config):
+            outcomes += participants.process(turn)
     return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
+
+
+class _Participants:
+    """Processes turns of participants; their reports are written together with the next turn."""
+
+    def __init__(self, config: RunConfig, networks: Networks, template: Template, runner: Runner) -> None:
+        self.config, self.networks, self.template, self.runner = config, networks, template, runner
+        self.to_report: list[str] = []
+        self.before = Turn()
+
+    def __enter__(self) -> _Participants:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.before.release()
+
+    def process(self, turn: Turn) -> list[Outcome]:
+        """Process a turn, and write the reports of the one before."""
+        try:
+            return self._process(turn)
+        except BaseException:
+            turn.release()
+            raise
+
+    def _process(self, turn: Turn) -> list[Outcome]:
+        config, reports = self.config, self.to_report
+        left = {subject: self._left(images) for subject, images in turn.subjects.items()}
+        todo = {subject: images for subject, images in left.items() if images}
+        _prepare(todo, config)
+        error = self._run(todo, reports)
+        crashes = _crashes({*todo, *reports}, config)
+        # Where nodes failed, the error only repeats one of theirs.
+        error = "" if crashes else error
+        failed = _failed_reports(reports, crashes)
+        if not error:
+            _record_reports(reports, failed, config)
+        found = {
+            subject: [
+                _judge(image, crashes, error, config) if image in left[subject] else finished_before(image, turn.waited)
+                for image in images
+            ]
+            for subject, images in turn.subjects.items()
+        }
+        self.to_report = [subject for subject, group in found.items() if _needs_report(subject, group, config)]
+        _clean(found, config)
+        self.before.release()
+        self.before = turn
+        return failed + [outcome for group in found.values() for outcome in group]
+
+    def _left(self, images: list[T1wImage]) -> list[T1wImage]:
+        """Images that are not finished."""
+        left = []
+        for image in images:
+            made = made_from(image, self.config, self.networks, self.template)
+            if why := why_unfinished(image, made, self.config):
+                logger.info("%s_T1w is processed: %s", image.prefix, why)
+                left.append(image)
+        return left
+
+    def _run(self, todo: Subjects, reports: list[str]) -> str:
+        """Run a workflow; return why it ended early."""
+        if not (todo or reports):
+            return ""
+        workflow = init_medsegmamba_wf(todo, self.config, self.networks, self.template, reports)
+        if self.config.write_graph and todo:
+            _write_graph(workflow, self.config)
+        return self.runner.run(workflow)
+
+
+def _prepare(subjects: Subjects, config: RunConfig) -> None:
+    """Settle what earlier runs left of participants that are processed."""
+    made_by = {subject: prepare_work_dir(subject, images, config) for subject, images in subjects.items()}
+    for other in sorted(set(made_by.values()) - {""}):
+        logger.warning(
+            "%s: intermediate results of %d participants were made by version %s, not %s; they are not used",
+            *(config.work_dir, list(made_by.values()).count(other), other, __version__),
+        )
+
+
+def _needs_report(subject: str, outcomes: list[Outcome], config: RunConfig) -> bool:
+    if all(outcome.status == FINISHED for outcome in outcomes):
+        return not report_is_current(subject, config)
+    return any(outcome.status != FAILED for outcome in outcomes)
+
+
+def _record_reports(subjects: list[str], failed: list[Outcome], config: RunConfig) -> None:
+    names = {outcome.name for outcome in failed}
+    for subject in subjects:
+        if f"sub-{subject}.html" not in names:
+            record_report(subject, config)
 
 
 def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
@@ -171,12 +259,6 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
     return outcomes + [failed.get(name, Outcome(name, DONE)) for name in names]
 
 
-def _batches(subjects: dict[str, list[T1wImage]], config: RunConfig) -> Iterator[dict[str, list[T1wImage]]]:
-    names, size = list(subjects), max(_BATCH, 4 * config.nprocs)
-    for start in range(0, len(names), size):
-        yield {name: subjects[name] for name in names[start : start + size]}
-
-
 def _crashes(subjects: Iterable[str], config: RunConfig) -> dict[str, str]:
     """Full name of a node -> what it failed with, for all nodes of some participants."""
     found: dict[str, str] = {}
@@ -185,15 +267,10 @@ def _crashes(subjects: Iterable[str], config: RunConfig) -> dict[str, str]:
     return found
 
 
-def _judge(
-    subject: str, images: list[T1wImage], crashes: dict[str, str], error: str, config: RunConfig
-) -> list[Outcome]:
-    outcomes = []
-    for image in images:
-        start = f"{ROOT}.{participant_wf_name(subject)}.{image.node_name}."
-        own = {name.removeprefix(start): text for name, text in crashes.items() if name.startswith(start)}
-        outcomes.append(judge_image(image, own, error, config))
-    return outcomes
+def _judge(image: T1wImage, crashes: dict[str, str], error: str, config: RunConfig) -> Outcome:
+    start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
+    own = {name.removeprefix(start): text for name, text in crashes.items() if name.startswith(start)}
+    return judge_image(image, own, error, config)
 
 
 def _failed_reports(subjects: list[str], crashes: dict[str, str]) -> list[Outcome]:
@@ -207,7 +284,7 @@ def _clean(found: dict[str, list[Outcome]], config: RunConfig) -> None:
         return
     for subject, outcomes in found.items():
         if all(outcome.status != FAILED for outcome in outcomes):
-            shutil.rmtree(participant_work_dir(subject, config), ignore_errors=True)
+            discard(participant_work_dir(subject, config))
 
 
 def _write_graph(workflow: Workflow, config: RunConfig) -> None:

@@ -10,12 +10,15 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.base import StepInterface
 from medsegmamba_bids.interfaces.conform import Conform
+from medsegmamba_bids.interfaces.finished import WriteRecord
 from medsegmamba_bids.interfaces.intracranial import EstimateIntracranial
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.segment import SegmentAseg, SegmentHippocampus
 from medsegmamba_bids.interfaces.statistics import Statistics
+from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.workflows.finished import files_now, made_from
 from medsegmamba_bids.workflows.networks import Network, Networks
 from medsegmamba_bids.workflows.outputs import (
     Source,
@@ -49,9 +52,11 @@ class _Builder:
 
     def __init__(self, image: T1wImage, config: RunConfig, networks: Networks, template: dict[str, Any]) -> None:
         self.image, self.config, self.networks = image, config, networks
+        self.made_from = made_from(image, config, networks, Template(**template))
         self.template = {**template, "path": str(template["path"])}
         self.workflow = Workflow(name=image.node_name)
         self.records: list[Node] = []
+        self.sinks: dict[str, Node] = {}
 
     def build(self) -> Workflow:
         self.conform = self.node(Conform(in_file=str(self.image.path)), "conform", "conform")
@@ -69,6 +74,7 @@ class _Builder:
         self.finish_aseg()
         if self.networks.hippocampus:
             self.finish_hippocampus()
+        self.record()
         return self.workflow
 
     def node(self, interface: StepInterface, name: str, memory: str = "other", threads: int = 1) -> Node:
@@ -207,4 +213,15 @@ class _Builder:
         self.records = kept + self.records
 
     def write(self, name: str, sources: dict[str, Source], network: Network) -> None:
-        connect_outputs(self.workflow, name, sources, self.image, self.config, network, self.template["name"])
+        sink = connect_outputs(self.workflow, name, sources, self.image, self.config, network, self.template["name"])
+        self.sinks[name.removeprefix("write_")] = sink
+
+    def record(self) -> None:
+        """Last, say what all was made from."""
+        node = Node(WriteRecord(), name="finish", mem_gb=min(0.3, self.config.mem_gb))
+        node.inputs.output_dir = str(self.config.output_dir)
+        node.inputs.prefix = self.image.prefix
+        node.inputs.made_from = self.made_from
+        node.inputs.in_files = files_now(self.image)
+        for name, sink in self.sinks.items():
+            self.workflow.connect(sink, "out_files", node, f"{name}_files")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
+import threading
 from types import FrameType
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -22,6 +24,7 @@ def start_worker(folder: str, threads: int, log_file: str | None) -> None:
     # Ctrl-C goes to all processes of a terminal: the main one decides. Asked to end, this one tidies up first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
+    _end_with_main_process()
     log_to_file(log_file)
 
 
@@ -33,6 +36,19 @@ def start_network_worker(folder: str, threads: int, log_file: str | None, visibl
     from medsegmamba_bids.networks.memory import keep_freed_memory
 
     keep_freed_memory()
+
+
+def _end_with_main_process() -> None:
+    """End at once when the main process is gone: the next run may be in the same folders already."""
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+
+    def wait() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="main process", daemon=True).start()
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,8 @@
 """A tiny BIDS dataset, tiny networks and a tiny template: the app itself is what runs."""
 
 import json
+import os
+import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -85,3 +87,15 @@ def make_dataset(root, names):
 def dataset():
     """Makes a BIDS dataset: folder and prefixes of T1w images."""
     return make_dataset
+
+
+def is_gone(group, patience=15):
+    """Whether nothing is left of a group of processes, soon."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False

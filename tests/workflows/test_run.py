@@ -14,7 +14,8 @@ from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.workflows.crashes import read_crashes
 from medsegmamba_bids.workflows.dataset import dataset_description, write_dataset_files
 from medsegmamba_bids.workflows.outcomes import judge_image
-from medsegmamba_bids.workflows.run import _batches, read_plugin
+from medsegmamba_bids.workflows.run import read_plugin
+from medsegmamba_bids.workflows.turns import batches
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform
@@ -68,9 +69,9 @@ def test_notes_make_a_flag_and_absence_a_failure(config, image):
 
 def test_batches_hold_every_participant_once(config):
     subjects = {f"{number:03d}": [] for number in range(40)}
-    batches = list(_batches(subjects, config))
-    assert [len(batch) for batch in batches] == [16, 16, 8]
-    assert [name for batch in batches for name in batch] == list(subjects)
+    found = list(batches(subjects, config))
+    assert [len(batch) for batch in found] == [16, 16, 8]
+    assert [name for batch in found for name in batch] == list(subjects)
 
 
 @pytest.mark.parametrize(

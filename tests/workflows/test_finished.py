@@ -1,0 +1,225 @@
+"""When a T1w is left alone as it is finished, and which intermediate results are trusted."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.interfaces.finished import WriteRecord, record_path
+from medsegmamba_bids.networks.weights_info import InputSpec, WeightsInfo
+from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.workflows import finished, work
+from medsegmamba_bids.workflows.base import participant_work_dir
+from medsegmamba_bids.workflows.finished import files_now, made_from, record_report, report_is_current, why_unfinished
+from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.workflows.outcomes import exit_code, finished_before, outcome_table
+from medsegmamba_bids.workflows.work import prepare_work_dir
+
+TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
+
+
+def networks(checksum="abc", subfields=None):
+    labels = tuple(load_label_table("aseg_brain").labels.tolist())
+
+    def network(what):
+        config = {"classes": len(labels)}
+        return Network(Path(what), WeightsInfo("w", "medsegmamba", config, "aseg", labels, InputSpec(), checksum=what))
+
+    return Networks(network(checksum), network(subfields) if subfields else None)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(tmp_path / "in", tmp_path / "out", work_dir=tmp_path / "work", device="cpu")
+
+
+@pytest.fixture
+def image(config):
+    path = config.bids_dir / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"image")
+    return T1wImage(path, "sub-01", "01", None, "sub-01/anat/sub-01_T1w.nii.gz")
+
+
+@pytest.fixture
+def done(config, image):
+    """A T1w whose results are written and recorded."""
+    finish(image, config)
+    return image
+
+
+def finish(image, config, in_files=None):
+    paths = [config.output_dir / output_name(image.prefix, name) for name in ("aseg", "aseg_stats")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    node = WriteRecord(
+        output_dir=str(config.output_dir),
+        prefix=image.prefix,
+        made_from=made_from(image, config, networks(), TEMPLATE),
+        in_files=in_files or files_now(image),
+        aseg_files=[str(path) for path in paths],
+    )
+    return node.run()
+
+
+def why(image, config, **kind):
+    return why_unfinished(image, made_from(image, config, networks(**kind), TEMPLATE), config)
+
+
+def test_nothing_is_done_twice(done, config):
+    assert why(done, config) == ""
+    other_machine = replace(config, device="cuda", batch_size=3, nprocs=8, omp_nthreads=4, mem_gb=3, verbose=2)
+    assert why(done, replace(other_machine, work_dir=config.work_dir / "other", clean_workdir=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"force": True}, "asked for"),
+        ({"precision": "bfloat16"}, "another options"),
+        ({"step_size": 16}, "another options"),
+        ({"save_posteriors": True}, "another options"),
+        ({"fs_stats": True}, "another options"),
+    ],
+)
+def test_options_that_matter(done, config, change, sentence):
+    assert sentence in why(done, replace(config, **change))
+
+
+def test_weights_and_version_matter(done, config, monkeypatch):
+    assert why(done, config, checksum="abd") == "it was made with another weights"
+    assert why(done, config, subfields="s") == "it was made with another weights"
+    monkeypatch.setattr(finished, "__version__", "99")
+    assert why(done, config) == "it was made with another version"
+
+
+def test_the_content_of_the_image_matters_and_its_time_does_not(done, config):
+    os.utime(done.path, ns=(1, 1))
+    assert why(done, config) == ""
+    done.path.write_bytes(b"imagf")  # as long as before
+    assert why(done, config) == "the T1w changed"
+    done.path.write_bytes(b"longer image")
+    assert why(done, config) == "the T1w changed"
+
+
+def test_a_mask_matters(done, config, tmp_path):
+    mask = tmp_path / "mask.nii.gz"
+    mask.write_bytes(b"mask")
+    masked = replace(done, mask=mask)
+    assert why(masked, config) == "it was made with another mask"
+    finish(masked, config)
+    assert why(masked, config) == ""
+    mask.write_bytes(b"makk")
+    assert why(masked, config) == "the mask changed"
+
+
+def test_results_must_be_there_whole(done, config):
+    path = config.output_dir / output_name("sub-01", "aseg")
+    text = path.read_text()
+    path.write_text(text[:-1])
+    assert why(done, config) == f"1 of its results are gone or changed, such as {output_name('sub-01', 'aseg')}"
+    path.write_text(text)
+    assert why(done, config) == ""
+    path.unlink()
+    assert "gone or changed" in why(done, config)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"MadeFrom": 3}', '{"MadeFrom": {}, "Inputs": {}, "Outputs": []}'])
+def test_a_damaged_record_counts_as_none(done, config, text):
+    record_path(config.output_dir, "sub-01").write_text(text)
+    assert why(done, config) == "it was not finished before"
+
+
+def test_an_image_that_changes_during_the_run_is_not_recorded(image, config, caplog):
+    before = files_now(image)
+    image.path.write_bytes(b"another image")
+    finish(image, config, before)
+    assert why(image, config) == "it was not finished before"
+    assert "the T1w changed during the run" in caplog.text
+
+
+def test_a_report_is_current_until_results_or_limits_change(done, config, tmp_path):
+    page = config.output_dir / "sub-01.html"
+    assert not report_is_current("01", config)
+    page.write_text("page")
+    record_report("01", config)
+    assert report_is_current("01", config)
+    limits = tmp_path / "limits.json"
+    limits.write_text("{}")
+    assert not report_is_current("01", replace(config, quality_thresholds=limits))
+    second = replace(done, prefix="sub-01_run-2")
+    finish(second, config)
+    assert not report_is_current("01", config)
+    record_report("01", config)
+    page.unlink()
+    assert not report_is_current("01", config)
+
+
+def test_the_table_says_so_and_the_code_is_0(image):
+    outcomes = [finished_before(image, by_another=False)]
+    assert outcome_table(outcomes).splitlines() == [
+        "sub-01_T1w  finished  skipped: finished already (--force redoes it)",
+        "0 done, 0 flagged, 0 failed, 0 skipped, 1 finished already",
+    ]
+    assert exit_code(outcomes) == 0
+    assert "by another run" in finished_before(image, by_another=True).reasons[0]
+
+
+def intermediate(image, config):
+    path = participant_work_dir("01", config) / image.node_name / "conform" / "result_conform.pklz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    return path
+
+
+def test_work_of_this_version_is_kept(image, config):
+    prepare_work_dir("01", [image], config)
+    path = intermediate(image, config)
+    assert prepare_work_dir("01", [image], config) == ""
+    assert path.exists()
+    prepare_work_dir("01", [image], replace(config, force=True))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("stamp", "said"), [('{"Version": "0.0.1"}', "0.0.1"), ("{", "unknown"), (None, "unknown")])
+def test_work_of_another_version_is_not_trusted(image, config, stamp, said):
+    path = intermediate(image, config)
+    folder = participant_work_dir("01", config)
+    if stamp:
+        (folder / "version.json").write_text(stamp)
+    assert prepare_work_dir("01", [image], config) == said
+    assert not path.exists()
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+    assert prepare_work_dir("01", [image], config) == ""
+    assert json.loads((folder / "version.json").read_text()).keys() == {"Version"}
+
+
+def test_a_deletion_that_is_cut_short_leaves_nothing_to_trust(image, config, monkeypatch):
+    path = intermediate(image, config)
+    with monkeypatch.context() as patch:
+        patch.setattr(work.shutil, "rmtree", lambda *args, **kwargs: None)  # killed before
+        work.discard(participant_work_dir("01", config))
+    assert not path.exists()
+    prepare_work_dir("01", [image], config)
+    assert [entry.name for entry in participant_work_dir("01", config).parent.iterdir()] == ["sub_01_wf"]
+
+
+def test_half_written_files_of_a_killed_run_go(image, config):
+    anat = config.output_dir / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    gone = [anat / ".sub-01_dseg.0a1b2c3d.part.nii.gz", config.output_dir / ".sub-01.0a1b2c3d.part.html"]
+    gone.append(config.output_dir / ".README.0a1b2c3d.part.md")
+    kept = [config.output_dir / ".sub-011.0a1b2c3d.part.html", anat / "sub-01_dseg.nii.gz"]
+    for path in gone + kept:
+        path.write_text("")
+    os.utime(gone[-1], (time.time() - 7200,) * 2)  # at the root others may be writing
+    prepare_work_dir("01", [image], config)
+    assert [path.exists() for path in gone + kept] == [False] * 3 + [True] * 2

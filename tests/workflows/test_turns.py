@@ -1,0 +1,114 @@
+"""Two runs at once: locks, and in which order participants are taken up."""
+
+import subprocess
+import sys
+
+import pytest
+
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.workflows import locks, turns
+from medsegmamba_bids.workflows.locks import owner_of, try_lock
+from medsegmamba_bids.workflows.turns import lock_paths
+
+HOLD = "import sys; from pathlib import Path; from medsegmamba_bids.workflows.locks import try_lock\n"
+HOLD += "lock = try_lock(Path(sys.argv[1])); print(bool(lock), flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(tmp_path / "in", tmp_path / "out", work_dir=tmp_path / "work")
+
+
+@pytest.fixture
+def other():
+    """Starts processes that hold a lock; they are killed in the end."""
+    started = []
+
+    def hold(path):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"True\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_one_at_a_time(tmp_path):
+    path = tmp_path / "locks" / "sub-01"
+    first = try_lock(path)
+    assert try_lock(path) is None
+    first.release()
+    assert not path.exists()
+    second = try_lock(path)
+    first.release()  # again: it has nothing any more
+    assert path.exists()
+    assert try_lock(path) is None
+    second.release()
+
+
+def test_a_killed_process_has_no_lock(tmp_path, other):
+    path = tmp_path / "sub-01"
+    process = other(path)
+    assert try_lock(path) is None
+    assert owner_of(path).startswith(f"process {process.pid} on ")
+    process.kill()
+    process.wait()
+    lock = try_lock(path)
+    assert lock is not None
+    lock.release()
+
+
+def test_a_file_deleted_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    path = tmp_path / "sub-01"
+    flock, calls = locks.fcntl.flock, []
+
+    def late(file, how):
+        if not calls:  # its owner deletes it between opening and locking
+            path.unlink()
+        calls.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", late)
+    lock = try_lock(path)
+    assert len(calls) == 2
+    assert path.exists()
+    monkeypatch.undo()
+    assert try_lock(path) is None
+    lock.release()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def unsupported(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    assert try_lock(tmp_path / "sub-01") is not None
+    assert "do not start two runs at once" in caplog.text
+
+
+@pytest.mark.parametrize("folder", [0, 1])
+def test_what_another_run_is_at_comes_last(config, other, folder, monkeypatch, caplog):
+    """It may share the work folder, or the output folder, or both."""
+    process = other(lock_paths("02", config)[folder])
+    pauses = []
+
+    def wait(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            process.kill()
+            process.wait()
+
+    monkeypatch.setattr(turns.time, "sleep", wait)
+    seen = []
+    for turn in turns.turns({"01": [], "02": [], "03": []}, config):
+        seen.append((list(turn.subjects), turn.waited, len(turn.locks)))
+        if not turn.subjects:
+            assert try_lock(lock_paths("01", config)[0])  # all is released before it waits
+        turn.release()
+    assert seen == [(["01", "03"], False, 4), ([], False, 0), (["02"], True, 2), ([], False, 0)]
+    assert len(pauses) == 3
+    assert f"sub-02: process {process.pid} on " in caplog.text
+    assert not [path for name in ("02", "03") for path in lock_paths(name, config) if path.exists()]
