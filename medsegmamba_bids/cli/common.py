@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import logging
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from medsegmamba_bids import __version__
 
@@ -66,6 +71,7 @@ def user_errors(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
         try:
+            provide_caches()
             return main(argv)
         except (ValueError, OSError) as error:
             logging.getLogger(__name__).debug("where it happened", exc_info=True)
@@ -76,3 +82,24 @@ def user_errors(main: Main) -> Main:
             return 130
 
     return guarded
+
+
+def provide_caches() -> None:
+    """Give numba and Matplotlib a folder to write in where they would find none, as in a container of any user.
+
+    numba keeps compiled code beside the package or in the user's cache, and refuses to import where it can write to
+    neither. The folder goes when the command ends.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    if "NUMBA_CACHE_DIR" in os.environ or any(map(_can_write, (Path(__file__).parents[1], cache))):
+        return
+    folder = tempfile.mkdtemp(prefix="medsegmamba-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    os.environ.setdefault("MPLCONFIGDIR", folder)
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder itself where it does not exist."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
