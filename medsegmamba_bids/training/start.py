@@ -20,8 +20,13 @@ def network_settings(config: Config, classes: int, patch_size: int | None = None
     return {**config.network, "classes": classes, "patch_size": patch_size or config.patch_size}
 
 
-def check_network(config: Config, patch_size: int | None = None) -> None:
+def check_network(config: Config, patch_size: int | None = None) -> nn.Module:
     """Refuses a network that cannot be built or whose ``initial`` weights are not there; takes no memory.
+
+    Returns
+    -------
+    torch.nn.Module
+        The network without values (on torch's device ``meta``).
 
     Raises
     ------
@@ -32,7 +37,7 @@ def check_network(config: Config, patch_size: int | None = None) -> None:
         find_weights(config.initial)
     classes = len(load_label_table(config.table).labels)
     with torch.device("meta"):
-        build_network(config.network_name, network_settings(config, classes, patch_size))
+        return build_network(config.network_name, network_settings(config, classes, patch_size))
 
 
 def new_network(config: Config, classes: int, patch_size: int | None = None) -> nn.Module:

@@ -129,11 +129,18 @@ def check_synthesis(config: SynthesisConfig) -> None:
     Raises
     ------
     ValueError
-        A stage has an unknown key, or the network cannot be built for its patches.
+        A stage has an unknown key, or the network cannot be built for its patches or carried on to the next stage.
     """
+    shapes = {}
     for stage in config.stages:
         stage_settings(stage)
-        check_network(config, stage.patch_size)
+        network = check_network(config, stage.patch_size)
+        shapes[stage.patch_size] = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if any(found != shapes[config.patch_size] for found in shapes.values()):
+        raise ConfigError(
+            f"configuration {config.name}: a {config.network_name} has parameters that depend on the patch size, so "
+            f"that all stages need the same, not {sorted(shapes)}"
+        )
 
 
 def _rate(stage: Stage, step: int, first: int) -> float:

@@ -1,5 +1,7 @@
 """Configurations: what is read, and what is refused with the file and the key."""
 
+from dataclasses import replace
+
 import pytest
 
 from medsegmamba_bids.training.config import (
@@ -108,7 +110,10 @@ def test_digest_is_of_what_decides_the_result(tmp_path):
         assert read_config(write(tmp_path, text)).digest != digest
 
 
-@pytest.mark.parametrize("name", ["embedded_aseg", "embedded_hippocampus", "paper_aseg", "paper_hippocampus"])
+PAPER = [f"paper_{task}{network}" for task in ("aseg", "hippocampus") for network in ("", "_segmambabot", "_tabsurfer")]
+
+
+@pytest.mark.parametrize("name", ["embedded_aseg", "embedded_hippocampus", *PAPER])
 def test_configurations_of_the_package_can_be_run(name):
     config = read_config(find_config(name))
     if isinstance(config, SynthesisConfig):
@@ -125,6 +130,26 @@ def test_the_papers_recipe():
     assert (hippocampus.epochs, hippocampus.patches_per_axis) == (63, 1)
     for config in (aseg, hippocampus):
         assert (config.network["dropout"], config.network["drop_path"]) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_networks_of_the_paper_train_under_equal_conditions(name):
+    config, reference = read_config(find_config(name)), read_config(find_config("_".join(name.split("_")[:2])))
+    assert config.network_name == (name.split("_")[2] if name.count("_") == 2 else "medsegmamba")
+    assert {key: value for key, value in config.network.items() if value != 0.1} in ({}, {"drop_path": 0.3})
+    weights = replace(config.weights, name=reference.weights.name)
+    same = {"name": reference.name, "network_name": reference.network_name, "network": reference.network}
+    assert replace(config, weights=weights, **same) == reference
+
+
+def test_a_network_of_one_patch_size_needs_it_in_all_stages(tmp_path):
+    text = SYNTHESIS.replace("network = { channels = [8, 8, 8, 8], bottleneck = 16, state = 4, blocks = 1 }", "")
+    text = 'network_name = "tabsurfer"\nnetwork = { embedding = 64, heads = 1, layers = 1 }\n' + text
+    stage = text[text.index("[[stages]]") :]
+    check_synthesis(read_config(write(tmp_path, text + stage)))
+    config = read_config(write(tmp_path, text + stage.replace("patch_size = 16", "patch_size = 24")))
+    with pytest.raises(ConfigError, match=r"a tabsurfer has parameters .* need the same, not \[16, 24\]"):
+        check_synthesis(config)
 
 
 def test_unknown_names_are_told_the_known_ones():
