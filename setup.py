@@ -55,6 +55,7 @@ setup(
             "medsegmamba=medsegmamba_bids.cli.main:main",
             "medsegmamba-evaluate=medsegmamba_bids.evaluation.command:main",
             "medsegmamba-segment=medsegmamba_bids.cli.segment:main",
+            "medsegmamba-slurm=medsegmamba_bids.cli.slurm:main",
             "medsegmamba-train=medsegmamba_bids.training.command:main",
             "medsegmamba-weights=medsegmamba_bids.cli.weights:main",
         ]

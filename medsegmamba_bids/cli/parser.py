@@ -50,26 +50,37 @@ def _with_dashes(argument: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; options that were not given are absent from its result."""
-    parser = _Parser(
-        prog="medsegmamba",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"medsegmamba {__version__}")
-    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="folder of the BIDS dataset")
-    parser.add_argument("output_dir", type=Path, metavar="OUT_DIR", help="folder of the results, made if need be")
+    parser = start_parser("medsegmamba", DESCRIPTION, EPILOG)
     parser.add_argument(
         "level",
         choices=LEVELS,
         metavar="{participant,group}",
         help="participant: segment and measure; group: gather the results of all participants",
     )
+    add_options(parser)
+    return parser
+
+
+def start_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser of a command that takes a dataset and a folder of results, without its options."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="folder of the BIDS dataset")
+    parser.add_argument("output_dir", type=Path, metavar="OUT_DIR", help="folder of the results, made if need be")
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all options of the app."""
     for add in (_add_selection, _add_processing, _add_outputs, _add_group, _add_performance, _add_run):
         add(parser)
-    return parser
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -243,7 +254,18 @@ def parse_config(argv: list[str] | None = None) -> RunConfig:
         The command line cannot be read (code 2), or asks for help or the version (0).
     """
     given = vars(build_parser().parse_args(argv))
-    stored = _stored_options(given.pop("config_file", None))
+    stored = stored_options(given.pop("config_file", None))
+    return make_config(stored, given)
+
+
+def make_config(stored: dict[str, Any], given: dict[str, Any]) -> RunConfig:
+    """Join options from a file and from the command line, which win; the rest follows from the machine.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range.
+    """
     defaults = {"nprocs": _processors(), "mem_gb": _memory_gb()}
     options = {**defaults, **stored, "omp_nthreads": 1, **given}
     names = {entry.name for entry in fields(RunConfig)}
@@ -255,7 +277,7 @@ def parse_config(argv: list[str] | None = None) -> RunConfig:
     return replace(config, omp_nthreads=min(config.nprocs, threads) if isinstance(threads, int) else threads)
 
 
-def _stored_options(path: Path | None) -> dict[str, Any]:
+def stored_options(path: Path | None) -> dict[str, Any]:
     """Options from a file; what belongs to that run alone is left out."""
     if path is None:
         return {}
@@ -267,18 +289,29 @@ def _stored_options(path: Path | None) -> dict[str, Any]:
 
 
 def _processors() -> int:
+    """Processors that this process may use; within a job of Slurm, those that it was given."""
     try:
-        return len(os.sched_getaffinity(0))
+        there = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        there = os.cpu_count() or 1
+    given = _from_slurm("SLURM_CPUS_PER_TASK") or _from_slurm("SLURM_CPUS_ON_NODE")
+    return min(there, given) if given else there
 
 
 def _memory_gb() -> float:
-    """90 % of the memory that this process may use: the machine's, or its control group's limit."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return _DEFAULT_MEMORY_GB
+    """90 % of the memory that this process may use: the machine's, its control group's or its Slurm job's."""
+    limits = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return round(0.9 * total / 1e9, 2)
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    per_processor = _from_slurm("SLURM_MEM_PER_CPU") * (_from_slurm("SLURM_CPUS_ON_NODE") or 1)
+    if given := _from_slurm("SLURM_MEM_PER_NODE") or per_processor:
+        limits.append(given * 2**20)
+    return round(0.9 * min(limits) / 1e9, 2) if limits else _DEFAULT_MEMORY_GB
+
+
+def _from_slurm(name: str) -> int:
+    """A number that Slurm tells its jobs; 0 where it tells none."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else 0

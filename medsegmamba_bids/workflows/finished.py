@@ -12,8 +12,8 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.finished import fingerprint, is_unchanged, read_record, record_path, size_and_time
 from medsegmamba_bids.interfaces.outputs import write_new
-from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.stats.intracranial import Template, find_template
+from medsegmamba_bids.workflows.networks import Networks, choose_networks
 
 # Of the options, those that change results; device, batch size, threads and memory do not.
 _OPTIONS = ("step_size", "precision", "save_posteriors", "fs_stats")
@@ -71,6 +71,23 @@ def why_unfinished(image: T1wImage, made: dict[str, Any], config: RunConfig) -> 
         return f"the {' and the '.join(changed)} changed"
     gone = [name for name, before in outputs.items() if not is_unchanged(config.output_dir / name, before)]
     return f"{len(gone)} of its results are gone or changed, such as {gone[0]}" if gone else ""
+
+
+def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[str, list[T1wImage]]:
+    """Participants of which images or the report are missing, with the images that are left to process.
+
+    Raises
+    ------
+    WeightsError
+        Weights cannot be used.
+    """
+    networks, template = choose_networks(config), find_template()
+    found = {}
+    for subject, images in subjects.items():
+        left = [i for i in images if why_unfinished(i, made_from(i, config, networks, template), config)]
+        if left or not report_is_current(subject, config):
+            found[subject] = left
+    return found
 
 
 def _report_record(subject: str, config: RunConfig) -> Path:

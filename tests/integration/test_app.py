@@ -192,7 +192,8 @@ def test_reports_alone(finished, linear):
     root = finished[0]
     page = root / "out" / "sub-01.html"
     page.unlink()
-    code, table = run(root / "bids", root / "out", "--reports-only", "--participant-label", "01", *linear)
+    options = ["-w", root / "work", "--reports-only", "--participant-label", "01"]
+    code, table = run(root / "bids", root / "out", *options, *linear)
     assert code == 0
     assert page.is_file()
     assert table.startswith("sub-01.html  done")

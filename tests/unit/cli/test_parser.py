@@ -242,3 +242,19 @@ def test_help_needs_no_heavy_library():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_job_of_slurm_plans_with_what_it_was_given(monkeypatch):
+    monkeypatch.undo()  # the machine as it is
+    whole = parser._processors(), parser._memory_gb()
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "500")
+    assert (parser._processors(), parser._memory_gb()) == (1, 0.47)  # 0.9 x 500 MiB
+    monkeypatch.delenv("SLURM_MEM_PER_NODE")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "200")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert (parser._processors(), parser._memory_gb()) == (1, 0.38)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1000")
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "0")  # all there is
+    assert (parser._processors(), parser._memory_gb()) == whole
