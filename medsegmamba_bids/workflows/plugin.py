@@ -134,6 +134,19 @@ class NetworkProcessPlugin(MultiProcPlugin):
             worker.close(kill)
         self._alone.clear()
 
+    def _prerun_check(self, graph: Any) -> None:
+        """Share the processors among the processes of networks, so that none of them waits for another's."""
+        share = self.processors // len(self._networks)
+        if not share:
+            logger.warning(
+                "%d GPUs, but %d processors (--nprocs): as many GPUs are used at once",
+                *(len(self._networks), self.processors),
+            )
+        for node in graph.nodes():
+            if _runs_network(node):
+                node.n_procs = min(node.n_procs, max(1, share))
+        super()._prerun_check(graph)
+
     def _postrun_check(self) -> None:
         """Processes stay for the next workflow."""
 

@@ -73,6 +73,34 @@ def test_networks_share_a_process_over_workflows(tmp_path, plugin):
     assert os.getpid() not in {one["n1"].pid, one["other"].pid}
 
 
+def test_gpus_share_the_work(tmp_path, monkeypatch):
+    """Two pretended ones, of three processors in all: a network that may take them all must not keep the other idle."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-6")
+    runner = NetworkProcessPlugin({"n_procs": 3, "memory_gb": 4, "device": "auto"})
+    try:
+        workflow = workflow_of(tmp_path, **{f"n{number}": TellOfNetwork() for number in range(6)}, other=Tell())
+        for node in workflow._get_all_nodes():
+            node.n_procs = 3
+        nodes = {node.name: node for node in workflow.run(runner).nodes()}
+    finally:
+        runner.close()
+    found = [node.result.outputs for node in nodes.values() if node.name != "other"]
+    masks = {outputs.pid: outputs.mask for outputs in found}
+    assert sorted(masks.values()) == ["4", "GPU-6"]  # a process for each, and each with its own
+    assert min([outputs.mask for outputs in found].count(mask) for mask in masks.values()) >= 2
+    assert {nodes["n0"].n_procs, nodes["other"].n_procs} == {1, 3}
+
+
+def test_more_gpus_than_processors(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    runner = NetworkProcessPlugin({"n_procs": 1, "memory_gb": 4, "device": "cuda"})
+    try:
+        assert results(workflow_of(tmp_path, n0=TellOfNetwork()).run(runner))["n0"].mask == "0"
+    finally:
+        runner.close()
+    assert "3 GPUs, but 1 processors (--nprocs)" in caplog.text
+
+
 def test_a_killed_process_is_a_failed_node(tmp_path, plugin):
     workflow = workflow_of(tmp_path, dies=TellOfNetwork(die=True), lives=TellOfNetwork(), other=Tell())
     with pytest.raises(RuntimeError):
