@@ -82,11 +82,13 @@ def test_what_is_finished_is_skipped_and_redone_alike(killed, weights, tmp_path)
     assert third.returncode == 0, third.stderr
     assert "sub-01_T1w  finished  skipped: finished already (--force redoes it)" in third.stdout
     assert "done," not in third.stderr  # no step was run
-    # From the start, without anything of the killed run: the same comes out.
+    # From the start, by a plugin of Nipype's own and without anything of the killed run: the same comes out.
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: MultiProc\nplugin_args:\n  n_procs: 2\n  memory_gb: 6\n")
     shutil.rmtree(root / "work")
     table = root / "out" / output_name("sub-01", "aseg_stats")
     table.write_text("damaged")
-    damaged = finish(root, weights)
+    damaged = finish(root, weights, "--use-plugin", plugin)
     assert damaged.returncode == 0, damaged.stderr
     assert "0 done, 1 flagged, 0 failed, 0 skipped" in damaged.stdout
     assert "as before" not in damaged.stderr
