@@ -30,7 +30,7 @@ def leave_the_scan_out():
     """Everything of SS3D but the recurrence itself."""
     from medsegmamba_bids.networks import ss3d
 
-    ss3d.selective_scan = lambda u, delta, b, c, a, paths: u
+    ss3d.selective_scan = lambda u, delta, b, c, a, paths, **options: u.float()
 
 
 def measure(case, device, runs):

@@ -6,10 +6,17 @@ Every array is in voxel order; ``paths`` says in which order a direction visits 
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
 
 #: Environment variable that chooses the backend by name.
 BACKEND_VARIABLE = "MEDSEGMAMBA_SCAN"
@@ -76,11 +83,23 @@ def _numba(*arguments: torch.Tensor) -> torch.Tensor:
     return numba_scan(*arguments)
 
 
+def _triton(*arguments: torch.Tensor | None) -> torch.Tensor:
+    from medsegmamba_bids.networks.scan_triton import triton_scan
+
+    return triton_scan(*arguments)
+
+
 BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
     "reference": reference_scan,
     "numba": _numba,
+    "triton": _triton,
     "cuda": cuda_scan,
 }
+
+#: Backends that make step sizes of what they read, add the skipped input, and take any floating type.
+_FUSED = {"triton"}
+#: What the backends for GPUs need.
+_NEEDS = {"triton": "triton", "cuda": "selective_scan_cuda"}
 
 
 def available_backends(device: torch.device | str) -> list[str]:
@@ -88,18 +107,53 @@ def available_backends(device: torch.device | str) -> list[str]:
     kind = torch.device(device).type
     if kind == "cpu":
         return ["numba", "reference"]
-    if kind == "cuda" and _has_cuda_extension():
-        return ["cuda", "reference"]
-    return ["reference"]
+    kernels = [name for name in ("triton", "cuda") if kind == "cuda" and why_refused(name, str(device)) is None]
+    return [*kernels, "reference"]
 
 
-def _has_cuda_extension() -> bool:
-    """Whether mamba_ssm's compiled kernel loads; ``import mamba_ssm`` works without it."""
+@lru_cache
+def why_refused(name: str, device: str) -> str | None:
+    """Run a small scan on a device; say why a backend cannot be trusted there, or None if it can.
+
+    Installed is not enough: ``import mamba_ssm`` works without its compiled kernel, and Triton needs a C compiler
+    when it first runs. A backend that is installed and fails is warned of, once.
+    """
+    module = _NEEDS.get(name)
+    if module and not find_spec(module):
+        return f"{module} is not installed"
     try:
-        import selective_scan_cuda  # noqa: F401
-    except ImportError:
-        return False
-    return True
+        error = _error_of_small_scan(BACKENDS[name], device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as failure:  # a compiler's, a driver's, a linker's: they have no type in common
+        reason = str(failure).strip().partition("\n")[0] or type(failure).__name__
+    else:
+        if error < 1e-4:
+            return None
+        reason = f"a small scan was wrong by {error:.1e}"
+    logger.warning("scan backend %r is not used on %s: %s", name, device, reason)
+    return reason
+
+
+def _error_of_small_scan(scan: Callable[..., torch.Tensor], device: str) -> float:
+    """Largest difference from the reference for two directions, 8 voxels, 4 channels and 3 states."""
+    numbers = torch.linspace(0.1, 1.0, 64, device=device)
+    u, delta, b = numbers[:32].view(1, 8, 4), numbers.view(1, 2, 8, 4), numbers[:48].view(1, 8, 2, 3)
+    path = torch.arange(8, dtype=torch.int32, device=device)
+    inputs = (u, delta, b, b.flip(1), -numbers[:24].view(2, 3, 4), torch.stack((path, path.flip(0))))
+    with torch.no_grad():
+        return float((scan(*inputs) - reference_scan(*inputs)).abs().max())
+
+
+@contextmanager
+def not_forced() -> Iterator[None]:
+    """Within, MEDSEGMAMBA_SCAN names no backend: for work that moves to a device for which it was not meant."""
+    forced = os.environ.pop(BACKEND_VARIABLE, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[BACKEND_VARIABLE] = forced
 
 
 def choose_backend(device: torch.device | str, name: str | None = None) -> str:
@@ -113,7 +167,9 @@ def choose_backend(device: torch.device | str, name: str | None = None) -> str:
     usable = available_backends(device)
     name = name or os.environ.get(BACKEND_VARIABLE) or usable[0]
     if name not in usable:
-        raise ValueError(f"scan backend {name!r} does not work on {device}; usable here are {usable}")
+        on_gpu = torch.device(device).type == "cuda" and name in _NEEDS
+        reason = f": {why_refused(name, str(device))}" if on_gpu else ""
+        raise ValueError(f"scan backend {name!r} does not work on {device}{reason}; usable here are {usable}")
     return name
 
 
@@ -125,9 +181,31 @@ def selective_scan(
     a: torch.Tensor,
     paths: torch.Tensor,
     backend: str | None = None,
+    bias: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``reference_scan`` by the best backend for the inputs' device, or by the one named.
+    """``reference_scan`` in float32 by the best backend for the inputs' device, or by the one named.
 
-    See :func:`choose_backend`.
+    Parameters
+    ----------
+    u, delta, b, c, a, paths
+        As :func:`reference_scan` takes them, of any floating type.
+    backend : str, optional
+        See :func:`choose_backend`.
+    bias : float (K, C), optional
+        If given, the step sizes are ``softplus(delta + bias)``.
+    skip : float (K, C), optional
+        If given, ``u * skip`` is added for every direction.
+
+    Returns
+    -------
+    float32 (B, L, C)
     """
-    return BACKENDS[choose_backend(u.device, backend)](u, delta, b, c, a, paths)
+    name = choose_backend(u.device, backend)
+    if name in _FUSED:
+        return BACKENDS[name](u, delta, b, c, a, paths, bias, skip)
+    u, delta, b, c, a = (t.float() for t in (u, delta, b, c, a))
+    if bias is not None:
+        delta = F.softplus(delta + bias[:, None])
+    out = BACKENDS[name](u, delta, b, c, a, paths)
+    return out if skip is None else out + u * skip.sum(0)

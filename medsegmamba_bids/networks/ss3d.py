@@ -73,15 +73,13 @@ class SS3D(nn.Module):
         The projections act on single voxels, so they are done once in voxel order, for all directions.
         """
         batch, length, _ = u.shape
-        mixed = linear(u, self.x_proj.flatten(0, 1)).view(batch, length, DIRECTIONS, -1).float()
+        mixed = linear(u, self.x_proj.flatten(0, 1)).view(batch, length, DIRECTIONS, -1)
         ranks, b, c = mixed.split((self.rank, self.state, self.state), -1)
         with torch.autocast(u.device.type, enabled=False):
-            u = u.float()
-            steps = torch.einsum("blkr,kcr->bklc", ranks, self.dt_proj)
-            delta = F.softplus(steps + self.dt_bias[:, None])
+            steps = torch.einsum("blkr,kcr->bklc", ranks.float(), self.dt_proj)
             rates = -torch.exp(self.log_rates).transpose(1, 2)
             paths = self._paths(round(length ** (1 / 3)), u.device)
-            return selective_scan(u, delta, b, c, rates, paths) + u * self.skip.sum(0)
+            return selective_scan(u, steps, b, c, rates, paths, bias=self.dt_bias, skip=self.skip)
 
     def _paths(self, side: int, device: torch.device) -> torch.Tensor:
         """The index table on the device; kept, since copying it would take longer than a scan on a GPU."""
