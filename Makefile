@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test demo clean
+.PHONY: help install lint test docs demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ $(INSTALLED): setup.py constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	    python=$$(.ci/find_python) && echo "Making $(VENV) with $$python" && \
 	    "$$python" -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs]'
 	@touch $@
 
 lint: $(INSTALLED)  ## run ruff
@@ -32,8 +32,12 @@ test: $(INSTALLED)  ## run ruff, then pytest; both always, so that pytest's summ
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
+docs: $(INSTALLED)  ## build the documentation, into the folder site
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
 demo: $(INSTALLED)  ## segment nilearn's MNI152 template, into the folder demo
 	$(BIN)/python -m medsegmamba_bids.cli.demo demo
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist site *.egg-info
