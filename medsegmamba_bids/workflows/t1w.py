@@ -189,7 +189,11 @@ class _Builder:
             "freesurfer_stats": (statistics, "fs_file"),
         }
         sources = {key: sources[key] for key in products_of_aseg(self.config)}
-        sources |= {"aseg_stats_json": (statistics, "sidecar_file"), "transform": (etiv, "out_file")}
+        sources |= {
+            "conformed_json": (self.conform, "sidecar_file"),
+            "aseg_stats_json": (statistics, "sidecar_file"),
+            "transform": (etiv, "out_file"),
+        }
         self.write("write_aseg", sources, self.networks.aseg)
 
     def finish_hippocampus(self) -> None:

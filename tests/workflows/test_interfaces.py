@@ -1,6 +1,8 @@
 """Nodes by themselves, on small arrays."""
 
+import json
 import logging
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from medsegmamba_bids.image.io import ImageError, save_image
 from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.interfaces.conform import Conform
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
@@ -141,3 +144,12 @@ def test_only_what_is_new_is_written(folder):
     assert not copy_new(folder / "a" / "one.txt", folder / "b" / "two.txt")
     assert write_new("other", folder / "b" / "two.txt")
     assert (folder / "b" / "two.txt").read_text() == "other"
+
+
+@pytest.mark.parametrize(("filled", "stripped"), [(100, True), (140, False)])
+def test_the_sidecar_says_whether_the_t1w_came_stripped(filled, stripped):
+    data = np.zeros((160, 160, 160), np.float32)  # 1.0 and 2.7 litres
+    data[:filled, :filled, :filled] = 1 + np.arange(filled)
+    results = Conform(in_file=saved(data, "T1w.nii.gz"))
+    outputs = results.run().outputs
+    assert json.loads(Path(outputs.sidecar_file).read_text()) == {"SkullStripped": stripped}
