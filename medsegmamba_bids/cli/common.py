@@ -85,7 +85,7 @@ def user_errors(main: Main) -> Main:
 
 
 def provide_caches() -> None:
-    """Give numba and Matplotlib a folder to write in where they would find none, as in a container of any user.
+    """Give numba and others a folder to write in where they would find none, as in a container of any user.
 
     numba keeps compiled code beside the package or in the user's cache, and refuses to import where it can write to
     neither. The folder goes when the command ends.
@@ -96,7 +96,8 @@ def provide_caches() -> None:
     folder = tempfile.mkdtemp(prefix="medsegmamba-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = folder
-    os.environ.setdefault("MPLCONFIGDIR", folder)
+    for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR"):
+        os.environ.setdefault(name, folder)
 
 
 def _can_write(folder: Path) -> bool:

@@ -15,13 +15,13 @@ PACKAGE = Path(common.__file__).parents[1]
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """No folder of caches is set, and temporary files go into the test's own folder."""
-    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(common.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(common.atexit, "register", lambda *arguments, **options: None)
     yield os.environ
-    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         os.environ.pop(name, None)
 
 
@@ -40,7 +40,7 @@ def test_a_folder_is_made_where_none_can_be_written(environment, monkeypatch, tm
     folder = Path(environment["NUMBA_CACHE_DIR"])
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert environment["MPLCONFIGDIR"] == str(folder)
+    assert environment["MPLCONFIGDIR"] == environment["TRITON_CACHE_DIR"] == str(folder)
     common.provide_caches()
     assert environment["NUMBA_CACHE_DIR"] == str(folder)
 
