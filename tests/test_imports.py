@@ -27,7 +27,8 @@ MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
 MAY_IMPORT["cli"] = MAY_IMPORT["workflows"] | {"workflows"}
 MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["training"] = {"data", "image", "inference", "networks", "stats"}
-MAY_IMPORT["evaluation"] = {"data", "image", "inference", "networks", "stats"}
+# The page of a comparison is drawn with the same slices, surfaces and templates as the reports.
+MAY_IMPORT["evaluation"] = {"data", "image", "inference", "networks", "report", "stats"}
 
 # Third-party package -> the subpackages that know it at all.
 MAY_KNOW = {

@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
+    _add_fastsurfer(commands)
     _add_model_card(commands)
     return parser
 
@@ -41,7 +42,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--reference", metavar="PLACE", help="label images that count as right")
     command.add_argument("--method", metavar="NAME=PLACE", action="append", help="label images to compare; repeatable")
-    command.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    command.add_argument("--out", type=Path, required=True, help="folder of the tables, the figures and the page")
     command.add_argument(
         "--table",
         choices=("aseg", "aseg_brain", "hippoFS60"),
@@ -59,8 +60,20 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         help="of the tests for multiple comparisons",
     )
     command.add_argument("--nprocs", type=int, default=1, help="scans that are compared at the same time")
+    _add_figures(command)
     _add_datasets(command)
     command.set_defaults(run=compare)
+
+
+def _add_figures(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("figures")
+    group.add_argument(
+        "--images",
+        metavar="PLACE",
+        help="T1-weighted images; by default those beside the reference's or methods' labels",
+    )
+    group.add_argument("--show", metavar="SCAN", help="scan that is drawn; by default the one of median Dice")
+    group.add_argument("--no-figures", action="store_true", help="write the tables alone")
 
 
 def _add_datasets(command: argparse.ArgumentParser) -> None:
@@ -69,6 +82,23 @@ def _add_datasets(command: argparse.ArgumentParser) -> None:
     group.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
     group.add_argument("--dataset-column", help="its column with the dataset, such as site")
     group.add_argument("--study", type=Path, help="TOML file with [[dataset]] tables instead of --reference, --method")
+
+
+def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "fastsurfer",
+        "segment images with FastSurfer, where it is installed, to compare with it",
+        "Runs run_fastsurfer.sh --seg_only for every image that is not segmented yet.",
+    )
+    command.add_argument("--images", metavar="PLACE", required=True, help="T1-weighted images, such as a BIDS dataset")
+    command.add_argument("--out", type=Path, required=True, help="folder of subjects to write into")
+    command.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="only these participants")
+    command.add_argument("--fastsurfer", type=Path, help="run_fastsurfer.sh; by default from PATH or $FASTSURFER_HOME")
+    command.add_argument(
+        "--options", default="", help="further options of FastSurfer in one argument, such as '--device cpu --no_cereb'"
+    )
+    command.set_defaults(run=fastsurfer)
 
 
 def _add_model_card(commands: argparse._SubParsersAction) -> None:
@@ -98,6 +128,17 @@ def compare(options: argparse.Namespace) -> int:
     results = run(options)
     print(to_markdown(results), end="")
     return 1 if results.problems else 0
+
+
+def fastsurfer(options: argparse.Namespace) -> int:
+    """Segment images with FastSurfer; 1 where one failed."""
+    from medsegmamba_bids.evaluation.fastsurfer import segment_all
+
+    wanted = options.participant_label
+    problems = segment_all(options.images, options.out, options.fastsurfer, wanted, options.options)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def model_card(options: argparse.Namespace) -> int:

@@ -20,6 +20,8 @@ ASEG_FILES = (
     "aparc+aseg.mgz",
     "aseg.auto*.mgz",
 )
+#: T1-weighted images in ``mri/`` of a subject; the first that is there counts.
+T1_FILES = ("T1.mgz", "orig.mgz", "nu.mgz", "orig_nu.mgz", "brain.mgz")
 #: Spaces of BIDS derivatives that are the participant's own, the preferred one first.
 _SPACES = ("", "T1w", "orig", "conform")
 # SynthSeg and others write these beside labels; they are none.
@@ -198,9 +200,12 @@ def _freesurfer_parts(mri: Path, table: str) -> Parts | None:
     if table == "hippoFS60":
         sides = [(_latest(mri, pattern), added) for pattern, added in SUBFIELD_FILES]
         return None if any(file is None for file, _ in sides) else tuple(sides)
-    files = (_latest(mri, pattern) for pattern in ASEG_FILES)
-    first = next((file for file in files if file is not None), None)
+    first = _first(mri, ASEG_FILES)
     return None if first is None else ((first, 0),)
+
+
+def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
+    return next((file for pattern in patterns if (file := _latest(folder, pattern)) is not None), None)
 
 
 def _latest(folder: Path, pattern: str) -> Path | None:
@@ -236,3 +241,33 @@ def _bids(path: str, files: list[tuple[ScanName, tuple[int, int], Path]]) -> Pla
             )
         scans[name] = LabelFiles(name, tuple(((file, 0),) for _, file in best))
     return Place(path, "BIDS derivatives", scans)
+
+
+def find_images(path: str) -> dict[ScanName, Path]:
+    """T1-weighted images in a folder of any kind, a pattern or one file; nothing is no error.
+
+    Parameters
+    ----------
+    path : str
+        As for :func:`find_labels`; of a folder of files those that end in ``_T1w``.
+    """
+    folder = Path(path)
+    if "{participant}" in path:
+        found = list(_by_pattern(path))
+    elif folder.is_file():
+        found = [(parse_name(_stem(folder)), folder)]
+    elif not folder.is_dir():
+        found = []
+    elif subjects := list(_subjects(folder)):
+        firsts = ((parse_name(one.name), _first(one / "mri", T1_FILES)) for one in subjects)
+        found = [(name, file) for name, file in firsts if file is not None]
+    else:
+        files = sorted(folder.glob("sub-*/**/*_T1w.nii*"), key=lambda file: ("_space-" not in file.name, file.name))
+        files += [file for file in _images(folder) if _stem(file).endswith("_T1w")]
+        found = [(parse_name(_stem(file)), file) for file in files if _own_space(file)]
+    return dict(found)
+
+
+def _own_space(file: Path) -> bool:
+    entities = dict(part.split("-", 1) for part in _stem(file).split("_") if "-" in part)
+    return entities.get("space", "") in _SPACES

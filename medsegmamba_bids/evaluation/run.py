@@ -9,6 +9,7 @@ import pandas as pd
 
 from medsegmamba_bids.evaluation.compare import Settings, compare_all
 from medsegmamba_bids.evaluation.names import EvaluationError
+from medsegmamba_bids.evaluation.page import PAGE, check_shown, draw, write_figures, write_page
 from medsegmamba_bids.evaluation.results import Results, write_tables
 from medsegmamba_bids.evaluation.study import Dataset, Item, divide, match_dataset, parse_methods, read_study
 
@@ -29,8 +30,14 @@ def run(options: argparse.Namespace) -> Results:
         raise EvaluationError(f"--nprocs {options.nprocs}: must be 1 or more")
     settings = Settings(options.table, tuple(options.without), tuple(options.background))
     items, notes = find_items(datasets_of(options), options)
+    if options.show:
+        check_shown(items, options.show)
     results = compare(items, settings, notes, options.correction, options.nprocs)
     write_tables(results, options.out)
+    if not options.no_figures:
+        figures = draw(results, items, options.show or "")
+        write_figures(figures, options.out / "figures")
+        write_page(results, figures, options.out / PAGE)
     for sentence in (*results.notes, *results.problems):
         logger.warning("%s", sentence)
     logger.info("wrote %s", options.out)
@@ -46,7 +53,7 @@ def datasets_of(options: argparse.Namespace) -> list[Dataset]:
     if not options.reference or not options.method:
         raise EvaluationError("--reference and at least one --method are needed, or --study")
     methods = parse_methods(options.method)
-    return [Dataset(options.dataset, options.reference, methods)]
+    return [Dataset(options.dataset, options.reference, methods, options.images or "")]
 
 
 def find_items(datasets: list[Dataset], options: argparse.Namespace) -> tuple[list[Item], list[str]]:

@@ -45,16 +45,16 @@ def compare_methods(rows: pd.DataFrame, correction: str = "none", each_structure
         p is NaN where both methods are equal for all participants.
     """
     rows = with_absolute_error(rows)
-    names = dict(zip(rows["label"], rows["structure"], strict=True))
-    groups = {name: [label] for label, name in names.items()} if each_structure else {ALL: list(names)}
     pairs = list(itertools.combinations(dict.fromkeys(rows["method"]), 2))
     lines = []
     for dataset, part in by_dataset(rows):
         for measure in MEASURES:
-            wide = part.pivot(index=["dataset", "participant", "scan", "label"], columns="method", values=measure)
+            index = ["dataset", "participant", "scan", "structure"]
+            wide = part.pivot(index=index, columns="method", values=measure)
+            groups = wide.groupby(level="structure") if each_structure else [(ALL, wide)]
             family = []
-            for (structure, labels), (one, other) in itertools.product(groups.items(), pairs):
-                values = _paired(wide[wide.index.isin(labels, level="label")], one, other)
+            for (structure, values), (one, other) in itertools.product(groups, pairs):
+                values = _paired(values, one, other)
                 line = {"dataset": dataset, "measure": measure, "structure": structure}
                 family.append(line | {"method_a": one, "method_b": other} | _tested(values[one], values[other]))
             corrected = correct([line["p"] for line in family], correction)

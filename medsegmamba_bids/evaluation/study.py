@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,15 @@ class Item:
         The reference's.
     reference : LabelFiles
     methods : dict of str to LabelFiles
+    source : Dataset or None
+        Where all this was found.
     """
 
     dataset: str
     name: ScanName
     reference: LabelFiles
     methods: Mapping[str, LabelFiles]
+    source: Dataset | None = None
 
 
 def parse_methods(texts: list[str]) -> dict[str, str]:
@@ -152,7 +155,7 @@ def match_dataset(dataset: Dataset, table: str) -> tuple[list[Item], list[str]]:
             raise EvaluationError(_nothing_common(dataset.reference, reference, name, methods[name]))
         notes += _differences(dataset, reference, name, methods[name], found)
     items = [
-        Item(dataset.name, scan, files, {name: found[scan] for name, found in partners.items()})
+        Item(dataset.name, scan, files, {name: found[scan] for name, found in partners.items()}, dataset)
         for scan, files in reference.scans.items()
         if all(scan in found for found in partners.values())
     ]
@@ -223,4 +226,4 @@ def divide(items: list[Item], participants: Path, column: str) -> list[Item]:
     datasets = dict(zip(rows["participant_id"].str.removeprefix("sub-"), rows[column], strict=True))
     if unknown := [item.name for item in items if item.name.participant not in datasets]:
         raise EvaluationError(f"{participants}: does not know the participants of {listed(unknown)}")
-    return [Item(datasets[item.name.participant], item.name, item.reference, item.methods) for item in items]
+    return [replace(item, dataset=datasets[item.name.participant]) for item in items]

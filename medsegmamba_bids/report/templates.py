@@ -14,7 +14,7 @@ from medsegmamba_bids.data import data_path
 @lru_cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(data_path("report")),
+        loader=FileSystemLoader([data_path("report"), data_path("evaluation")]),
         autoescape=lambda name: bool(name) and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -26,7 +26,7 @@ def _environment() -> Environment:
 
 
 def render(name: str, /, **values: Any) -> str:
-    """Text of a template of ``data/report``; values are escaped in HTML."""
+    """Text of a template of ``data/report`` or ``data/evaluation``; values are escaped in HTML."""
     return _environment().get_template(name).render(**values)
 
 

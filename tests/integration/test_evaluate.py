@@ -1,16 +1,22 @@
 """``medsegmamba-evaluate compare`` as a user runs it: places of all kinds, outputs, and bad input."""
 
+import base64
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from medsegmamba_bids.evaluation.command import main
+from medsegmamba_bids.evaluation.command import build_parser, main
 from medsegmamba_bids.image.io import save_image
 
 SIDE = 24
 LIA = np.array([[-1.0, 0, 0, 12], [0, 0, 1, -12], [0, -1, 0, 12], [0, 0, 0, 1]])
+DOCUMENT = Path(__file__).parents[2] / "docs/evaluation.md"
 SCANS = ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-03_ses-1", "sub-04_ses-1"]
 
 
@@ -57,7 +63,7 @@ def read(path):
 
 
 def test_compare_writes_what_the_paper_has(study, tmp_path, capsys, caplog):
-    assert main(arguments(study, tmp_path / "out", "--correction", "holm")) == 0
+    assert main(arguments(study, tmp_path / "out", "--correction", "holm", "--no-figures")) == 0
     printed = capsys.readouterr()
     rows = read(tmp_path / "out/metrics.tsv")
     assert len(rows) == 5 * 3 * 31
@@ -92,7 +98,17 @@ def test_compare_writes_what_the_paper_has(study, tmp_path, capsys, caplog):
 def test_datasets_by_a_column_and_by_a_study_agree(study, tmp_path):
     table = tmp_path / "participants.tsv"
     table.write_text("participant_id\tsite\n" + "".join(f"sub-0{n}\t{'AB'[n > 2]}\n" for n in range(1, 5)))
-    options = ["--participants", str(table), "--dataset-column", "site", "--table", "aseg", "--without", "77"]
+    options = [
+        "--participants",
+        str(table),
+        "--dataset-column",
+        "site",
+        "--table",
+        "aseg",
+        "--without",
+        "77",
+        "--no-figures",
+    ]
     assert main(arguments(study, tmp_path / "column", *options)) == 0
     summary = read(tmp_path / "column/summary.tsv")
     assert summary["dataset"].tolist() == ["A"] * 3 + ["B"] * 3 + ["Overall"] * 3
@@ -103,7 +119,10 @@ def test_datasets_by_a_column_and_by_a_study_agree(study, tmp_path):
         for name in ("first", "second")
     )
     (tmp_path / "study.toml").write_text(text)
-    assert main(["compare", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "study")]) == 0
+    assert (
+        main(["compare", "--study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "study"), "--no-figures"])
+        == 0
+    )
     assert read(tmp_path / "study/summary.tsv")["dataset"].tolist() == ["first", "second", "Overall"]
     assert not (tmp_path / "study/tests.tsv").exists()  # one method has no other to be tested against
 
@@ -125,6 +144,10 @@ def refused(capsys, *options):
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--without", "1"], "--without 1: not structures"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--nprocs", "0"], "--nprocs 0: must be 1"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--dataset-column", "x"], "needs --participants"),
+        (
+            ["--reference", "{study}/fs", "--method", "A={study}/ours", "--show", "x"],
+            "--show x: no such scan; there are sub-",
+        ),
         (["--study", "{study}/none.toml"], "none.toml: no such file"),
         (["--study", "{study}/s.toml", "--reference", "x"], "--study names references and methods itself"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--table", "hippoFS60"], "no subject has labels"),
@@ -158,6 +181,7 @@ def test_a_bad_scan_is_named_the_others_are_compared_and_the_exit_code_tells(tmp
     save_image(np.zeros_like(truth(0)), LIA, tmp_path / "truth/a.nii.gz")
     save_image(np.full_like(truth(0), 5000), LIA, tmp_path / "mine/b.nii.gz")
     options = ["--reference", tmp_path / "truth", "--method", f"A={tmp_path}/mine", "--out", tmp_path / "out"]
+    options.append("--no-figures")
     assert refused(capsys, "compare", *options) == ""
     error = "\n".join(caplog.messages)
     assert "truth/a.nii.gz: this reference has none of the structures of the table aseg, every voxel is 0" in error
@@ -172,8 +196,79 @@ def test_a_bad_scan_is_named_the_others_are_compared_and_the_exit_code_tells(tmp
 
 def test_methods_that_lack_scans_are_named_and_no_failure(study, tmp_path, caplog):
     save_image(truth(0), LIA, tmp_path / "few/sub-02_ses-1.nii.gz")
-    assert main([*arguments(study, tmp_path / "out"), "--method", f"Few={tmp_path}/few"]) == 0
+    assert main([*arguments(study, tmp_path / "out"), "--method", f"Few={tmp_path}/few", "--no-figures"]) == 0
     assert caplog.messages[0].startswith(
         "dataset: Few has 1 of the reference's 5 scans; without it and therefore left out for all methods: sub-01_ses-1"
     )
     assert set(read(tmp_path / "out/metrics.tsv")["scan"]) == {"sub-02_ses-1"}
+
+
+def image_sources(page):
+    return re.findall(r'<img[^>]* src="([^"]+)"', page)
+
+
+def test_the_page_holds_everything(study, tmp_path):
+    head = truth(0).astype(np.float32) * 3 + 20
+    save_image(head, LIA, study / "fs/sub-02_ses-1/mri/T1.mgz")
+    assert main(arguments(study, tmp_path / "out", "--show", "sub-02", "--without", "77")) == 0
+    page = (tmp_path / "out/evaluation.html").read_text()
+    assert "One scan: sub-02_ses-1 of dataset" in page
+    assert "WM-hypointensities left out" in page
+    assert '<td class="n">1.00000±0.000</td>' in page
+    assert "With fewer than 6 participants no p can fall below 0.05" in page
+    assert "SynthSeg lies on another grid than the reference in 5 of 5 scans" in page
+    assert "<small>Ours better</small>" in page
+    assert "Volumes of the same participant from scan to scan (1 participants, 2 scans)" in page
+    sources = image_sources(page)
+    assert len(sources) == 10
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert not re.search(r"url\(|@import|<script", page)
+    charts = sorted(file.name for file in (tmp_path / "out/figures").glob("*.svg"))
+    assert charts == [
+        "bland_altman.svg",
+        "scans.svg",
+        *(
+            f"structures_{name}.svg"
+            for name in ("abs_error_percent", "assd_mm", "dice", "hd95_mm", "volume_similarity")
+        ),
+    ]
+    assert (tmp_path / "out/figures/scans.svg").read_text() == base64.b64decode(sources[0].split(",")[1]).decode()
+    columns = {
+        name: Image.open(tmp_path / f"out/figures/{name}.png").width for name in ("slices", "differences", "views")
+    }
+    assert columns["slices"] > columns["differences"] > 0  # four columns, three columns
+
+
+def test_the_documents_examples_run(study, tmp_path, monkeypatch):
+    """Every command of docs/evaluation.md, with folders in place of its words; no option is made up."""
+    text = DOCUMENT.read_text()
+    words = {"FREESURFER": study / "fs", "DERIVATIVES": study / "ours", "FASTSURFER": tmp_path / "fastsurfer"}
+    words |= {"OUT": tmp_path / "out", "BIDS": tmp_path / "bids", "DATA": tmp_path}
+    script = tmp_path / "bin/run_fastsurfer.sh"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\nmkdir -p "$6/$4/mri" && cp "$2" "$6/$4/mri/aparc.DKTatlas+aseg.deep.mgz"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+    for seed, scan in enumerate(SCANS):  # what the script copies is an MGZ file of labels, whatever its name
+        save_image(truth(seed), LIA, tmp_path / f"bids/{scan}_T1w.mgz")
+    commands = re.findall(r"^medsegmamba-evaluate (.+)$", text, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["compare", "fastsurfer", "model-card"]
+    filled = [re.sub(r"\b[A-Z]+\b", lambda word: str(words.get(word[0], word[0])), command) for command in commands]
+    compare, fastsurfer, card = map(shlex.split, filled)
+    assert main(fastsurfer) == 0
+    assert main([*compare, "--no-figures"]) == 0
+    assert read(tmp_path / "out/summary.tsv")["dice_mean"].tolist() == [1, 1]
+    assert build_parser().parse_args(card).data_dir == tmp_path
+    known = {option for parser in parsers(build_parser()) for option in parser._option_string_actions}
+    others = {"--device", "--threads", "--seg_only"}  # FastSurfer's
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) <= known | others
+
+
+def parsers(parser):
+    """A parser and its subcommands'."""
+    yield parser
+    for action in parser._actions:
+        if hasattr(action, "choices") and isinstance(action.choices, dict):
+            for sub in action.choices.values():
+                yield from parsers(sub)
