@@ -64,8 +64,12 @@ class Apptainer(Container):
     def line(self, action="exec"):
         line = shlex.split(os.environ.get("MEDSEGMAMBA_TEST_APPTAINER", "apptainer"))
         line += [action, "--containall", "--net", "--network", "none"]
-        line += [part for source, target in self.binds for part in ("--bind", f"{source}:{target}")]
-        line += [part for name, value in self.variables for part in ("--env", f"{name}={value}")]
+        variables = dict(self.variables)
+        home = variables.pop("HOME", None)  # not to be set as others are
+        for source, target in self.binds:
+            line += ["--home" if target == home else "--bind", f"{source}:{target}"]
+        line += ["--no-home"] if home == "/nonexistent" else []
+        line += [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
         return [*line, *self.options, self.image]
 
 

@@ -77,8 +77,8 @@ def test_the_scheduler_s_choice_of_gpus_arrives(strict):
 def test_a_gpu_that_is_not_there_is_refused_with_a_sentence(strict, small_image):
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU")
-    bound = strict.having(binds=((small_image, "/tmp/data"),))
-    finished = bound.run("medsegmamba-segment", "/tmp/data/image.nii.gz", "/tmp/labels.nii.gz", "--device", "cuda")
+    bound = strict.having(binds=((small_image, "/mnt"),))
+    finished = bound.run("medsegmamba-segment", "/mnt/image.nii.gz", "/tmp/labels.nii.gz", "--device", "cuda")
     assert finished.returncode == 1
     assert finished.stderr.startswith("error: device 'cuda' cannot be used: ")
 
@@ -88,7 +88,7 @@ def test_modules_in_the_user_s_home_are_not_taken(container, open_folder):
     site = open_folder / ".local" / "lib" / f"python{version}" / "site-packages"
     site.mkdir(parents=True)
     (site / "tqdm.py").write_text("raise SystemExit('the wrong tqdm')")
-    at_home = container.having(binds=((open_folder, "/tmp/home"),), variables=(("HOME", "/tmp/home"),))
+    at_home = container.having(binds=((open_folder, "/mnt"),), variables=(("HOME", "/mnt"),))
     assert at_home.python("import tqdm; print(tqdm.__file__)").startswith("/opt/medsegmamba/")
 
 
@@ -144,8 +144,8 @@ def test_nv_without_a_gpu_leaves_the_cpu(sif):
 @pytest.mark.slow
 def test_the_demo_runs_for_somebody_without_home_or_network(strict, open_folder):
     """Weights and templates of the image, folders with spaces in their names: everything at once."""
-    bound = strict.having(binds=((open_folder, "/tmp/my data"),))
-    folder = "/tmp/my data/the demo"
+    bound = strict.having(binds=((open_folder, "/mnt"),))
+    folder = "/mnt/the demo"
     finished = bound.run("python3", "-m", "medsegmamba_bids.cli.demo", folder, "--", "--nprocs", "2", timeout=1800)
     assert finished.returncode == 0, finished.stderr[-3000:]
     results = open_folder / "the demo" / "derivatives"

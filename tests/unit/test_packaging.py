@@ -185,3 +185,42 @@ def test_the_citation_and_the_newest_changes_are_of_this_version():
     assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     heading = re.search(r"^## (\S+)", (ROOT / "CHANGES.md").read_text(), re.MULTILINE)
     assert heading.group(1) == __version__
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def workflow_steps(path):
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    return [(name, step) for name, job in jobs.items() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_the_scripts_of_a_workflow_are_sound(path):
+    steps = workflow_steps(path)
+    assert all(("uses" in step) != ("run" in step) for _, step in steps)
+    for name, step in steps:
+        if script := step.get("run"):
+            script = re.sub(r"\$\{\{.*?\}\}", "filled-in", script)
+            finished = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+            assert finished.returncode == 0, f"{name}: {finished.stderr}"
+
+
+def test_the_workflows_run_what_is_there():
+    yaml = pytest.importorskip("yaml")
+    assert [path.name for path in WORKFLOWS] == ["release.yml", "tests.yml"]
+    jobs = yaml.safe_load(WORKFLOWS[1].read_text())["jobs"]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    text = "\n".join(step.get("run", "") for path in WORKFLOWS for _, step in workflow_steps(path))
+    for name in (".ci/run", "tests/containers", "constraints.txt", "CHANGES.md", "Dockerfile"):
+        assert name in text
+        assert (ROOT / name).exists()
+
+
+def test_every_need_of_a_job_is_a_job():
+    yaml = pytest.importorskip("yaml")
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        assert {job["needs"] for job in workflow["jobs"].values() if "needs" in job} <= workflow["jobs"].keys()
