@@ -71,8 +71,10 @@ def load_side_by_side(item: Item, settings: Settings, image: Path | None = None)
     affine, shape = _picture_grid(images, image is not None)
     structures = list(settings.structures)
     labels = {name: _placed(one, affine, shape, structures) for name, one in images.items()}
-    inside = labels[REFERENCE] > 0
-    return SideBySide(labels, affine, None if image is None else _shades(image, affine, inside), settings.table)
+    # Subfields are grey matter alone: what is bright is seen around them.
+    inside = None if settings.table == "hippoFS60" else labels[REFERENCE] > 0
+    shades = None if image is None else _shades(image, affine, shape, inside)
+    return SideBySide(labels, affine, shades, settings.table)
 
 
 def _picture_grid(images: Mapping[str, LabelImage], whole_head: bool) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -99,10 +101,10 @@ def _placed(one: LabelImage, affine: np.ndarray, shape: tuple[int, ...], structu
     return np.where(np.isin(moved, structures), moved, 0)
 
 
-def _shades(path: Path, affine: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """An image from 0 (black) to 1 (as bright as the brightest inside)."""
+def _shades(path: Path, affine: np.ndarray, shape: tuple[int, ...], inside: np.ndarray | None) -> np.ndarray:
+    """An image from 0 (black) to 1 (as bright as the brightest inside, or anywhere)."""
     image = load_image(path)
-    data = resample(np.asarray(image.dataobj, np.float32), image.affine, affine, inside.shape)
+    data = resample(np.asarray(image.dataobj, np.float32), image.affine, affine, shape)
     return np.clip(data / slices.bright(data, inside), 0, 1)
 
 

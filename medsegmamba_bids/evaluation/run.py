@@ -49,6 +49,8 @@ def datasets_of(options: argparse.Namespace) -> list[Dataset]:
     if options.study:
         if options.reference or options.method:
             raise EvaluationError("--study names references and methods itself; leave --reference and --method out")
+        if options.dataset_column:
+            raise EvaluationError("--study names datasets itself; leave --dataset-column out")
         return read_study(options.study)
     if not options.reference or not options.method:
         raise EvaluationError("--reference and at least one --method are needed, or --study")

@@ -150,6 +150,7 @@ def refused(capsys, *options):
         ),
         (["--study", "{study}/none.toml"], "none.toml: no such file"),
         (["--study", "{study}/s.toml", "--reference", "x"], "--study names references and methods itself"),
+        (["--study", "{study}/s.toml", "--dataset-column", "x"], "--study names datasets itself"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--table", "hippoFS60"], "no subject has labels"),
     ],
 )
