@@ -66,7 +66,7 @@ def save_weights(network: nn.Module, info: WeightsInfo, path: str | os.PathLike,
     WeightsError
         If the network is not the one that the description tells, or a weight is not finite.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from medsegmamba_bids.image.io import atomic_path
 
@@ -78,7 +78,7 @@ def save_weights(network: nn.Module, info: WeightsInfo, path: str | os.PathLike,
     info = replace(info, checksum=_checksum(arrays.items()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata={METADATA_KEY: info.to_json()})
+        temporary.write_bytes(save(arrays, metadata={METADATA_KEY: info.to_json()}))  # save_file hides it from others
     return info
 
 
