@@ -54,6 +54,8 @@ class RunConfig:
         Memory that steps may plan with at once, GB.
     device : str
     batch_size : int or None
+    low_memory : bool
+        Take less than 2 GiB of a GPU's memory.
     use_plugin : Path or None
         JSON or YAML with ``plugin`` and ``plugin_args`` for Nipype.
     aseg_weights, hippocampus_weights : str or None
@@ -91,6 +93,7 @@ class RunConfig:
     mem_gb: float = 8.0
     device: str = "auto"
     batch_size: int | None = None
+    low_memory: bool = False
     use_plugin: Path | None = None
     aseg_weights: str | None = None
     hippocampus_weights: str | None = None

@@ -197,6 +197,7 @@ def _add_performance(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps (default: auto, a GPU that works or the CPU)"
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="patches at once (default: 4 on a GPU, 1 on a CPU)")
+    group.add_argument("--low-memory", action="store_true", help="take less than 2 GiB of a GPU's memory; slower")
     group.add_argument("--nprocs", "--n-cpus", type=int, metavar="N", help="processors in all (default: all there are)")
     group.add_argument(
         "--omp-nthreads", type=int, metavar="N", help="threads of one step (default: --nprocs, at most 8)"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCAN_BACKENDS = ("numba", "reference", "cuda")
+SCAN_BACKENDS = ("numba", "reference", "triton", "cuda")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--half-accumulator", action="store_true", help="average in float16: half the memory, errors of up to 0.001"
     )
+    group.add_argument("--low-memory", action="store_true", help="take less than 2 GiB of a GPU's memory; slower")
     group.add_argument(
         "--scan-backend",
         choices=SCAN_BACKENDS,
@@ -131,6 +132,7 @@ def _settings(options: argparse.Namespace) -> InferenceSettings:
         batch_size=options.batch_size,
         gaussian=options.gaussian,
         half_accumulator=options.half_accumulator,
+        low_memory=options.low_memory,
         progress=_progress_bar(),
     )
 

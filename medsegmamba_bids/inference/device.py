@@ -10,6 +10,9 @@ import torch
 logger = logging.getLogger(__name__)
 
 _NAMES = re.compile(r"cpu|cuda(:\d+)?|mps")
+#: Bytes of a GPU's memory for tensors with --low-memory: 2 GiB, less half a GiB for the CUDA context.
+LOW_MEMORY = 3 * 2**29
+
 _EXPECTED = 8 * 27  # eight positions of a 3x3x3 kernel of ones in a 4x4x4 volume of ones
 
 
@@ -68,6 +71,23 @@ def _run_kernel(device: torch.device) -> float:
     volume = torch.ones((1, 1, 4, 4, 4), device=device)
     kernel = torch.ones((1, 1, 3, 3, 3), device=device)
     return float(torch.nn.functional.conv3d(volume, kernel).sum().cpu())
+
+
+def limit_memory(device: torch.device, limit: int = LOW_MEMORY) -> None:
+    """Have torch take at most so much of a GPU's memory in this process; other devices are left alone.
+
+    An allocation beyond it fails as if the memory had ended, so that cuDNN takes smaller workspaces and the callers
+    of :func:`predict_volume` get what it does then.
+
+    Parameters
+    ----------
+    device : torch.device
+    limit : int
+        Bytes.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
 
 
 def use_threads(threads: int) -> None:

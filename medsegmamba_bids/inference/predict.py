@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch import nn
 
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.inference.patches import Box, PatchAverage, PatchGrid, Position, grow_box
+from medsegmamba_bids.networks.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ def predict_volume(
     mirror: Sequence[int] | np.ndarray | None = None,
     box: Box | None = None,
     half_accumulator: bool = False,
+    low_memory: bool = False,
     progress: Progress | None = None,
 ) -> Prediction:
     """Average a network's class probabilities over the overlapping patches of a volume.
@@ -69,7 +72,8 @@ def predict_volume(
     Patches without a non-zero voxel are skipped; what no patch covers is background. If a device
     runs out of memory the batch is halved, then the mean is kept on the CPU, then the network runs
     on the CPU; each step is logged and noted. The result does not depend on the batch size. The
-    number of threads is left as it is. The network is moved to the device and left there.
+    number of threads is left as it is. The network is moved to the device and left there, but for
+    ``low_memory``.
 
     Parameters
     ----------
@@ -96,6 +100,9 @@ def predict_volume(
         the volume goes that far.
     half_accumulator : bool
         Keep the mean in float16.
+    low_memory : bool
+        Begin with what needs the least memory on the device: patches one by one, the mean on the CPU;
+        in the end the network leaves the device.
     progress : callable, optional
         Called with patches done and all patches, first with 0.
 
@@ -108,7 +115,8 @@ def predict_volume(
     ValueError
         If an option is out of range, or the network's output is not finite.
     """
-    plan = _Plan(int(batch_size), torch.device(device), torch.device(device), precision)
+    device = torch.device(device)
+    plan = _Plan(1 if low_memory else int(batch_size), device, CPU if low_memory else device, precision)
     _check(volume, plan, mirror, n_classes)
     box = box or nonzero_box(volume) or tuple(slice(0, side) for side in volume.shape)
     box = grow_box(box, volume.shape, patch_size)
@@ -122,6 +130,8 @@ def predict_volume(
         return Prediction(background.expand(-1, *grid.shape), box, plan.run_on)
     run = _Run(network, padded, grid, plan, n_classes, mirror, half_accumulator)
     mean = run.over(positions, progress)
+    if low_memory:
+        network.to(CPU)
     _check_finite(mean.mean, run.plan.precision)
     return Prediction(mean.result(), box, run.plan.run_on, len(positions), run.notes)
 
@@ -198,6 +208,7 @@ class _Run:
         half_accumulator: bool,
     ) -> None:
         self.network, self.padded, self.grid, self.plan = network, padded, grid, plan
+        self.device, self.other_scan = plan.run_on, False
         self.n_classes, self.half = n_classes, half_accumulator
         self.mirror = None if mirror is None else torch.as_tensor(np.asarray(mirror))
         self.mean: PatchAverage | None = None
@@ -230,6 +241,8 @@ class _Run:
     def _place(self) -> None:
         """Bring network, volume and mean to where the plan wants them."""
         self.network.to(self.plan.run_on)
+        if self.plan.run_on.type == "cuda":
+            _weights_channels_last(self.network)
         self.padded = self.padded.to(self.plan.run_on)
         if self.mean is None:
             where = self.plan.accumulate_on
@@ -243,6 +256,8 @@ class _Run:
         dtype = PRECISIONS[self.plan.precision]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
+            if self.other_scan:
+                stack.enter_context(not_forced())
             if dtype is not None:
                 stack.enter_context(torch.autocast(device.type, dtype))
             elif device.type == "cuda":  # TF32 keeps 10 bits: float32 must mean float32
@@ -259,10 +274,21 @@ class _Run:
         plan, what = self.plan.with_less_memory()
         if plan is None:
             raise error
+        forced = os.environ.get(BACKEND_VARIABLE)
+        if forced and plan.run_on != self.device and forced not in available_backends(plan.run_on):
+            self.other_scan = True
+            what += f", without scan backend {forced!r}, which does not work there"
         note = f"{self.plan.run_on} ran out of memory: {what}"
         logger.warning(note)
         self.notes.append(note)
         self.plan = plan
+
+
+def _weights_channels_last(network: nn.Module) -> None:
+    """Lay 3D convolutions' weights out as cuDNN wants them for channels-last activations; once, not at every call."""
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.image.labels import table_of_labels
-from medsegmamba_bids.inference.device import choose_device
+from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
 from medsegmamba_bids.inference.patches import Box, grow_box
@@ -57,6 +57,8 @@ class InferenceSettings:
         Weight the middle of a patch more; None is what the weights say.
     half_accumulator : bool
         Keep the mean probabilities in float16.
+    low_memory : bool
+        Take less than 2 GiB of a GPU's memory: patches one by one, their mean on the CPU. Slower.
     largest_component : bool
         Drop what does not hang together with the largest part of the segmentation.
     progress : callable or None
@@ -69,6 +71,7 @@ class InferenceSettings:
     batch_size: int | None = None
     gaussian: bool | None = None
     half_accumulator: bool = False
+    low_memory: bool = False
     largest_component: bool = True
     progress: Progress | None = None
 
@@ -90,6 +93,8 @@ class Segmenter:
         settings = settings or InferenceSettings()
         self.device = choose_device(settings.device)
         check_precision(settings.precision, self.device)
+        if settings.low_memory:
+            limit_memory(self.device)
         self.settings = replace(settings, device=str(self.device))
         self._networks: dict[tuple[Path, int], tuple[nn.Module, WeightsInfo]] = {}
 
@@ -300,6 +305,7 @@ class _Job:
             device=self.device,
             precision=settings.precision,
             batch_size=batch,
+            low_memory=settings.low_memory,
             progress=settings.progress,
             **options,
         )

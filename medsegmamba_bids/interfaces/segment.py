@@ -39,6 +39,7 @@ class SegmentInputSpec(StepInputSpec):
     save_posteriors = traits.Bool(False, usedefault=True, desc="write the probabilities of all classes")
     device = traits.Str("auto", usedefault=True, nohash=True)
     batch_size = traits.Int(nohash=True, desc="patches at once")
+    low_memory = traits.Bool(False, usedefault=True, nohash=True, desc="take less than 2 GiB of a GPU's memory")
 
 
 class SegmentOutputSpec(StepOutputSpec):
@@ -91,9 +92,10 @@ class SegmentAseg(StepInterface):
 
         use_threads(self.inputs.num_threads)
         step, batch = (value if isdefined(value) else None for value in (self.inputs.step_size, self.inputs.batch_size))
-        key = (self.inputs.device, self.inputs.precision, step, batch)
+        low_memory = self.inputs.low_memory
+        key = (self.inputs.device, self.inputs.precision, step, batch, low_memory)
         if key not in _SEGMENTERS:
-            settings = InferenceSettings(self.inputs.device, self.inputs.precision, step, batch)
+            settings = InferenceSettings(self.inputs.device, self.inputs.precision, step, batch, low_memory=low_memory)
             _SEGMENTERS[key] = Segmenter(settings)
             logger.info("the network runs on %s", _SEGMENTERS[key].device)
         return _SEGMENTERS[key]

@@ -147,7 +147,7 @@ def _error_of_small_scan(scan: Callable[..., torch.Tensor], device: str) -> floa
 
 @contextmanager
 def not_forced() -> Iterator[None]:
-    """Within, MEDSEGMAMBA_SCAN names no backend: for work that moves to a device for which it was not meant."""
+    """Within, MEDSEGMAMBA_SCAN names no backend: for work that moves to a device where that one does not run."""
     forced = os.environ.pop(BACKEND_VARIABLE, None)
     try:
         yield

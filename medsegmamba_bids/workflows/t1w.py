@@ -129,6 +129,7 @@ class _Builder:
                 checksum=network.info.checksum,
                 precision=config.precision,
                 device=config.device,
+                low_memory=config.low_memory,
                 **{key: value for key, value in inputs.items() if value is not None},
             ),
             name,

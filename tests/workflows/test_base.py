@@ -116,7 +116,7 @@ def test_network_nodes_declare_what_they_need(config):
 
 def test_how_it_is_run_does_not_change_hashes(config):
     networks = Networks(network())
-    other = replace(config, device="cuda", batch_size=3, omp_nthreads=4, mem_gb=8)
+    other = replace(config, device="cuda", batch_size=3, low_memory=True, omp_nthreads=4, mem_gb=8)
     changed = replace(config, precision="bfloat16")
     hashes = [
         {node.name: node.inputs.get_hashval()[1] for node in build(one, networks).values() if node.name == "aseg"}

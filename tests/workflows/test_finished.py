@@ -76,7 +76,9 @@ def why(image, config, **kind):
 
 def test_nothing_is_done_twice(done, config):
     assert why(done, config) == ""
-    other_machine = replace(config, device="cuda", batch_size=3, nprocs=8, omp_nthreads=4, mem_gb=3, verbose=2)
+    other_machine = replace(
+        config, device="cuda", batch_size=3, low_memory=True, nprocs=8, omp_nthreads=4, mem_gb=3, verbose=2
+    )
     assert why(done, replace(other_machine, work_dir=config.work_dir / "other", clean_workdir=True)) == ""
 
 

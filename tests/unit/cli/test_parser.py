@@ -57,6 +57,7 @@ def test_defaults():
         ("--mem-gb 7.5", "mem_gb", 7.5),
         ("--device cuda:1", "device", "cuda:1"),
         ("--batch-size 2", "batch_size", 2),
+        ("--low-memory", "low_memory", True),
         ("--use-plugin p.yml", "use_plugin", "p.yml"),
         ("--aseg-weights authors", "aseg_weights", "authors"),
         ("--hippocampus-weights none", "hippocampus_weights", "none"),

@@ -1,11 +1,13 @@
 """A device is trusted only after a kernel ran on it and gave the right answer."""
 
+from types import SimpleNamespace
+
 import numba
 import pytest
 import torch
 
 from medsegmamba_bids.inference import device
-from medsegmamba_bids.inference.device import DeviceError, choose_device, use_threads, why_refused
+from medsegmamba_bids.inference.device import DeviceError, choose_device, limit_memory, use_threads, why_refused
 
 CPU = torch.device("cpu")
 
@@ -91,3 +93,15 @@ def test_threads():
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
+
+
+def test_a_limit_of_memory_is_a_fraction_of_the_gpus(monkeypatch):
+    said = []
+    properties = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: said.append(given))
+    limit_memory(torch.device("cpu"))
+    assert said == []
+    limit_memory(torch.device("cuda:1"))
+    limit_memory(torch.device("cuda:1"), 48 * 2**30)
+    assert said == [(1.5 / 24, torch.device("cuda:1")), (1.0, torch.device("cuda:1"))]

@@ -1,6 +1,7 @@
 """Volumes through networks that are easy to foresee, and what happens when memory ends."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from medsegmamba_bids.inference import predict
 from medsegmamba_bids.inference.patches import PatchAverage
 from medsegmamba_bids.inference.predict import _Plan, check_precision, is_out_of_memory, predict_volume
 from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.networks.selective_scan import selective_scan
 
 
 class Identity(nn.Module):
@@ -267,6 +269,45 @@ def test_an_accumulator_that_does_not_fit_goes_to_the_cpu(monkeypatch):
     monkeypatch.setattr(predict, "PatchAverage", Large)
     found = run_out(Identity(), batch_size=1)
     assert found.notes == ["cpu:0 ran out of memory: the probabilities are kept on the CPU"]
+
+
+class Scanning(Forgetful):
+    """Runs a selective scan like a network's, and fails on the way until it is on the CPU."""
+
+    def probabilities(self, x):
+        found = super().probabilities(x)
+        one = torch.ones(1, 1, 1, 1)
+        assert selective_scan(one[0], one, one, one, -one[0], torch.zeros(1, 1, dtype=torch.int32)).item() == 1
+        return found
+
+
+def test_a_forced_scan_backend_does_not_bar_the_way_to_the_cpu(monkeypatch):
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", "cuda")
+    found = run_out(Scanning(failures=2), batch_size=1)
+    assert found.notes[-1] == (
+        "cpu:0 ran out of memory: the network runs on the CPU, in float32, "
+        "without scan backend 'cuda', which does not work there"
+    )
+    assert os.environ["MEDSEGMAMBA_SCAN"] == "cuda"
+    with pytest.raises(ValueError, match="scan backend 'cuda' does not work on cpu"):
+        run_out(Scanning(), batch_size=1)
+
+
+def test_a_forced_scan_backend_that_works_on_the_cpu_stays(monkeypatch):
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", "reference")
+    found = run_out(Scanning(failures=2), batch_size=1)
+    assert found.notes[-1] == "cpu:0 ran out of memory: the network runs on the CPU, in float32"
+
+
+def test_low_memory_begins_with_single_patches_and_the_mean_on_the_cpu():
+    network, volume = ByContext(), volume_of((20, 16, 12))
+    options = {"patch_size": 8, "step": 4, "n_classes": 2, "batch_size": 5, "device": OTHER}
+    found = predict_volume(network, volume, low_memory=True, **options)
+    assert set(network.batches) == {1}
+    assert found.probabilities.device == torch.device("cpu") != torch.device(OTHER) == found.device
+    expected = predict_volume(ByContext(), volume, **options)
+    torch.testing.assert_close(found.probabilities, expected.probabilities.cpu(), rtol=0, atol=1e-6)
+    assert found.notes == []
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory():

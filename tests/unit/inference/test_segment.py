@@ -77,6 +77,7 @@ def test_labels_where_the_network_sees_them(intensity_weights, voxel_size):
         {"step": 8, "gaussian": True},
         {"step": 5, "batch_size": 3},
         {"half_accumulator": True},
+        {"low_memory": True},
         {"precision": "bfloat16"},
         {"largest_component": False},
     ],
