@@ -118,13 +118,11 @@ class Reading(nn.Module):
         """Voxels (B, L, D) and the path (L,) through them -> float32 (B, L, D), both in voxel order."""
         order = path.long()
         u = causal_convolution(x[:, order], self.conv_weight, self.conv_bias)[:, torch.argsort(order)]
-        ranks, b, c = self.x_proj(u).float().split((self.rank, self.state, self.state), -1)
+        ranks, b, c = self.x_proj(u)[:, :, None].split((self.rank, self.state, self.state), -1)
         with torch.autocast(u.device.type, enabled=False):
-            u = u.float()
-            delta = F.softplus(F.linear(ranks, self.dt_proj, self.dt_bias))
-            rates = -torch.exp(self.log_rates).T
-            y = selective_scan(u, delta[:, None], b[:, :, None], c[:, :, None], rates[None], path[None])
-            return y + u * self.skip
+            steps = F.linear(ranks.float(), self.dt_proj).transpose(1, 2)
+            rates = -torch.exp(self.log_rates).T[None]
+            return selective_scan(u, steps, b, c, rates, path[None], bias=self.dt_bias[None], skip=self.skip[None])
 
 
 class TriOrientedMamba(nn.Module):
