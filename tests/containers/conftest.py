@@ -116,7 +116,7 @@ def open_folder(tmp_path):
     folder.mkdir(parents=True)
     for path in (folder, *folder.parents):
         if path.is_relative_to(tmp_path.parents[1]):
-            path.chmod(0o777)
+            path.chmod(0o777 if path == folder else 0o755)
     return folder
 
 

@@ -46,6 +46,8 @@ def inside_container(words):
 
 def commands(line):
     """The package's commands in a line of a code block, as words."""
+    if not re.search(r"medsegmamba|-m ", line):
+        return []
     words = shlex.split(line, comments=True)
     if words[:1] and words[0] in ("docker", "podman", "apptainer", "singularity") and words[1] in ("run", "exec"):
         words = inside_container(words)
