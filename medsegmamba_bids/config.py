@@ -254,10 +254,10 @@ def check_folders(config: RunConfig) -> None:
 
 def _require_writable(path: Path, what: str) -> None:
     """Make a folder if need be, and write a file in it: permission bits alone do not tell."""
-    trial = path / f".trial-{os.getpid()}"
+    trial = path / f".trial-{uuid.uuid4().hex}"  # jobs on several machines, or containers, share process numbers
     try:
         path.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        trial.unlink()
+        trial.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: the {what} folder cannot be written ({error.strerror})") from error
