@@ -1,0 +1,159 @@
+"""Time and memory of the whole app on this machine: one JSON line per case.
+
+    python benchmarks/app.py IMAGE [--cases one many start] [--participants 20] [--threads 2]
+
+IMAGE is a T1w; datasets are made of links to it. Everything is written into a temporary folder and deleted.
+Memory is the sum of the proportional set sizes of the run's processes, looked at five times a second (Linux only).
+"""
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+CASES = {
+    "one": "one participant, and the same inference called directly in one process",
+    "many": "many participants: cost of one in the steady state, whether later ones take longer or more memory",
+    "start": "time to the first node on a dataset of 500 participants; stopped then",
+}
+START_PARTICIPANTS = 500
+# What the app's network nodes do, without the app; imports are not counted.
+DIRECT = """
+import json, sys, time
+from medsegmamba_bids.networks.memory import keep_freed_memory
+keep_freed_memory()
+import torch
+torch.set_num_threads(int(sys.argv[2]))
+from medsegmamba_bids.image.io import load_image
+from medsegmamba_bids.inference.segment import Segmenter
+from medsegmamba_bids.inference.single import segment_image
+start = time.perf_counter()
+segment_image(Segmenter(), load_image(sys.argv[1]), hippocampus=True)
+print(time.perf_counter() - start)
+"""
+
+
+def make_dataset(folder, image, participants):
+    """A BIDS dataset of links to one T1w."""
+    suffix = ".nii.gz" if image.name.endswith(".gz") else ".nii"
+    for number in range(1, participants + 1):
+        anat = folder / f"sub-{number:04d}" / "anat"
+        anat.mkdir(parents=True)
+        (anat / f"sub-{number:04d}_T1w{suffix}").symlink_to(image.resolve())
+    (folder / "dataset_description.json").write_text('{"Name": "benchmark", "BIDSVersion": "1.10.0"}')
+    return folder
+
+
+class Watched:
+    """The app on a dataset; ``peaks`` are (seconds since the start, GB) of its processes."""
+
+    def __init__(self, dataset, threads):
+        root = dataset.parent
+        command = [sys.executable, "-m", "medsegmamba_bids", dataset, root / "out", "participant"]
+        command += ["-w", root / "work", "--nprocs", threads, "--device", "cpu"]
+        self.start, self.lines, self.memory = time.perf_counter(), [], []
+        self.process = subprocess.Popen(
+            list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+        self.watcher.start()
+
+    def watch(self):
+        while self.process.poll() is None:
+            self.memory.append((time.perf_counter() - self.start, tree_memory(self.process.pid)))
+            time.sleep(0.2)
+
+    def read(self):
+        for line in self.process.stderr:
+            self.lines.append((time.perf_counter() - self.start, line.strip()))
+            yield self.lines[-1]
+
+    def finish(self):
+        self.process.stdout.read()
+        if self.process.wait():
+            raise SystemExit("\n".join(line for _, line in self.lines))
+        return time.perf_counter() - self.start
+
+
+def tree_memory(root):
+    """GB of a process and all that it started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # gone
+            continue
+    total, wanted = 0, {root}
+    for process in sorted(parents):
+        if parents[process] in wanted:
+            wanted.add(process)
+    for process in wanted:
+        try:
+            total += int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text(), re.M)[1])
+        except (OSError, TypeError):
+            continue
+    return total / 2**20
+
+
+def one(image, folder, options):
+    """The app against the inference alone."""
+    direct = [sys.executable, "-c", DIRECT, str(image), str(options.threads)]
+    seconds = float(subprocess.run(direct, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    run = Watched(make_dataset(folder / "bids", image, 1), options.threads)
+    list(run.read())
+    whole = run.finish()
+    peak = max(gigabytes for _, gigabytes in run.memory)
+    return {"direct_s": seconds, "app_s": whole, "allowed_s": 1.25 * seconds + 20, "peak_GB": peak}
+
+
+def many(image, folder, options):
+    """Seconds between participants, in the first and the second half."""
+    run = Watched(make_dataset(folder / "bids", image, options.participants), options.threads)
+    done = [at for at, line in run.read() if "finish done" in line]
+    whole = run.finish()
+    half = len(done) // 2
+    rates = [(part[-1] - part[0]) / (len(part) - 1) for part in (done[:half], done[half:])]
+    peaks = [
+        max(gb for at, gb in run.memory if low <= at < high) for low, high in ((0, done[half]), (done[half], whole))
+    ]
+    return {
+        "participants": options.participants, "seconds": whole, "seconds_each": whole / options.participants,
+        "steady_s_first_half": rates[0], "steady_s_second_half": rates[1],
+        "peak_GB_first_half": peaks[0], "peak_GB_second_half": peaks[1],
+    }  # fmt: skip
+
+
+def start(image, folder, options):
+    """When the first node began."""
+    run = Watched(make_dataset(folder / "bids", image, START_PARTICIPANTS), options.threads)
+    for at, line in run.read():
+        if found := re.search(r"done, ([0-9.]+) s", line):
+            run.process.send_signal(signal.SIGINT)
+            list(run.read())
+            run.process.wait()
+            return {"participants": START_PARTICIPANTS, "first_node_began_s": at - float(found[1])}
+    raise SystemExit("\n".join(line for _, line in run.lines))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["one", "start"])
+    parser.add_argument("--participants", type=int, default=20, help="of the case 'many', at least 4")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    for case in options.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            result = {"one": one, "many": many, "start": start}[case](options.image, Path(folder), options)
+        rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in result.items()}
+        print(json.dumps({"case": case, "threads": options.threads, **rounded}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
