@@ -207,6 +207,11 @@ def all_parsers(parser):
                 yield from all_parsers(one)
 
 
+def test_the_version_of_pytorch_is_the_pinned_one():
+    named = re.findall(r"torch==([\d.]+)\+cpu", (ROOT / "docs" / "installation.md").read_text())
+    assert named == re.findall(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed (extra docs)")
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")]
