@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "medsegmamba_bids" / "__
 
 REQUIRES = [
     "jinja2>=3.0",
-    "matplotlib>=3.6",
+    "matplotlib>=3.7",
     "nibabel>=5.0",
     "nilearn>=0.10",
     "nipype>=1.8.6",
