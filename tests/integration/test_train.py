@@ -1,6 +1,9 @@
 """Both kinds of training, end to end on tiny data: they learn, stop, resume to the same result and are exported."""
 
 import json
+import os
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -218,3 +221,21 @@ def test_export_is_what_training_wrote(maps, trained_on_synthetic, tmp_path):
     assert exported == written
     assert exported.name == "tiny-synthetic"
     assert (exported.input.voxel_size, exported.input.patch_size) == (1.5, 24)
+
+
+def test_torchrun_trains_in_two_processes(subjects, tmp_path, capsys):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--subjects-dir", subjects, "--split", subjects / "split.tsv", "--out", tmp_path, "--device", "cpu"]
+    command = [*launcher, "-m", "medsegmamba_bids.training.command", "pairs", subjects / "config.toml", *options]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([str(word) for word in command], env=threads, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    lines = log_of(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]  # written by one process alone
+    assert lines[2]["loss"] < lines[1]["loss"]  # both Dice alone
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["world"] == 2
+    moments = next(iter(state["optimizer"]["state"].values()))
+    assert moments["step"] == 6  # three epochs of three scans, two at a time
+    assert train_on_pairs(subjects, tmp_path) != 0
+    assert "was begun with 2 processes, not 1" in capsys.readouterr().err
