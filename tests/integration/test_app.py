@@ -227,6 +227,28 @@ def test_weights_that_want_a_normalised_brain(tmp_path, dataset, weights, linear
     assert soft == pytest.approx(rows.loc[2, "SoftVolume_mm3"], rel=0.02)
 
 
+def test_masks_of_other_derivatives(tmp_path, dataset, weights, linear):
+    """fMRIPrep's mask takes the place of the network's, and is named as the source."""
+    bids, derivatives = dataset(tmp_path / "bids", ["sub-01"]), tmp_path / "fmriprep"
+    image = nib.load(bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    mask = np.zeros(image.shape, np.uint8)
+    mask[6:20, 7:21, 8:22] = 1
+    (derivatives / "sub-01" / "anat").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(mask, image.affine), derivatives / "sub-01" / "anat" / "sub-01_desc-brain_mask.nii.gz")
+    description = {"Name": "fMRIPrep", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}
+    description["GeneratedBy"] = [{"Name": "fMRIPrep"}]
+    (derivatives / "dataset_description.json").write_text(json.dumps(description))
+    options = ["--aseg-weights", weights["aseg"], "--hippocampus-weights", "none", "-d", derivatives]
+    code, table = run(bids, tmp_path / "out", "-w", tmp_path / "work", *options, *linear)
+    assert code == 0, table
+    written = np.asanyarray(nib.load(path_of(tmp_path, "sub-01", "mask")).dataobj)
+    assert np.array_equal(written, mask)
+    sidecar = json.loads(path_of(tmp_path, "sub-01", "conformed_mask", ".json").read_text())
+    assert sidecar["Sources"] == ["bids:derivatives1:sub-01/anat/sub-01_desc-brain_mask.nii.gz"]
+    conformed = np.asanyarray(nib.load(path_of(tmp_path, "sub-01", "conformed_mask")).dataobj)
+    assert conformed.sum() == pytest.approx(mask.sum() * 27.9, rel=0.02)  # mm3
+
+
 def test_a_full_disk_fails_one_image(tmp_path, dataset, weights, linear, monkeypatch):
     copy = shutil.copyfile
 
