@@ -51,8 +51,11 @@ def triton_sized_scan(u, delta, b, c, a, paths, **options):
     return torch.empty_like(parts[0])
 
 
-def measure(batch=1, **config):
-    """Meter of a forward of the network of a configuration, and bytes of its parameters."""
+def forward_on_meta(make_mode, batch=1, **config):
+    """Run the network of a configuration under a mode, on the meta device: mode and network.
+
+    ``make_mode`` is given the network.
+    """
     from medsegmamba_bids.networks import ss3d
     from medsegmamba_bids.networks.medsegmamba import MedSegMamba
 
@@ -61,12 +64,10 @@ def measure(batch=1, **config):
     with replaced, no_autocast, torch.device("meta"), torch.no_grad():
         network = MedSegMamba(**config).eval()
         side = network.patch_size
-        meter = Meter(network.parameters())
-        parameters = sum(meter.alive.values())
         patches = torch.empty(batch, 1, side, side, side)
-        with meter:
+        with make_mode(network) as mode:
             network.probabilities(patches)
-    return meter, parameters
+    return mode, network
 
 
 def main(argv=None):
@@ -75,7 +76,8 @@ def main(argv=None):
     parser.add_argument("--classes", type=int, default=32)
     parser.add_argument("--top", type=int, default=8, metavar="N", help="how many of the largest moments to name")
     options = parser.parse_args(argv)
-    meter, parameters = measure(options.batch, classes=options.classes)
+    meter, network = forward_on_meta(lambda one: Meter(one.parameters()), options.batch, classes=options.classes)
+    parameters = sum(4 * parameter.numel() for parameter in network.parameters())
     largest = sorted(meter.where.items(), key=lambda pair: -pair[1])[: options.top]
     gib = 2**30
     result = {"batch": options.batch, "parameters_GiB": round(parameters / gib, 3)}

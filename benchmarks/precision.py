@@ -1,6 +1,7 @@
 """What a network loses in bfloat16 or float16: one JSON line per precision, each against float32.
 
     python benchmarks/precision.py WEIGHTS IMAGE [--precisions bfloat16 float16] [--device cpu] [--step-size N]
+        [--reference LABELS]
 
 WEIGHTS is a file or a name, IMAGE what the weights expect; it is conformed once. Agreement is that of the labels at
 1 mm: over all voxels, and over those that either segmentation calls anything but background; Dice is the mean over
@@ -42,6 +43,25 @@ def agreement(found, reference):
     }
 
 
+def dice_loss(found, exact, reference):
+    """How much Dice against an image of labels is lost from one Segmentation to another of the same image."""
+    from medsegmamba_bids.image.geometry import labels_to_grid
+
+    truth = labels_to_grid(np.asanyarray(reference.dataobj), reference.affine, exact.affine, exact.labels.shape)
+    present = [label for label in exact.voxels if (truth == label).any()]
+    dice = [mean_dice(one.labels, truth, present) for one in (exact, found)]
+    return {"mean_dice_loss": dice[0] - dice[1], "mean_dice_float32": dice[0], "mean_dice_here": dice[1]}
+
+
+def mean_dice(labels, truth, present):
+    one = [
+        2 * np.count_nonzero((labels == label) & (truth == label))
+        / (np.count_nonzero(labels == label) + np.count_nonzero(truth == label))
+        for label in present
+    ]  # fmt: skip
+    return float(np.mean(one))
+
+
 def segment(options, image, info, precision, aseg):
     """The image by the weights, in a precision: what was found, and seconds."""
     from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
@@ -63,11 +83,12 @@ def main(argv=None):
     parser.add_argument("--precisions", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--step-size", type=int)
+    parser.add_argument("--reference", type=Path, help="labels of IMAGE: also say how much Dice against them is lost")
     parser.add_argument("--aseg-weights", help="for hippocampal weights only (default: those of the package)")
     options = parser.parse_args(argv)
 
     from medsegmamba_bids.image.geometry import conform
-    from medsegmamba_bids.image.io import load_image
+    from medsegmamba_bids.image.io import load_image, load_labels
     from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
     from medsegmamba_bids.networks.memory import keep_freed_memory
     from medsegmamba_bids.networks.weights import find_weights, read_info
@@ -82,6 +103,8 @@ def main(argv=None):
         found, seconds_too = segment(options, image, info, precision, aseg)
         result = {"weights": info.name, "image": options.image.name, "precision": precision, "device": found.device}
         result |= agreement(found, reference)
+        if options.reference:
+            result |= dice_loss(found, reference, load_labels(options.reference))
         result |= {"seconds_float32": seconds, f"seconds_{precision}": seconds_too}
         print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in result.items()}), flush=True)
     return 0
