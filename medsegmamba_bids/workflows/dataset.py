@@ -46,7 +46,8 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
     links = {name: _link(path, config) for name, path in datasets.items()}
     made_by: dict[str, Any] = {"Name": "medsegmamba_bids", "Version": __version__, "CodeURL": _CODE}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
-        made_by["Container"] = {"Type": "docker", "Tag": tag}
+        inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}
     return {
         "Name": "MedSegMamba - segmentation of subcortical structures and hippocampal subfields",
         "BIDSVersion": _BIDS_VERSION,

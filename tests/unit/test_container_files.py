@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.workflows.dataset import dataset_description
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DEFINITION = (ROOT / "Singularity.def").read_text()
@@ -110,6 +113,27 @@ def test_what_the_script_installs_is_pinned():
     for name in ("einops", "ninja", "packaging", "setuptools", "transformers", "wheel", "causal-conv1d", "mamba-ssm"):
         assert re.search(rf"\b{name}\b", INSTALL.read_text()), name
         assert pin(name)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"MEDSEGMAMBA_CONTAINER": "lab/medsegmamba:1"}, {"Type": "docker", "Tag": "lab/medsegmamba:1"}),
+        (
+            {"MEDSEGMAMBA_CONTAINER": "medsegmamba", "APPTAINER_CONTAINER": "/x.sif"},
+            {"Type": "singularity", "Tag": "medsegmamba"},
+        ),
+        ({"SINGULARITY_CONTAINER": "/other.sif"}, None),
+    ],
+)
+def test_results_say_which_container_made_them(variables, expected, monkeypatch, tmp_path):
+    for name in ("MEDSEGMAMBA_CONTAINER", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = RunConfig(tmp_path / "bids", tmp_path / "out")
+    assert dataset_description(config)["GeneratedBy"][0].get("Container") == expected
 
 
 @pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed (extra release)")
