@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from medsegmamba_bids.data import data_path
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; imports nothing that is slow."""
     parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # All commands show their defaults in the same way.
+    parser_class = functools.partial(argparse.ArgumentParser, formatter_class=parser.formatter_class)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=parser_class)
     _add_compare(commands)
     _add_fastsurfer(commands)
     _add_model_card(commands)
@@ -23,12 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
     """Add a subcommand; more than its one line is told by its own help."""
-    return commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. {more}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -49,10 +47,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         default="aseg",
         help="structures: 31 of aseg, these with cerebral white matter and cortex, or 24 hippocampal subfields",
     )
-    command.add_argument("--without", type=int, nargs="+", default=[], metavar="LABEL", help="structures to leave out")
-    command.add_argument(
-        "--background", type=int, nargs="+", default=[], metavar="LABEL", help="further labels that mean nothing"
-    )
+    command.add_argument("--without", type=int, nargs="+", metavar="LABEL", help="structures to leave out")
+    command.add_argument("--background", type=int, nargs="+", metavar="LABEL", help="further labels that mean nothing")
     command.add_argument(
         "--correction",
         choices=("none", "bonferroni", "holm", "fdr"),
@@ -93,10 +89,12 @@ def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--images", metavar="PLACE", required=True, help="T1-weighted images, such as a BIDS dataset")
     command.add_argument("--out", type=Path, required=True, help="folder of subjects to write into")
-    command.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="only these participants")
+    command.add_argument("--participant-label", nargs="+", metavar="LABEL", help="only these participants")
     command.add_argument("--fastsurfer", type=Path, help="run_fastsurfer.sh; by default from PATH or $FASTSURFER_HOME")
     command.add_argument(
-        "--options", default="", help="further options of FastSurfer in one argument, such as '--device cpu --no_cereb'"
+        "--options",
+        metavar="TEXT",
+        help="further options of FastSurfer, such as --options='--device cpu --no_cereb'",
     )
     command.set_defaults(run=fastsurfer)
 
@@ -134,8 +132,8 @@ def fastsurfer(options: argparse.Namespace) -> int:
     """Segment images with FastSurfer; 1 where one failed."""
     from medsegmamba_bids.evaluation.fastsurfer import segment_all
 
-    wanted = options.participant_label
-    problems = segment_all(options.images, options.out, options.fastsurfer, wanted, options.options)
+    wanted, more = options.participant_label or (), options.options or ""
+    problems = segment_all(options.images, options.out, options.fastsurfer, wanted, more)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> Results:
         raise EvaluationError(f"{options.out}: is a file; --out names a folder")
     if options.nprocs < 1:
         raise EvaluationError(f"--nprocs {options.nprocs}: must be 1 or more")
-    settings = Settings(options.table, tuple(options.without), tuple(options.background))
+    settings = Settings(options.table, tuple(options.without or ()), tuple(options.background or ()))
     items, notes = find_items(datasets_of(options), options)
     if options.show:
         check_shown(items, options.show)
