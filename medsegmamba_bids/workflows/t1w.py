@@ -148,10 +148,10 @@ class _Builder:
             self.connect((self.conform, entry), node, entry)
         return node, "out_file"
 
-    def statistics(self, segmented: Node, table: str, name: str) -> Node:
+    def statistics(self, segmented: Node, table: str, name: str, threads: int) -> Node:
         interface = Statistics(table=table, subject=self.image.prefix, notes=list(self.image.notes))
         before = list(self.records)
-        node = self.node(interface, name, "statistics", self.config.omp_nthreads)
+        node = self.node(interface, name, "statistics", threads)
         self.connect((segmented, "labels_file"), node, "labels_file")
         self.connect((segmented, "numbers_file"), node, "numbers_file")
         self.connect(self.norm, node, "norm_file")
@@ -174,7 +174,7 @@ class _Builder:
         etiv = self.node(EstimateIntracranial(template=self.template), "intracranial")
         self.connect(self.norm, etiv, "in_file")
         self.connect(self.mask, etiv, "mask_file")
-        statistics = self.statistics(self.aseg, ASEG_TABLE, "statistics_aseg")
+        statistics = self.statistics(self.aseg, ASEG_TABLE, "statistics_aseg", self.config.omp_nthreads)
         statistics.inputs.template = self.template
         self.connect((etiv, "etiv"), statistics, "etiv")
         self.connect(self.mask, statistics, "mask_file")
@@ -204,7 +204,8 @@ class _Builder:
         segmented = self.segment(SegmentHippocampus, self.networks.hippocampus, "hippocampus")
         self.connect((self.aseg, "labels_file"), segmented, "aseg_file")
         native_labels = self.to_native((segmented, "labels_file"), "native_hippocampus")
-        statistics = self.statistics(segmented, HIPPOCAMPUS_TABLE, "statistics_hippocampus")
+        # On one thread, since it then runs while the intracranial volume is estimated, which has no more.
+        statistics = self.statistics(segmented, HIPPOCAMPUS_TABLE, "statistics_hippocampus", threads=1)
         sources = {
             "hippocampus": native_labels,
             "conformed_hippocampus": (segmented, "labels_file"),
