@@ -50,6 +50,7 @@ def tri_oriented_paths(side: int) -> np.ndarray:
     return paths
 
 
+@lru_cache(maxsize=8)
 def _causal_conv1d(device: torch.device) -> Callable[..., torch.Tensor] | None:
     """The function of causal-conv1d, which is for GPUs, where it is installed with its CUDA extension."""
     if device.type != "cuda":

@@ -14,6 +14,9 @@ NETWORKS = {
     "tabsurfer": "medsegmamba_bids.networks.tabsurfer:TABSurfer",
 }
 
+#: Networks with parameters for every position of a patch: they take patches of the size that they are built for.
+OF_ONE_PATCH_SIZE = ("tabsurfer",)
+
 
 def build_network(name: str, config: dict[str, Any]) -> nn.Module:
     """The network ``name`` with the keyword arguments ``config``, as a ``torch.nn.Module``.

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from medsegmamba_bids.networks.registry import NETWORKS
+from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
 
 METADATA_KEY = "medsegmamba"
 TASKS = ("aseg", "hippocampus")
@@ -115,6 +115,11 @@ class WeightsInfo:
         classes = self.config.get("classes", len(self.labels))
         if classes != len(self.labels):
             raise WeightsError(f"its network has {classes} classes but its class table {len(self.labels)}")
+        built_for = self.config.get("patch_size", self.input.patch_size)
+        if self.network in OF_ONE_PATCH_SIZE and built_for != self.input.patch_size:
+            raise WeightsError(
+                f"its patch size is {self.input.patch_size}, but its {self.network} takes patches of {built_for} alone"
+            )
 
     def to_json(self) -> str:
         """Return the JSON text that :meth:`from_json` reads."""

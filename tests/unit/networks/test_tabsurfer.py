@@ -11,7 +11,7 @@ import torch
 from medsegmamba_bids.networks.checkpoints import import_checkpoint
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.networks.tabsurfer import TABSurfer, from_authors_state_dict, infer_config
-from medsegmamba_bids.networks.weights import WeightsError, load_weights
+from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsInfo, load_weights
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
 golden = importlib.util.module_from_spec(_spec)
@@ -232,6 +232,13 @@ def test_other_patches_are_refused():
     network = build_network("tabsurfer", SMALL)
     with pytest.raises(ValueError, match=r"patches of \(24, 24, 24\): this TABSurfer was built for 16\^3"):
         network(torch.zeros(1, 1, 24, 24, 24))
+
+
+def test_weights_for_other_patches_are_refused():
+    labels = tuple(range(32))
+    assert WeightsInfo("tab", "tabsurfer", SMALL, "aseg", labels, InputSpec(patch_size=16, step=8)).labels == labels
+    with pytest.raises(WeightsError, match="its patch size is 24, but its tabsurfer takes patches of 16 alone"):
+        WeightsInfo("tab", "tabsurfer", SMALL, "aseg", labels, InputSpec(patch_size=24, step=8))
 
 
 @pytest.mark.parametrize(
