@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 
 CASES = {
     "one": "one participant, and the same inference called directly in one process",
-    "many": "many participants: cost of one in the steady state, whether later ones take longer or more memory",
+    "many": "many participants: cost of each, whether later ones take longer or more memory",
     "start": "time to the first node on a dataset of 500 participants; stopped then",
 }
 START_PARTICIPANTS = 500
@@ -113,20 +114,21 @@ def one(image, folder, options):
 
 
 def many(image, folder, options):
-    """Seconds between participants, in the first and the second half."""
+    """Seconds of the network on the first and last quarter of the participants, memory in both halves of the time."""
     run = Watched(make_dataset(folder / "bids", image, options.participants), options.threads)
-    done = [at for at, line in run.read() if "finish done" in line]
-    whole = run.finish()
-    half = len(done) // 2
-    rates = [(part[-1] - part[0]) / (len(part) - 1) for part in (done[:half], done[half:])]
-    peaks = [
-        max(gb for at, gb in run.memory if low <= at < high) for low, high in ((0, done[half]), (done[half], whole))
-    ]
+    found = (re.search(r"aseg done, ([0-9.]+) s", line) for _, line in run.read() if "native" not in line)
+    seconds = [float(match[1]) for match in found if match]
+    whole, quarter = run.finish(), max(1, options.participants // 4)
+    halves = [[gb for at, gb in run.memory if low <= at / whole < low + 0.5] for low in (0, 0.5)]
     return {
-        "participants": options.participants, "seconds": whole, "seconds_each": whole / options.participants,
-        "steady_s_first_half": rates[0], "steady_s_second_half": rates[1],
-        "peak_GB_first_half": peaks[0], "peak_GB_second_half": peaks[1],
-    }  # fmt: skip
+        "participants": options.participants,
+        "seconds": whole,
+        "seconds_each": whole / options.participants,
+        "network_s_first_quarter": statistics.median(seconds[:quarter]),
+        "network_s_last_quarter": statistics.median(seconds[-quarter:]),
+        "peak_GB_first_half": max(halves[0]),
+        "peak_GB_second_half": max(halves[1]),
+    }
 
 
 def start(image, folder, options):
