@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_synthetic(commands)
     _add_pairs(commands)
+    _add_experiment(commands)
     _add_split(commands)
     _add_export(commands)
     return parser
@@ -31,13 +32,21 @@ def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str =
     )
 
 
+_CONFIG = "TOML or YAML file, or the name of a configuration of the package"
+
+
 def _add_running(command: argparse.ArgumentParser) -> None:
     """Add what both kinds of training take."""
-    command.add_argument("config", help="TOML or YAML file, or the name of a configuration of the package")
+    command.add_argument("config", help=_CONFIG)
     command.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, the log and the cache")
+    _add_machine(command)
+    command.add_argument("--weights-out", type=Path, help="weights file (.safetensors) to write at the end")
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    """Add on what it runs."""
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads; all by default")
-    command.add_argument("--weights-out", type=Path, help="weights file (.safetensors) to write at the end")
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
@@ -57,6 +66,12 @@ def _add_pairs(commands: argparse._SubParsersAction) -> None:
         "torchrun --nproc-per-node 4 -m medsegmamba_bids.training.command pairs ...",
     )
     _add_running(command)
+    _add_pair_places(command)
+    command.set_defaults(run=train_pairs)
+
+
+def _add_pair_places(command: argparse.ArgumentParser) -> None:
+    """Add where the images and labels are, and which set each participant is in."""
     data = command.add_mutually_exclusive_group(required=True)
     data.add_argument("--subjects-dir", type=Path, help="FreeSurfer's folder of subjects")
     data.add_argument("--bids-dir", type=Path, help="BIDS dataset with T1-weighted images")
@@ -64,7 +79,31 @@ def _add_pairs(commands: argparse._SubParsersAction) -> None:
         "--derivatives", type=Path, nargs="+", default=[], help="BIDS derivatives with *_seg-aseg*_dseg label images"
     )
     command.add_argument("--split", type=Path, required=True, help="which participant is in which set (see split)")
-    command.set_defaults(run=train_pairs)
+
+
+def _add_experiment(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "experiment",
+        "train several networks under equal conditions and compare them on the test set",
+        "Trains each configuration on pairs, segments the test set with each and writes the tables of "
+        "medsegmamba-evaluate. Run it again to resume; what is there already is not done again.",
+    )
+    command.add_argument("configs", nargs="+", metavar="CONFIG", help=_CONFIG)
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder of the trainings, the weights, the segmentations and the tables"
+    )
+    _add_machine(command)
+    _add_pair_places(command)
+    command.add_argument(
+        "--reference", type=Path, help="labels to compare with (default: the subjects or the first derivatives)"
+    )
+    command.add_argument(
+        "--method", metavar="NAME=PLACE", action="append", default=[], help="other segmentations to compare; repeatable"
+    )
+    command.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
+    command.add_argument("--dataset-column", default="dataset", help="its column with the dataset")
+    command.set_defaults(run=experiment)
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
@@ -131,25 +170,40 @@ def train_pairs(options: argparse.Namespace) -> None:
 
 
 def _train_pairs(options: argparse.Namespace, processes: object) -> None:
-    from medsegmamba_bids.image.labels import load_label_table
     from medsegmamba_bids.training.config import find_config, read_pairs_config
     from medsegmamba_bids.training.export import copy_weights, weights_info
-    from medsegmamba_bids.training.pair_data import prepare_pairs
-    from medsegmamba_bids.training.paired import PairTrainer, check_groups
+    from medsegmamba_bids.training.paired import train_on_pairs
     from medsegmamba_bids.training.split import read_split
     from medsegmamba_bids.training.start import check_network
 
     config = read_pairs_config(find_config(options.config))
     check_network(config)
-    info, table = weights_info(config), load_label_table(config.table)
-    split = read_split(options.split)
-    groups = check_groups(_find_pairs(options, config, list(split)), split)
-    cache = options.out / "pairs"
-    files = {name: prepare_pairs(groups[name], config, table, cache, processes) for name in ("train", "validation")}
-    best = PairTrainer(config, table, files["train"], files["validation"], options.out, processes).run()
+    info, split = weights_info(config), read_split(options.split)
+    pairs = _find_pairs(options, config, list(split))
+    best = train_on_pairs(config, pairs, split, options.out, options.out / "pairs", processes)
     if options.weights_out and processes.first:
         copy_weights(best, options.weights_out)
         _announce(options.weights_out, info)
+
+
+def experiment(options: argparse.Namespace) -> None:
+    """Train several networks, segment the test set with each, and compare."""
+    import torch
+
+    from medsegmamba_bids.networks.memory import keep_freed_memory
+    from medsegmamba_bids.training.config import find_config, read_pairs_config
+    from medsegmamba_bids.training.experiment import check_conditions, run_experiment
+    from medsegmamba_bids.training.processes import join_processes
+    from medsegmamba_bids.training.split import read_split
+
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    configs = [read_pairs_config(find_config(config)) for config in options.configs]
+    check_conditions(configs)
+    split = read_split(options.split)
+    pairs = _find_pairs(options, configs[0], list(split))
+    run_experiment(options, configs, pairs, split, join_processes(options.device))
 
 
 def _find_pairs(options: argparse.Namespace, config: object, participants: list[str]) -> list:

@@ -14,12 +14,12 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from medsegmamba_bids.image.labels import LabelTable
+from medsegmamba_bids.image.labels import LabelTable, load_label_table
 from medsegmamba_bids.training.config import ConfigError, PairsConfig
 from medsegmamba_bids.training.export import write_weights
 from medsegmamba_bids.training.learner import Batch, Learner
 from medsegmamba_bids.training.loss import segmentation_loss
-from medsegmamba_bids.training.pair_data import ScanPatches, load_pair
+from medsegmamba_bids.training.pair_data import ScanPatches, load_pair, prepare_pairs
 from medsegmamba_bids.training.pairs import Pair
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.run_folder import RunFolder
@@ -188,6 +188,31 @@ class PairTrainer:
 
     def _save(self) -> None:
         self.run_folder.save({**self.progress, **self.learner.state()})
+
+
+def train_on_pairs(
+    config: PairsConfig, pairs: list[Pair], split: dict[str, str], out: Path, cache: Path, processes: Processes
+) -> Path:
+    """Checks and prepares the pairs of a split, then trains; the weights file of the best epoch comes back.
+
+    Parameters
+    ----------
+    config : PairsConfig
+    pairs : list of Pair
+    split : dict of str to str
+        Set of every participant.
+    out, cache : Path
+        Folders of the training, and of prepared pairs, which several trainings may share.
+    processes : Processes
+
+    Raises
+    ------
+    ConfigError, PairError, ImageError
+        A set is empty, or a pair cannot be used.
+    """
+    groups, table = check_groups(pairs, split), load_label_table(config.table)
+    files = {name: prepare_pairs(groups[name], config, table, cache, processes) for name in ("train", "validation")}
+    return PairTrainer(config, table, files["train"], files["validation"], out, processes).run()
 
 
 def class_weights(files: list[Path], classes: int) -> np.ndarray:
