@@ -1,4 +1,4 @@
-"""Group normalisation and ReLU in one, for channels-last tensors on a CPU.
+"""Group normalisation and ReLU in one, for channels-last tensors on a CPU; on GPUs see group_norm_triton.py.
 
 torch's own kernels take several times longer in this layout, backwards above all, and are half of a small
 network's training step.
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from numba import njit, prange
 
+from medsegmamba_bids.networks.selective_scan import why_refused
+
 EPSILON = 1e-5
 _BLOCKS = 64  # voxels are summed in this many blocks, whatever the number of threads
 _FAST = {"nsz", "contract", "arcp", "reassoc"}
@@ -24,6 +26,11 @@ def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
         if torch.is_grad_enabled():
             return _GroupNormReLU.apply(x.float(), groups, weight, bias).to(x.dtype)
         return _in_place(x.float(), groups, weight, bias).to(x.dtype)
+    if x.device.type == "cuda" and not torch.is_grad_enabled() and why_refused("triton", str(x.device)) is None:
+        from medsegmamba_bids.networks import group_norm_triton
+
+        if group_norm_triton.fits(x.shape[1], groups):
+            return group_norm_triton.group_norm_relu_in_place(x, groups, weight, bias, EPSILON)
     return F.relu(F.group_norm(x, groups, weight, bias, EPSILON))
 
 

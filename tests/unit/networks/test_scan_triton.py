@@ -65,8 +65,16 @@ def test_a_sample_gives_the_same_bits_alone_among_others_and_again(interpreted):
     assert interpreted["samples are apart"] == {"alone": True, "again": True}
 
 
+def test_group_norm_with_relu_in_place(interpreted):
+    for dtype, tolerance in (("torch.float32", 1e-6), ("torch.float16", 1e-3)):
+        found = interpreted["group norm"][dtype]
+        assert found["error"] < tolerance, dtype
+        assert found["in_place"]
+        assert found["alone"]
+
+
 def test_kernels_compile_without_spilling_registers(compiled):
-    assert len(compiled) == 15
+    assert len(compiled) == 18
     assert [name for name, code in compiled.items() if code["spilled"]] == []
 
 

@@ -43,6 +43,7 @@ def interpret():
         results[name] = scan_cases.errors(found, scan_cases.run(scan_cases.reference, leaves, paths))
     results["extremes"] = extremes(scan_cases, scan_triton.triton_scan)
     results["bare"] = bare(scan_triton.triton_scan)
+    results["group norm"] = group_norms()
     results["samples are apart"] = samples_apart(scan_cases, scan_triton.triton_scan)
     return results
 
@@ -72,6 +73,31 @@ def bare(scan):
     return {"out": float((scan(*inputs) - reference_scan(*inputs)).abs().max())}
 
 
+def group_norms():
+    """Errors of the fused group norm with ReLU, as parts of the largest value; whether a sample is alone the same."""
+    import torch
+    import torch.nn.functional as F
+
+    from medsegmamba_bids.networks import group_norm_triton
+
+    group_norm_triton._SPLITS = 32
+    torch.manual_seed(0)
+    results = {}
+    for dtype, channels in ((torch.float32, 16), (torch.float16, 64)):
+        x, weight, bias = torch.randn(2, channels, 3, 5, 7) * 3 + 5, torch.randn(channels), torch.randn(channels)
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last_3d)
+        expected = F.relu(F.group_norm(x.float(), 8, weight, bias, 1e-5))
+        second = x[1:].clone(memory_format=torch.preserve_format)
+        found = group_norm_triton.group_norm_relu_in_place(x, 8, weight, bias, 1e-5)
+        alone = group_norm_triton.group_norm_relu_in_place(second, 8, weight, bias, 1e-5)
+        results[str(dtype)] = {
+            "error": float((found.float() - expected).abs().max() / expected.abs().max()),
+            "in_place": found.data_ptr() == x.data_ptr() and found.dtype == dtype,
+            "alone": torch.equal(alone[0], found[1]),
+        }
+    return results
+
+
 def samples_apart(scan_cases, scan):
     """Whether a sample gives the same bits alone and among others, and in a second run."""
     import torch
@@ -97,36 +123,62 @@ def machine_code():
         name = f"forward with kept states, sm_90, {states} states"
         results[name] = built(scan_triton._forward_kernel, 90, states, 32, KEEP=True)
         results[f"backward, sm_90, {states} states"] = built(scan_triton._backward_kernel, 90, states, 16)
+    results |= group_norms_built()
     return results
 
 
-def built(kernel, capability, states, in_thread, **options):
-    """Compile as for a network under autocast: bfloat16 projections, float32 steps, last axes contiguous."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def group_norms_built():
+    """The group norm's kernels for the network's last level, 64 channels."""
+    from medsegmamba_bids.networks import group_norm_triton as module
 
+    common = {"C": 64, "SPLITS": 512}
+    return {
+        "group norm, sums": assembled(module._sums_kernel, 90, {**common, "ROWS": 64}, {"x": "*bf16"}),
+        "group norm, statistics": assembled(
+            module._statistics_kernel, 90, {**common, "G": 8, "ROWS": 32}, {"epsilon": "fp32"}
+        ),
+        "group norm, normalise": assembled(module._normalise_kernel, 90, {"C": 64, "BLOCK": 4096}, {"x": "*bf16"}),
+    }
+
+
+def built(kernel, capability, states, in_thread, **options):
+    """Compile a scan as for a network under autocast: bfloat16 projections, float32 steps, last axes contiguous."""
     from medsegmamba_bids.networks import scan_triton
 
     constants = dict(scan_triton.kernel_sizes(states, in_thread), SOFTPLUS=True, **options)
     warps = constants.pop("num_warps")
     constants |= dict.fromkeys(("u_c", "s_c", "b_n", "c_n"), 1)
     types = dict.fromkeys(("u", "b", "c"), "*bf16") | {"paths": "*i32"}
-    pointers = set(kernel.arg_names[: kernel.arg_names.index("u_b")])
+    code = assembled(kernel, capability, constants, types, warps)
+    return code | {"states_in_thread": constants["STATES"] * constants["BLOCK"] // (32 * warps)}
+
+
+#: Of the kernels' arguments that are no number.
+POINTERS = {
+    *("u", "steps", "b", "c", "a", "bias", "paths", "out", "kept"),
+    *("grad", "scratch", "grad_u", "grad_steps", "grad_b", "grad_c", "grad_a"),
+    *("x", "sums", "weight", "scale", "shift"),
+}
+
+
+def assembled(kernel, capability, constants, types, warps=4):
+    """Compile a kernel; numbers are taken for multiples of 16 where the compiler may be told so."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    told_nothing = {param.name for param in kernel.params if param.do_not_specialize}
     signature, places, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], places[(place,)] = "constexpr", constants[name]
             continue
-        signature[name] = types.get(name, "*fp32" if name in pointers else "i32")
-        if name not in scan_triton._UNSPECIALISED:
+        signature[name] = types.get(name, "*fp32" if name in POINTERS else "i32")
+        if name not in told_nothing and signature[name] != "fp32":
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, places, aligned)
     code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-    return usage(code.asm["cubin"]) | {
-        "exponentials": code.asm["ptx"].count("ex2.approx"),
-        "states_in_thread": constants["STATES"] * constants["BLOCK"] // (32 * warps),
-    }
+    return usage(code.asm["cubin"]) | {"exponentials": code.asm["ptx"].count("ex2.approx")}
 
 
 def usage(cubin):
