@@ -207,10 +207,9 @@ class _TritonScan(torch.autograd.Function):
     """``triton_scan`` with all of its inputs there."""
 
     @staticmethod
-    def forward(ctx, u, steps, b, c, a, paths, bias, skip, softplus):
+    def forward(ctx, u, steps, b, c, a, paths, bias, skip, softplus, keep):
         batch, length, channels = u.shape
         directions, sizes = len(paths), kernel_sizes(a.shape[1], 32)
-        keep = any(ctx.needs_input_grad)
         out = u.new_empty((directions, batch, length, channels), dtype=torch.float32)
         chunks = triton.cdiv(length, CHUNK)
         kept = out.new_empty((batch, directions, chunks, a.shape[1], channels) if keep else (0,))
@@ -249,6 +248,7 @@ class _TritonScan(torch.autograd.Function):
             None,
             grad_steps.sum((0, 2)).to(bias.dtype) if ctx.softplus else None,
             (u.float() * grad).sum((0, 1)).to(skip.dtype),
+            None,
             None,
         )
 
@@ -292,5 +292,7 @@ def triton_scan(
     softplus = bias is not None
     bias = bias.contiguous() if softplus else a.new_empty(0)
     skip = a.new_zeros(channels) if skip is None else skip.sum(0)
+    inputs = (u, steps, b, c, a, paths.contiguous(), bias, skip)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.cuda.device_of(u):
-        return _TritonScan.apply(u, steps, b, c, a, paths.contiguous(), bias, skip, softplus)
+        return _TritonScan.apply(*inputs, softplus, keep)
