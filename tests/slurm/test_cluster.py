@@ -200,12 +200,12 @@ def test_more_tasks_than_an_array_takes(cluster, study, submit):
     assert "101 tasks are more than this cluster takes in an array (100); use --per-task 2 or more" in ended.stderr
 
 
-def test_nipypes_own_plugin(cluster, study):
-    """``--use-plugin`` with Nipype's SLURM: a job per node."""
+def test_nipypes_own_plugin(cluster, study, tmp_path):
+    """``--use-plugin`` with Nipype's SLURM: a job per node. It takes no space in the name of the work folder."""
     (study / "plugin.yml").write_text(
         f"plugin: SLURM\nplugin_args:\n  sbatch_args: '--mem=2000M --cpus-per-task=1 --chdir={cluster.root}'\n"
     )
-    command = [sys.executable, "-m", "medsegmamba_bids", "bids", "plugin-out", "participant", "-w", "plugin-work"]
+    command = [sys.executable, "-m", "medsegmamba_bids", "bids", "plugin-out", "participant", "-w", str(tmp_path)]
     command += ["--participant-label", "01", "--use-plugin", "plugin.yml", *OPTIONS]
     ended = subprocess.run(
         command, env=cluster.environment, cwd=study, capture_output=True, text=True, check=False, timeout=PATIENCE_S
