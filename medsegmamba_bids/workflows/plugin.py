@@ -20,7 +20,7 @@ from typing import Any
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from medsegmamba_bids.workflows.workers import start_network_worker, start_worker
+from medsegmamba_bids.workflows.workers import import_networks, start_network_worker, start_worker
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,12 @@ class Worker:
             self._pool = self._make()
             self._last = self._pool.submit(*task)
         return self._last
+
+    def prepare(self, task: Callable[[], None]) -> None:
+        """Start a process and what takes long in it, while there is nothing else for it to do."""
+        if self._pool is None:
+            self.submit(task)
+            self._last = None
 
     def close(self, kill: bool = False) -> None:
         """End the processes; with ``kill`` at once, though they may tidy up."""
@@ -142,9 +148,11 @@ class NetworkProcessPlugin(MultiProcPlugin):
                 "%d GPUs, but %d processors (--nprocs): as many GPUs are used at once",
                 *(len(self._networks), self.processors),
             )
-        for node in graph.nodes():
-            if _runs_network(node):
-                node.n_procs = min(node.n_procs, max(1, share))
+        networks = [node for node in graph.nodes() if _runs_network(node)]
+        for node in networks:
+            node.n_procs = min(node.n_procs, max(1, share))
+        for worker in self._networks[: len(networks)]:
+            worker.prepare(import_networks)
         super()._prerun_check(graph)
 
     def _postrun_check(self) -> None:

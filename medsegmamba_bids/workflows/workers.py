@@ -38,6 +38,11 @@ def start_network_worker(folder: str, threads: int, log_file: str | None, visibl
     keep_freed_memory()
 
 
+def import_networks() -> None:
+    """Import what networks need, which takes a second or two: the first scan is conformed meanwhile."""
+    import medsegmamba_bids.inference.segment  # noqa: F401
+
+
 def _end_with_main_process() -> None:
     """End at once when the main process is gone: the next run may be in the same folders already."""
     main = multiprocessing.parent_process()
