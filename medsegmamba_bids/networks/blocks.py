@@ -149,3 +149,14 @@ def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
         inner = kind[:, :, a : a + size[0], b : b + size[1], c : c + size[2]]
         out[:, :, a::2, b::2, c::2] = inner
     return out
+
+
+def mlp(channels: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The multilayer perceptron of a residual block: (..., C) -> (..., C)."""
+    return nn.Sequential(
+        Linear(channels, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        Linear(hidden, channels),
+        nn.Dropout(dropout),
+    )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsegmamba_bids.networks.blocks import Conv3d, Linear, linear
+from medsegmamba_bids.networks.blocks import Conv3d, Linear, linear, mlp
 from medsegmamba_bids.networks.scan_paths import DIRECTIONS, scan_paths
 from medsegmamba_bids.networks.selective_scan import selective_scan
 
@@ -121,13 +121,7 @@ class ScanBlock(nn.Module):
         self.scan = scan
         self.scan_dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(
-            Linear(channels, channels),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            Linear(channels, channels),
-            nn.Dropout(dropout),
-        )
+        self.mlp = mlp(channels, channels, dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, Linear, NormReLU, UpSampling
+from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, Linear, NormReLU, UpSampling, mlp
 from medsegmamba_bids.networks.medsegmamba import DOWN_SAMPLING, check_sizes
 
 
@@ -61,13 +61,7 @@ class TransformerLayer(nn.Module):
         self.attention = SelfAttention(channels, heads, attention_dropout)
         self.attention_dropout = nn.Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(
-            Linear(channels, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            Linear(hidden, channels),
-            nn.Dropout(dropout),
-        )
+        self.mlp = mlp(channels, hidden, dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, C) -> (B, L, C)."""

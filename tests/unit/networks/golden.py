@@ -50,3 +50,12 @@ def build(stored):
 def golden_input(stored):
     rng = np.random.default_rng(int(stored["input_seed"]))
     return torch.from_numpy(rng.random((1, 1, 96, 96, 96), dtype=np.float32))
+
+
+def check_probabilities(ours, stored):
+    """Compare probabilities (C, X, Y, Z) with what the authors' code gave."""
+    stride = int(stored["stride"])
+    assert np.abs(ours[:, ::stride, ::stride, ::stride] - stored["probabilities"]).max() < 1e-4
+    assert (ours.argmax(0)[:, :, 48] == stored["labels_slice_48"]).mean() > 0.999
+    counts = np.bincount(ours.argmax(0).ravel(), minlength=len(ours))
+    assert np.abs(counts - stored["label_counts"]).sum() < 0.001 * counts.sum()
