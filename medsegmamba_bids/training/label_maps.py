@@ -27,7 +27,9 @@ SYNONYMS = {136: 31, 137: 31, 163: 63, 164: 63, 80: 77, 72: 224, 81: 77, 82: 77}
 MERGED_INTO = {31: (4,), 63: (43,), 77: (2, 41)}
 INNER_CSF, OUTER_CSF = 24, 224
 LANDMARKS = (4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
-SHELL_MM, CSF_REACH_MM = 3, 3
+SHELL_MM, CSF_REACH_MM, PALLIDUM_REACH_MM = 3, 3, 2
+#: Pallidum, its neighbour putamen and the white matter around, for each side.
+PALLIDA = ((13, 12, 2), (52, 51, 41))
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
 
 @dataclass(frozen=True, eq=False)
 class TemplateAtlas:
-    """FreeSurfer labels of a template, int (A, B, D), LIA, 1 mm: they say where label 24 belongs."""
+    """FreeSurfer labels of a template, int (A, B, D), LIA, 1 mm: where label 24 belongs, how far the pallidum goes."""
 
     labels: np.ndarray
 
@@ -117,7 +119,7 @@ def prepare_map(
         Label image, 1 mm.
     tissues : TissueTable
     atlas : TemplateAtlas, optional
-        Without it every voxel of label 24 keeps its label.
+        Without it every voxel of label 24 keeps its label, and the pallidum its size.
     image : SpatialImage, optional
         A real image of this head, resampled onto the map.
     stripped : bool
@@ -133,7 +135,9 @@ def prepare_map(
     labels, turned = read_lia(path)
     labels = _rename(_whole_numbers(labels, path))
     if atlas is not None:
-        labels = _limit_inner_csf(labels, atlas)
+        matrix = _landmark_affine(labels, atlas)
+        _limit_inner_csf(labels, atlas, matrix)
+        _widen_pallidum(labels, atlas, matrix)
     if labels.max() < 500:  # a map of the brain alone: some fluid belongs around it
         _surround_with_csf(labels)
     if subfields is not None:
@@ -222,17 +226,34 @@ def _rename(labels: np.ndarray) -> np.ndarray:
     return join_brain_labels(lookup[labels])
 
 
-def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:
+def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
     """Label 24 only where the atlas has it (nearby): these maps use it for all fluid around the brain."""
-    matrix = _landmark_affine(labels, atlas)
-    region = atlas.inner_csf
     voxels = np.argwhere(labels == INNER_CSF)
+    kept = _look_up(atlas.inner_csf, voxels, matrix)
+    labels[tuple(voxels[~kept].T)] = OUTER_CSF
+
+
+def _widen_pallidum(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
+    """White matter at the lentiform nucleus becomes pallidum where the atlas has it.
+
+    Pallidum and white matter look alike in T1w. In SynthSeg's maps, drawn by hand, it has 0.28 of the putamen's
+    volume; in FreeSurfer's output, which is to be met, 0.3 to 0.4, mostly further back (0.40 after this).
+    """
+    for pallidum, putamen, white in PALLIDA:
+        nucleus = np.isin(labels, (pallidum, putamen))
+        near = ndimage.binary_dilation(nucleus, iterations=PALLIDUM_REACH_MM) & (labels == white)
+        voxels = np.argwhere(near)
+        added = _look_up(atlas.labels == pallidum, voxels, matrix)
+        labels[tuple(voxels[added].T)] = pallidum
+
+
+def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Which of a map's voxels (N, 3) lie in a region of the atlas, bool (N,)."""
     mapped = np.rint(np.c_[voxels, np.ones(len(voxels))] @ matrix).astype(int)
     inside = ((mapped >= 0) & (mapped < region.shape)).all(1)
-    keep = np.zeros(len(voxels), bool)
-    keep[inside] = region[tuple(mapped[inside].T)]
-    labels[tuple(voxels[~keep].T)] = OUTER_CSF
-    return labels
+    found = np.zeros(len(voxels), bool)
+    found[inside] = region[tuple(mapped[inside].T)]
+    return found
 
 
 def _landmark_affine(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:

@@ -16,7 +16,7 @@ from medsegmamba_bids.training.label_maps import LabelMap, TemplateAtlas, prepar
 from medsegmamba_bids.training.synthesis import TissueTable
 
 #: Raised whenever preparing a map gives something else than before.
-_VERSION = 1
+_VERSION = 2
 
 
 def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: TissueTable) -> list[LabelMap]:
