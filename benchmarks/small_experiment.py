@@ -94,7 +94,9 @@ def write_configs(folder, task, epochs):
             ("[network]\n", f"[network]\n{entries}"),
             ("epochs = 15" if task == "aseg" else "epochs = 63", f"epochs = {epochs}\nrate = 1e-2\nworkers = 0"),
             ("patch_size = 96", f"patch_size = {PATCH}"),
-            ("patches_per_axis = 3", "patches_per_axis = 1"),
+            ("patches_per_axis = 3", "patches_per_axis = 1")  # a brain fits into a patch, a box of subfields does not
+            if task == "aseg"
+            else ("patches_per_axis = 1", "patches_per_axis = 3"),
             ("step = 32" if task == "aseg" else "step = 96", f"step = {PATCH // 2}"),
             ('name = "paper-', 'name = "small-'),
         )

@@ -18,7 +18,7 @@ from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
-from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
+from medsegmamba_bids.inference.merge import CEREBRUM, OnPosterior, Segmentation, background_only, merge_posteriors
 from medsegmamba_bids.inference.patches import Box, grow_box
 from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
 from medsegmamba_bids.inference.rescale import AlignedGrids
@@ -60,7 +60,8 @@ class InferenceSettings:
     low_memory : bool
         Take less than 2 GiB of a GPU's memory: patches one by one, their mean on the CPU. Slower.
     largest_component : bool
-        Drop what does not hang together with the largest part of the segmentation.
+        Drop what does not hang together with the largest part of the segmentation, where the classes cover the
+        whole brain, or with the largest part of a hippocampus.
     progress : callable or None
         Called with the patches done and all patches.
     """
@@ -272,7 +273,9 @@ class _Job:
         """Locate the brain in the box of a head by one pass with patches side by side."""
         step = self.info.input.patch_size
         quick = self._predict(head, step=step, gaussian=False, mirror=None, half_accumulator=True)
-        brain = largest_component((quick.probabilities.argmax(0) > 0).cpu().numpy())
+        brain = (quick.probabilities.argmax(0) > 0).cpu().numpy()
+        if self.groups:
+            brain = largest_component(brain)
         margin = int(np.ceil(_BRAIN_MARGIN_MM / self.grids.ratio))
         box = nonzero_box(brain)
         if box is None:
@@ -331,10 +334,13 @@ class _Job:
 
 
 def class_groups(info: WeightsInfo) -> list[list[int]]:
-    """Return the classes that hang together: the brain as a whole, the hippocampi a side each."""
+    """Return the classes that hang together: the brain as a whole, the hippocampi a side each.
+
+    Structures without the cerebrum between them need not touch each other, and hypointensities never do.
+    """
     classes = [index for index, label in enumerate(info.labels) if index]
     if info.task != "hippocampus":
-        return [classes]
+        return [classes] if set(info.labels) >= CEREBRUM else []
     left = [index for index in classes if info.labels[index] < 2000]
     right = [index for index in classes if info.labels[index] >= 2000]
     return [group for group in (left, right) if group]

@@ -17,12 +17,14 @@ from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
 from medsegmamba_bids.inference.patches import grow_box
+from medsegmamba_bids.inference.segment import HIPPOCAMPUS_SIDE
 from medsegmamba_bids.training.config import PairsConfig
 from medsegmamba_bids.training.pairs import Pair, PairError
 from medsegmamba_bids.training.processes import Processes
 
 CORTEX = 3
-_VERSION = 1
+SUBFIELD_TABLE = "hippoFS60"
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +157,7 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
     """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
     background = config.background
     if background is None:
-        background = () if config.table == "hippoFS60" else ASEG_BACKGROUND
+        background = () if config.table == SUBFIELD_TABLE else ASEG_BACKGROUND
     present = np.flatnonzero(np.bincount(labels.ravel()))
     foreign = sorted(set(present.tolist()) - set(table.labels.tolist()) - set(background))
     files = ", ".join(str(path) for path, _ in pair.labels)
@@ -172,13 +174,15 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
 
 
 def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> tuple[slice, ...]:
-    """Where patches lie: around all labels, or exactly one patch around the middle of the classes."""
-    if config.patches_per_axis > 1:
+    """Where patches lie: around all labels, one patch around the middle of the classes, or where subfields are."""
+    subfields = config.table == SUBFIELD_TABLE
+    if config.patches_per_axis > 1 and not subfields:
         return grow_box(nonzero_box(labels), labels.shape, config.patch_size)
     box = nonzero_box(classes)
     centres = [(side.start + side.stop) // 2 for side in box]
     point = tuple(slice(centre, centre) for centre in centres)
-    return grow_box(point, labels.shape, config.patch_size)
+    side = max(HIPPOCAMPUS_SIDE, config.patch_size) if subfields else config.patch_size
+    return grow_box(point, labels.shape, side)
 
 
 class ScanPatches(Dataset):

@@ -14,6 +14,8 @@ from .conftest import is_gone
 
 pytestmark = pytest.mark.slow  # whole runs
 
+KILLED_AFTER = ("conform", "aseg", "normalize")
+
 
 def command(root, weights, *options):
     arguments = [root / "bids", root / "out", "participant", "-w", root / "work", "--aseg-weights", weights["aseg"]]
@@ -46,12 +48,12 @@ def results(root):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, weights, dataset):
-    """A run killed in the middle, what it left, and a run that took it up."""
+    """A run killed again and again, each time further on, what it left, and a run that took it up."""
     root = tmp_path_factory.mktemp("resume")
     dataset(root / "bids", ["sub-01"])
-    group = kill_after("normalize done", root, weights)
-    gone = is_gone(group)
+    gone = [is_gone(kill_after(f"{step} done", root, weights)) for step in KILLED_AFTER]
     left = list((root / "out").rglob("*_stats.tsv"))
+    gone.append(is_gone(kill_after("statistics_aseg done", root, weights)))
     nothing = root / "out" / "sub-01" / "anat" / ".sub-01_dseg.0a1b2c3d.part.nii.gz"  # as if killed while writing
     nothing.parent.mkdir(parents=True, exist_ok=True)
     nothing.write_bytes(b"half")
@@ -60,7 +62,7 @@ def killed(tmp_path_factory, weights, dataset):
 
 def test_nothing_goes_on_behind_a_killed_run(killed):
     _, gone, left, _ = killed
-    assert gone
+    assert all(gone)
     assert left == []
 
 

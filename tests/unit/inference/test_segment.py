@@ -270,7 +270,9 @@ def test_subfields_need_labels_that_fit(subfields):
 def test_groups_of_classes_that_hang_together():
     config = {"classes": 5}
     aseg = WeightsInfo("a", "medsegmamba", config, "aseg", (0, 4, 17, 43, 53))
-    assert class_groups(aseg) == [[1, 2, 3, 4]]
+    assert class_groups(aseg) == []
+    whole = WeightsInfo("a", "medsegmamba", config, "aseg", (0, 2, 3, 41, 42))
+    assert class_groups(whole) == [[1, 2, 3, 4]]
     both = WeightsInfo("b", "medsegmamba", config, "hippocampus", (0, 1203, 1204, 2203, 2204))
     assert class_groups(both) == [[1, 2], [3, 4]]
     left = WeightsInfo("c", "medsegmamba", {"classes": 2}, "hippocampus", (0, 1203))

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from medsegmamba_bids.training.label_maps import (
     LANDMARKS,
@@ -105,15 +106,21 @@ def test_maps_are_stored_and_read(tmp_path, label_map):
         assert np.array_equal(getattr(again, name), getattr(one, name))
 
 
-def test_csf_stays_only_where_the_atlas_has_it(tmp_path, lia, tissues):
-    """A map whose label 24 is all fluid: only the part near the atlas' 24, through an affine, keeps it."""
+def atlas_and_map():
+    """Cubes of 3 voxels for landmarks of an atlas, and the same 10 voxels further along each axis in a head."""
     rng = np.random.default_rng(0)
     atlas = np.zeros((80, 80, 80), np.int32)
     labels = np.zeros((100, 100, 100), np.int32)
     labels[2:98, 2:98, 2:98] = 502
     for label, place in zip(LANDMARKS, rng.integers(10, 70, (len(LANDMARKS), 3)), strict=True):
         atlas[tuple(slice(p - 1, p + 2) for p in place)] = label
-        labels[tuple(slice(p + 9, p + 12) for p in place)] = label  # the same, 10 voxels further along each axis
+        labels[tuple(slice(p + 9, p + 12) for p in place)] = label
+    return atlas, labels
+
+
+def test_csf_stays_only_where_the_atlas_has_it(tmp_path, lia, tissues):
+    """A map whose label 24 is all fluid: only the part near the atlas' 24, through an affine, keeps it."""
+    atlas, labels = atlas_and_map()
     atlas[40:44, 40:44, 40:44] = 24
     labels[50:54, 50:54, 50:54] = 24  # belongs there
     labels[60:64, 50:54, 50:54] = 24  # 6 voxels off
@@ -124,6 +131,29 @@ def test_csf_stays_only_where_the_atlas_has_it(tmp_path, lia, tissues):
     assert (found[58:62, 48:52, 48:52] == OUTER_CSF).mean() > 0.9
     everywhere = labels_of(prepare_map(path, tissues), tissues)
     assert (everywhere[58:62, 48:52, 48:52] == 24).mean() > 0.9
+
+
+def test_the_pallidum_reaches_into_white_matter_as_in_the_atlas(tmp_path, lia, tissues):
+    """Not beyond the atlas', not into other tissues, not far from the map's own."""
+    atlas, labels = atlas_and_map()
+    middle = np.argwhere(atlas == 13).mean(0).round().astype(int)
+
+    def around(reach, shift):
+        return tuple(slice(m + shift - reach, m + shift + reach + 1) for m in middle)
+
+    atlas[around(2, 0)] = 13  # as wide as that
+    labels[around(5, 10)] = 2
+    labels[around(1, 10)] = 13
+    labels[middle[0] + 12, middle[1] + 10, middle[2] + 10] = 12  # putamen stays
+    path = write(labels.astype(np.int16), lia, tmp_path)
+    found = labels_of(prepare_map(path, tissues, atlas=TemplateAtlas(atlas)), tissues)
+    expected = np.full((11, 11, 11), 2)
+    grown = ndimage.binary_dilation(labels[around(5, 10)] != 2, iterations=2)  # by faces
+    expected[3:8, 3:8, 3:8][grown[3:8, 3:8, 3:8]] = 13
+    expected[7, 5, 5] = 12
+    assert np.array_equal(found[around(5, 8)], expected)  # cropped by 2 voxels
+    kept = labels_of(prepare_map(path, tissues), tissues)
+    assert (kept == 13).sum() == 27
 
 
 def test_a_brain_alone_gets_fluid_around(tmp_path, head, lia, tissues):

@@ -171,7 +171,7 @@ def test_subfield_files_of_both_sides_are_joined(tmp_path):
     assert sorted(np.unique(merged).tolist()) == [0, 1206, 2206, 2226]
     assert merged[9, 9, 9] == 0
     found = prepare_pair(pair, SUBFIELDS, load_label_table("hippoFS60"))
-    assert found.image.shape == (16, 16, 16)
+    assert found.image.shape == (96, 96, 96)  # what inference looks at, whatever the size of a patch
 
 
 def test_prepared_pairs_are_kept_until_a_file_changes(tmp_path):
