@@ -26,14 +26,12 @@ STRUCTURES = (
 )
 #: FreeSurfer's subfields from front to back of a hippocampus, with what is added to its brightness.
 SUBFIELDS = ((206, 0), (205, 12), (226, -12))
-#: Sizes of the networks: for subfields smaller ones, since their patch is the whole box of 96^3.
-CHANNELS = {"aseg": [8, 8, 16, 16], "hippocampus": [4, 4, 8, 8]}
 NETWORKS = {
-    "": {"bottleneck": 64, "state": 8, "blocks": 3},
-    "_segmambabot": {"bottleneck": 64, "state": 8, "blocks": 3},
-    "_tabsurfer": {"embedding": 64, "heads": 4, "layers": 3},
+    "": {"channels": [8, 8, 16, 16], "bottleneck": 64, "state": 8, "blocks": 3},
+    "_segmambabot": {"channels": [8, 8, 16, 16], "bottleneck": 64, "state": 8, "blocks": 3},
+    "_tabsurfer": {"channels": [8, 8, 16, 16], "embedding": 64, "heads": 4, "layers": 3},
 }
-PATCH = 32  # a brain fits into it
+PATCH = 32  # a brain fits into it; subfields are trained in their whole box, as in the paper
 
 
 def make_brain(rng):
@@ -91,7 +89,7 @@ def write_configs(folder, task, epochs):
     files = []
     for suffix, sizes in NETWORKS.items():
         text = find_config(f"paper_{task}{suffix}").read_text()
-        entries = "".join(f"{key} = {value}\n" for key, value in {"channels": CHANNELS[task], **sizes}.items())
+        entries = "".join(f"{key} = {value}\n" for key, value in sizes.items())
         changes = [
             ("[network]\n", f"[network]\n{entries}"),
             ("epochs = 15" if task == "aseg" else "epochs = 63", f"epochs = {epochs}\nrate = 1e-2\nworkers = 0"),
