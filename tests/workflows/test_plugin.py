@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.plugins import multiproc
 
 from medsegmamba_bids.workflows.crashes import read_crashes
 from medsegmamba_bids.workflows.plugin import NetworkProcessPlugin, visible_devices
@@ -17,6 +19,7 @@ class InputSpec(BaseInterfaceInputSpec):
     die = traits.Bool(False, usedefault=True)
     mark = traits.Str()
     meeting_place = traits.Directory()
+    seconds = traits.Float(0.2, usedefault=True)
 
 
 class OutputSpec(TraitedSpec):
@@ -35,7 +38,7 @@ class Tell(SimpleInterface):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.inputs.meeting_place:
             meet(Path(self.inputs.meeting_place))
-        time.sleep(0.2)
+        time.sleep(self.inputs.seconds)
         self._results.update(pid=os.getpid(), mask=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return runtime
 
@@ -85,6 +88,14 @@ def test_networks_share_a_process_over_workflows(tmp_path, plugin):
     assert one["n1"].pid == one["n2"].pid == two["n3"].pid
     assert one["other"].pid != one["n1"].pid
     assert os.getpid() not in {one["n1"].pid, one["other"].pid}
+
+
+def test_waiting_takes_no_processor(tmp_path, plugin, monkeypatch):
+    """A second with a node: Nipype alone would collect garbage every 50 ms."""
+    collected = []
+    monkeypatch.setattr(multiproc, "gc", SimpleNamespace(collect=lambda: collected.append(1)))
+    results(workflow_of(tmp_path, waits=Tell(seconds=1.0)).run(plugin))
+    assert 1 <= len(collected) <= 3
 
 
 def test_gpus_share_the_work(tmp_path, monkeypatch):
