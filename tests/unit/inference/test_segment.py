@@ -86,14 +86,26 @@ def test_settings_do_not_change_what_is_clear(network, settings):
     check(segment_conformed(*network, conformed(brain_labels()), InferenceSettings(**settings)), brain_labels())
 
 
-def test_islands_are_dropped_unless_told_otherwise(network):
+def with_island():
     labels = brain_labels()
     labels[108:120, 108:120, 108:120] = 10
-    kept = segment_conformed(*network, conformed(labels), InferenceSettings(largest_component=False))
-    assert kept.labels[114, 114, 114] == 10
-    found = segment_conformed(*network, conformed(labels))
+    return labels
+
+
+def test_islands_are_dropped_unless_told_otherwise(intensity_weights):
+    """With classes that cover the cerebrum: what touches nothing of it is no part of the brain."""
+    names = dict(zip(LEVELS, (0, 2, 3, 41, 42), strict=True))
+    levels = {names[label]: level for label, level in LEVELS.items()}
+    network = load_weights(intensity_weights("aseg", levels, voxel_size=4.0))
+    kept = segment_conformed(*network, conformed(with_island()), InferenceSettings(largest_component=False))
+    assert kept.labels[114, 114, 114] == names[10]
+    found = segment_conformed(*network, conformed(with_island()))
     assert not found.labels[104:, 104:, 104:].any()
-    assert found.soft_volumes[10] < 0.01 * kept.soft_volumes[10]
+    assert found.soft_volumes[names[10]] < 0.01 * kept.soft_volumes[names[10]]
+
+
+def test_structures_without_the_cerebrum_need_not_touch(network):
+    assert segment_conformed(*network, conformed(with_island())).labels[114, 114, 114] == 10
 
 
 def head_labels():
