@@ -1,4 +1,4 @@
-"""The paper's experiment in small: made-up brains, tiny networks, a few minutes on a CPU.
+"""The paper's experiment in small: made-up brains, tiny networks, on a CPU (subcortical structures: minutes).
 
     python benchmarks/small_experiment.py FOLDER [--participants 20] [--epochs 15] [--tasks aseg hippocampus]
 

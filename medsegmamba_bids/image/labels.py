@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from medsegmamba_bids.image.geometry import nonzero_box
 TABLES = ("aseg", "aseg_brain", "hippoFS60")
 CALLOSUM = (251, 252, 253, 254, 255)
 WHITE_MATTER = (2, 41)
+CEREBRUM = (2, 3, 41, 42)
 #: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
 ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *CALLOSUM)
 ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
@@ -112,6 +114,11 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
         if np.array_equal(table.labels, labels):
             return table
     raise ValueError(f"no label table has the classes {list(map(int, labels))}")
+
+
+def covers_brain(labels: Iterable[int]) -> bool:
+    """Whether classes with these labels cover the whole brain: cerebral white matter and cortex are among them."""
+    return set(labels) >= set(CEREBRUM)
 
 
 def join_brain_labels(labels: np.ndarray) -> np.ndarray:

@@ -17,12 +17,12 @@ import torch
 from scipy import ndimage
 
 from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.labels import covers_brain
 from medsegmamba_bids.inference.foreground import fill_holes, largest_component
 from medsegmamba_bids.inference.patches import Box
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
 
-CEREBRUM = {2, 3, 41, 42}  # a table with these covers the whole brain
 # A class is interpolated in the box where it has at least this probability; what lies beyond is the
 # softmax's floor, which would add up to a volume although nothing is there.
 _FLOOR = 1e-4
@@ -86,7 +86,7 @@ def background_only(
         voxels=dict.fromkeys(found, 0),
         soft_volumes=dict.fromkeys(found, 0.0),
         mean_posterior=dict.fromkeys(found, math.nan),
-        brain_mask=np.zeros(shape, bool) if set(labels) >= CEREBRUM else None,
+        brain_mask=np.zeros(shape, bool) if covers_brain(labels) else None,
         device="none",
         notes=tuple(notes),
     )
@@ -217,7 +217,7 @@ class _Merger:
             voxels=_by_label(labels, counts, int),
             soft_volumes=_by_label(labels, self.sums * voxel, float),
             mean_posterior=_by_label(labels, means, float),
-            brain_mask=fill_holes(whole > 0) if set(labels.tolist()) >= CEREBRUM else None,
+            brain_mask=fill_holes(whole > 0) if covers_brain(labels.tolist()) else None,
             device=str(self.prediction.device),
             notes=tuple(notes),
         )

@@ -15,10 +15,10 @@ import numpy as np
 from torch import nn
 
 from medsegmamba_bids.image.geometry import nonzero_box
-from medsegmamba_bids.image.labels import table_of_labels
+from medsegmamba_bids.image.labels import covers_brain, table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
-from medsegmamba_bids.inference.merge import CEREBRUM, OnPosterior, Segmentation, background_only, merge_posteriors
+from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
 from medsegmamba_bids.inference.patches import Box, grow_box
 from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
 from medsegmamba_bids.inference.rescale import AlignedGrids
@@ -340,7 +340,7 @@ def class_groups(info: WeightsInfo) -> list[list[int]]:
     """
     classes = [index for index, label in enumerate(info.labels) if index]
     if info.task != "hippocampus":
-        return [classes] if set(info.labels) >= CEREBRUM else []
+        return [classes] if covers_brain(info.labels) else []
     left = [index for index in classes if info.labels[index] < 2000]
     right = [index for index in classes if info.labels[index] >= 2000]
     return [group for group in (left, right) if group]

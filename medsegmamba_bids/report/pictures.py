@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from medsegmamba_bids.image.geometry import Box
-from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.image.labels import CEREBRUM, load_label_table
 from medsegmamba_bids.report import slices, surfaces
 
 # Left out of drawings in three dimensions, as they hide the rest, and from what slices are centred on.
-_CEREBRUM = (2, 3, 41, 42)
-_HIDDEN = (*_CEREBRUM, 24, 77)
+_HIDDEN = (*CEREBRUM, 24, 77)
 _HIPPOCAMPI = (17, 53)
 _SLICES = {"axial": 8, "coronal": 8, "sagittal": 8}
 _CLOSE_UP = {"axial": 4, "coronal": 6, "sagittal": 6}
@@ -71,7 +70,7 @@ def draw_pictures(
     nothing = np.zeros(data.shape, np.uint8)
     aseg = labels.get("aseg", nothing)
     inside = brain > 0 if brain is not None else aseg > 0
-    deep = slices.grown(slices.box_of((aseg > 0) & ~np.isin(aseg, _CEREBRUM)), 4, data.shape)
+    deep = slices.grown(slices.box_of((aseg > 0) & ~np.isin(aseg, CEREBRUM)), 4, data.shape)
     shown = slices.grown(slices.box_of(inside), 6 if brain is not None else 30, data.shape)
     top = slices.bright(data, inside)
     colors = colors_of("aseg")

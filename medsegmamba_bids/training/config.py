@@ -87,6 +87,11 @@ class _Config:
     """What the configurations of both kinds of training can do."""
 
     @property
+    def subfields(self) -> bool:
+        """Whether it trains on hippocampal subfields."""
+        return self.table == "hippoFS60"
+
+    @property
     def digest(self) -> str:
         """Checksum of what decides the result; a checkpoint of another configuration is refused."""
         fields = dataclasses.asdict(self)

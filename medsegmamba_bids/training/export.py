@@ -61,7 +61,7 @@ def _default_table(config: Config) -> WeightsTable:
     if not isinstance(config, SynthesisConfig):
         raise ConfigError(f"configuration {config.name}: needs a [weights] table that tells which images it is for")
     size, voxel_size = config.patch_size, sum(config.stages[-1].voxel_size) / 2
-    task = "hippocampus" if config.table == "hippoFS60" else "aseg"
+    task = "hippocampus" if config.subfields else "aseg"
     return WeightsTable(config.name, task, round(voxel_size, 3), size, size // 2, gaussian=True)
 
 

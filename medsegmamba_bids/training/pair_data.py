@@ -23,7 +23,6 @@ from medsegmamba_bids.training.pairs import Pair, PairError
 from medsegmamba_bids.training.processes import Processes
 
 CORTEX = 3
-SUBFIELD_TABLE = "hippoFS60"
 _VERSION = 2
 
 
@@ -157,7 +156,7 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
     """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
     background = config.background
     if background is None:
-        background = () if config.table == SUBFIELD_TABLE else ASEG_BACKGROUND
+        background = () if config.subfields else ASEG_BACKGROUND
     present = np.flatnonzero(np.bincount(labels.ravel()))
     foreign = sorted(set(present.tolist()) - set(table.labels.tolist()) - set(background))
     files = ", ".join(str(path) for path, _ in pair.labels)
@@ -175,13 +174,12 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
 
 def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> tuple[slice, ...]:
     """Where patches lie: around all labels, one patch around the middle of the classes, or where subfields are."""
-    subfields = config.table == SUBFIELD_TABLE
-    if config.patches_per_axis > 1 and not subfields:
+    if config.patches_per_axis > 1 and not config.subfields:
         return grow_box(nonzero_box(labels), labels.shape, config.patch_size)
     box = nonzero_box(classes)
     centres = [(side.start + side.stop) // 2 for side in box]
     point = tuple(slice(centre, centre) for centre in centres)
-    side = max(HIPPOCAMPUS_SIDE, config.patch_size) if subfields else config.patch_size
+    side = max(HIPPOCAMPUS_SIDE, config.patch_size) if config.subfields else config.patch_size
     return grow_box(point, labels.shape, side)
 
 

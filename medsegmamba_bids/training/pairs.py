@@ -69,7 +69,7 @@ def _freesurfer_pair(folder: Path, participant: str, config: PairsConfig) -> Pai
     image = folder / "mri" / config.image
     if not image.is_file():
         raise PairError(f"{image}: no such file; which image of a subject is used stands in the configuration (image)")
-    wanted = SUBFIELD_FILES if config.table == "hippoFS60" else ASEG_FILES
+    wanted = SUBFIELD_FILES if config.subfields else ASEG_FILES
     return Pair(folder.name, participant, image, tuple((_one(folder / "mri", name), add) for name, add in wanted))
 
 
@@ -98,7 +98,7 @@ def find_bids_pairs(
     images = layout.get(
         scope="raw", suffix="T1w", extension=[".nii", ".nii.gz"], subject=subjects, return_type="object"
     )
-    prefix = config.segmentation or ("hippo" if config.table == "hippoFS60" else "aseg")
+    prefix = config.segmentation or ("hippo" if config.subfields else "aseg")
     labels = _label_images(layout, prefix, subjects)
     pairs = []
     for image in images:

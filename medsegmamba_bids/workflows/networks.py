@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.image.labels import covers_brain
 from medsegmamba_bids.networks.weights_folders import default_weights, find_weights
 from medsegmamba_bids.networks.weights_info import WeightsInfo, read_info
 
-_CEREBRUM = {2, 3, 41, 42}  # a table with these covers the whole brain
 _LEAVE_OUT = "none"
 
 
@@ -23,7 +23,7 @@ class Network:
     @property
     def makes_mask(self) -> bool:
         """Whether its classes cover the whole brain."""
-        return set(self.info.labels) >= _CEREBRUM
+        return covers_brain(self.info.labels)
 
     @property
     def takes_heads(self) -> bool:
