@@ -53,10 +53,10 @@ setup(
     entry_points={
         "console_scripts": [
             "medsegmamba=medsegmamba_bids.cli.main:main",
-            "medsegmamba-evaluate=medsegmamba_bids.evaluation.command:main",
+            "medsegmamba-evaluate=medsegmamba_bids.cli.evaluate:main",
             "medsegmamba-segment=medsegmamba_bids.cli.segment:main",
             "medsegmamba-slurm=medsegmamba_bids.cli.slurm:main",
-            "medsegmamba-train=medsegmamba_bids.training.command:main",
+            "medsegmamba-train=medsegmamba_bids.cli.train:main",
             "medsegmamba-weights=medsegmamba_bids.cli.weights:main",
         ]
     },

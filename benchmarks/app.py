@@ -27,12 +27,12 @@ START_PARTICIPANTS = 500
 # What the app's network nodes do, without the app; imports are not counted.
 DIRECT = """
 import json, sys, time
-from medsegmamba_bids.networks.memory import keep_freed_memory
+from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
 keep_freed_memory()
 import torch
 torch.set_num_threads(int(sys.argv[2]))
 from medsegmamba_bids.image.io import load_image
-from medsegmamba_bids.inference.segment import Segmenter
+from medsegmamba_bids.inference.segmenter import Segmenter
 from medsegmamba_bids.inference.single import segment_image
 start = time.perf_counter()
 segment_image(Segmenter(), load_image(sys.argv[1]), hippocampus=True)

@@ -86,7 +86,7 @@ class Bench:
 
 def versions(bench):
     """The card and what runs on it."""
-    from medsegmamba_bids.networks.selective_scan import available_backends
+    from medsegmamba_bids.networks.kernels.selective_scan import available_backends
 
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     for name in ("triton", "mamba_ssm"):
@@ -176,8 +176,8 @@ def graph_row(bench, network):
 
 def scans(bench):
     """One block's scan by every backend, inputs as autocast gives them; forward, and with gradients."""
+    from medsegmamba_bids.networks.kernels.selective_scan import available_backends, selective_scan
     from medsegmamba_bids.networks.scan_paths import scan_paths
-    from medsegmamba_bids.networks.selective_scan import available_backends, selective_scan
 
     network = bench.network()
     side, scan = network.patch_size // 8, network.bottleneck[0].scan
@@ -260,7 +260,7 @@ def images(bench):
 def agreement(bench, conformed):
     """What half precision changes with trained weights."""
     from medsegmamba_bids.image.io import load_labels
-    from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
+    from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
     weights = bench.options.weights
     references = [load_labels(path) for path in bench.options.reference] or [None] * len(conformed)
@@ -282,8 +282,8 @@ def agreement(bench, conformed):
 
 def many(bench, conformed):
     """Scans in a row by one process, against the time that their patches alone take."""
-    from medsegmamba_bids.inference import segment as module
-    from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
+    from medsegmamba_bids.inference import segmenter as module
+    from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
     spent = []
     real = module.predict_volume

@@ -39,8 +39,8 @@ def measure(case, device, runs):
     import torch
 
     from medsegmamba_bids.inference.predict import predict_volume
+    from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
     from medsegmamba_bids.networks.medsegmamba import MedSegMamba
-    from medsegmamba_bids.networks.memory import keep_freed_memory
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         return {"case": case, SKIPPED: "no CUDA device"}

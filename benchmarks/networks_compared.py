@@ -70,7 +70,7 @@ def measure(name, options):
     import torch
 
     from medsegmamba_bids.inference.predict import predict_volume
-    from medsegmamba_bids.networks.memory import keep_freed_memory
+    from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
     from medsegmamba_bids.networks.registry import build_network
 
     keep_freed_memory()

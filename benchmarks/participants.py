@@ -21,7 +21,7 @@ MODEL = "MEDSEGMAMBA_REPLAY"  # folder of the first participant's nodes, for pro
 RUN = """\
 import sys, participants
 from medsegmamba_bids.cli.main import main
-from medsegmamba_bids.workflows import plugin
+from medsegmamba_bids.execution import plugin
 plugin._PRELOADED.append("participants")
 sys.exit(main(sys.argv[1:]))
 """
@@ -51,7 +51,7 @@ def replay(interface, runtime):
 
 
 if MODEL in os.environ:  # in the run that is measured, and in its workers
-    from medsegmamba_bids.interfaces.base import StepInterface
+    from medsegmamba_bids.interfaces.step import StepInterface
 
     StepInterface._run_interface = replay
 

@@ -64,7 +64,7 @@ def mean_dice(labels, truth, present):
 
 def segment(options, image, info, precision, aseg):
     """The image by the weights, in a precision: what was found, and seconds."""
-    from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
+    from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
     segmenter = Segmenter(InferenceSettings(options.device, precision, options.step_size))
     segmenter.load(options.weights, info.task)
@@ -89,9 +89,9 @@ def main(argv=None):
 
     from medsegmamba_bids.image.geometry import conform
     from medsegmamba_bids.image.io import load_image, load_labels
-    from medsegmamba_bids.inference.segment import InferenceSettings, Segmenter
-    from medsegmamba_bids.networks.memory import keep_freed_memory
-    from medsegmamba_bids.networks.weights import find_weights, read_info
+    from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
+    from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
+    from medsegmamba_bids.weights.files import find_weights, read_info
 
     keep_freed_memory()
     info = read_info(find_weights(options.weights))

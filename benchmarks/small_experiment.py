@@ -83,7 +83,7 @@ def make_subjects(folder, participants, seed=0):
 
 def write_configs(folder, task, epochs):
     """Tiny copies of the package's configurations: the network, the patches and the epochs differ."""
-    from medsegmamba_bids.training.config import find_config
+    from medsegmamba_bids.training.training_config import find_config
 
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -116,7 +116,7 @@ def main(argv=None):
     parser.add_argument("--tasks", nargs="+", choices=("aseg", "hippocampus"), default=["aseg", "hippocampus"])
     options = parser.parse_args(argv)
 
-    from medsegmamba_bids.training.command import main as train
+    from medsegmamba_bids.cli.train import main as train
 
     subjects, split = options.folder / "subjects", options.folder / "split.tsv"
     if not (subjects / "participants.tsv").exists():

@@ -28,7 +28,7 @@ def intensity_weights(tmp_path):
         import torch
 
         from medsegmamba_bids.networks.registry import build_network
-        from medsegmamba_bids.networks.weights import InputSpec, WeightsInfo, save_weights
+        from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
 
         config = {"channels": [8] * 4, "bottleneck": 8, "state": 2, "blocks": 1, "patch_size": 16}
         config["classes"] = len(intensities)

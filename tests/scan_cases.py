@@ -2,8 +2,8 @@
 
 import torch
 
+from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.scan_paths import scan_paths
-from medsegmamba_bids.networks.selective_scan import selective_scan
 
 
 def fused_inputs(batch, side, channels, states, orientation=3, dtype=torch.float32, rank=3, seed=0):

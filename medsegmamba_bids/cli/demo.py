@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_dataset(folder: Path) -> None:
     """Write a BIDS dataset with the template as its only T1w."""
-    from medsegmamba_bids.interfaces.outputs import copy_new, write_new
+    from medsegmamba_bids.interfaces.sink import copy_new, write_new
     from medsegmamba_bids.stats.intracranial import nilearn_template
 
     write_new(json.dumps(_DESCRIPTION, indent=2) + "\n", folder / "dataset_description.json")

@@ -46,7 +46,7 @@ def run_level(config: RunConfig) -> int:
     """Process participants; print the table and return the exit code that follows from it."""
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1")  # Nipype would report over the network that it is used
     from medsegmamba_bids.cli.progress import Progress
-    from medsegmamba_bids.workflows.outcomes import exit_code, outcome_table
+    from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
 
     with _log(config), Progress() as progress:
         outcomes = _outcomes(config, progress)
@@ -59,7 +59,7 @@ def run_level(config: RunConfig) -> int:
 
 
 def _outcomes(config: RunConfig, progress: object) -> list:
-    from medsegmamba_bids.workflows.run import run_participants, write_reports
+    from medsegmamba_bids.execution.run import run_participants, write_reports
 
     if config.reports_only:
         return write_reports(config, progress)
@@ -72,9 +72,9 @@ def _outcomes(config: RunConfig, progress: object) -> list:
 @contextmanager
 def _log(config: RunConfig) -> Iterator[None]:
     """Write the options, and send messages to the run's log file; warnings (-v: more) also to the terminal."""
-    from medsegmamba_bids.interfaces.outputs import write_new
-    from medsegmamba_bids.workflows.run import LOG_FILE
-    from medsegmamba_bids.workflows.workers import log_to_file
+    from medsegmamba_bids.execution.run import LOG_FILE
+    from medsegmamba_bids.execution.workers import log_to_file
+    from medsegmamba_bids.interfaces.sink import write_new
 
     write_new(config.to_json(), config.log_dir / "config.json")
     to_file = log_to_file(str(config.log_dir / LOG_FILE))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from medsegmamba_bids.inference.predict import Progress
-    from medsegmamba_bids.inference.segment import InferenceSettings
+    from medsegmamba_bids.inference.segmenter import InferenceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def check_paths(image: Path, outputs: list[Path]) -> None:
 def segment(options: argparse.Namespace) -> None:
     """Read the image, segment it, write the labels."""
     from medsegmamba_bids.image.io import describe_orientation, load_image, orientation_code, save_image
-    from medsegmamba_bids.inference.segment import SegmentationError, Segmenter
+    from medsegmamba_bids.inference.segmenter import SegmentationError, Segmenter
     from medsegmamba_bids.inference.single import segment_image
 
     subfields_out = options.hippocampus_out
@@ -123,7 +123,7 @@ def segment(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> InferenceSettings:
-    from medsegmamba_bids.inference.segment import InferenceSettings
+    from medsegmamba_bids.inference.segmenter import InferenceSettings
 
     return InferenceSettings(
         device=options.device,
@@ -139,7 +139,7 @@ def _settings(options: argparse.Namespace) -> InferenceSettings:
 
 def _choose_scan(backend: str | None, device: torch.device) -> None:
     """Have all scans of the process run by a backend, if one was named; refuse one that does not work."""
-    from medsegmamba_bids.networks.selective_scan import BACKEND_VARIABLE, choose_backend
+    from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, choose_backend
 
     choose_backend(device, backend)
     if backend:
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--hippocampus-weights needs --hippocampus-out, where the subfields go")
     set_up_logging(options.verbose)
     from medsegmamba_bids.inference.device import use_threads
-    from medsegmamba_bids.networks.memory import keep_freed_memory
+    from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
 
     keep_freed_memory()
     if options.threads:

@@ -16,7 +16,7 @@ from medsegmamba_bids.config import ConfigError, RunConfig, check_folders
 
 if TYPE_CHECKING:
     from medsegmamba_bids.bids import Inputs
-    from medsegmamba_bids.workflows.slurm import Jobs
+    from medsegmamba_bids.execution.slurm_jobs import Jobs
 
 DESCRIPTION = """\
 Write the scripts of a Slurm array job that runs medsegmamba over a dataset, a task per participant, and of a job that
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = _plan(own, config, chosen, sbatch)
     if jobs is None:
         return 0
-    from medsegmamba_bids.workflows.slurm import write_jobs
+    from medsegmamba_bids.execution.slurm_jobs import write_jobs
 
     submit = write_jobs(jobs)
     print(f"tasks:   {len(jobs.tasks)}, for {jobs.participants} participants")
@@ -91,7 +91,7 @@ def _check(own: dict[str, Any], config: RunConfig) -> None:
         raise ConfigError(f"{own['image']}: no such file (--image); it must be a Singularity or Apptainer image")
     check_folders(config)
     if config.use_plugin:
-        from medsegmamba_bids.workflows.run import read_plugin
+        from medsegmamba_bids.execution.run import read_plugin
 
         read_plugin(config.use_plugin)
 
@@ -99,8 +99,8 @@ def _check(own: dict[str, Any], config: RunConfig) -> None:
 def _plan(own: dict[str, Any], config: RunConfig, chosen: set[str], sbatch: list[str]) -> Jobs | None:
     """What is to be submitted; None, after saying so, where nothing is left to do."""
     from medsegmamba_bids.bids import collect_inputs
-    from medsegmamba_bids.workflows.finished import unfinished
-    from medsegmamba_bids.workflows.slurm import Jobs
+    from medsegmamba_bids.execution.resume import unfinished
+    from medsegmamba_bids.execution.slurm_jobs import Jobs
 
     inputs = collect_inputs(config)
     for name, reason in inputs.skipped.items():

@@ -46,7 +46,7 @@ def _add_import(actions: argparse._SubParsersAction) -> None:
 
 def import_checkpoint(options: argparse.Namespace) -> int:
     """Import a checkpoint and say where it went."""
-    from medsegmamba_bids.networks import checkpoints
+    from medsegmamba_bids.weights import checkpoints
 
     path = checkpoints.import_checkpoint(
         options.checkpoint, options.task, name=options.name, overwrite=options.overwrite
@@ -57,7 +57,7 @@ def import_checkpoint(options: argparse.Namespace) -> int:
 
 def list_weights(options: argparse.Namespace) -> int:
     """Print a line for each known weights file, damaged ones with the reason."""
-    from medsegmamba_bids.networks import weights_folders as folders
+    from medsegmamba_bids.weights import folders
 
     rows = [("name", "task", "network", "classes", "from")]
     rows += [_row(path, "package") for path in folders.embedded_weights()]
@@ -72,7 +72,7 @@ def list_weights(options: argparse.Namespace) -> int:
 
 
 def _row(path: Path, source: str) -> tuple[str, str, str, str, str]:
-    from medsegmamba_bids.networks.weights_info import WeightsError, read_info
+    from medsegmamba_bids.weights.info import WeightsError, read_info
 
     try:
         info = read_info(path)
@@ -83,8 +83,8 @@ def _row(path: Path, source: str) -> tuple[str, str, str, str, str]:
 
 def show(options: argparse.Namespace) -> int:
     """Print the description of each named weights file."""
-    from medsegmamba_bids.networks.weights_folders import find_weights
-    from medsegmamba_bids.networks.weights_info import read_info
+    from medsegmamba_bids.weights.folders import find_weights
+    from medsegmamba_bids.weights.info import read_info
 
     for name in options.weights:
         path = find_weights(name)
@@ -108,9 +108,9 @@ def _lines(entries: dict, indent: str = "") -> Iterable[str]:
 
 def verify(options: argparse.Namespace) -> int:
     """Check each named weights file; the exit code is 1 if any is unusable."""
-    from medsegmamba_bids.networks.weights import verify_weights
-    from medsegmamba_bids.networks.weights_folders import find_weights
-    from medsegmamba_bids.networks.weights_info import WeightsError
+    from medsegmamba_bids.weights.files import verify_weights
+    from medsegmamba_bids.weights.folders import find_weights
+    from medsegmamba_bids.weights.info import WeightsError
 
     failures = 0
     for name in options.weights:

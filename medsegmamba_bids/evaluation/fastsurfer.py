@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from medsegmamba_bids.evaluation.names import EvaluationError, listed
-from medsegmamba_bids.evaluation.places import find_images
+from medsegmamba_bids.datasets.places import find_images
+from medsegmamba_bids.datasets.scan_names import EvaluationError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def segment_all(
     Parameters
     ----------
     images : str
-        A place of T1-weighted images, see :func:`~medsegmamba_bids.evaluation.places.find_images`.
+        A place of T1-weighted images, see :func:`~medsegmamba_bids.datasets.places.find_images`.
     out : Path
         FreeSurfer's folder of subjects to write into; a subject is called as its image, without ``_T1w``.
     script : Path, optional

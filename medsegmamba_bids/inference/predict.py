@@ -14,7 +14,7 @@ from torch import nn
 
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.inference.patches import Box, PatchAverage, PatchGrid, Position, grow_box
-from medsegmamba_bids.networks.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
+from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
 
 logger = logging.getLogger(__name__)
 

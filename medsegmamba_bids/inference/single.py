@@ -11,7 +11,7 @@ import numpy as np
 
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.inference.merge import Segmentation
-from medsegmamba_bids.inference.segment import Segmenter, missing_hippocampi
+from medsegmamba_bids.inference.segmenter import Segmenter, missing_hippocampi
 
 logger = logging.getLogger(__name__)
 

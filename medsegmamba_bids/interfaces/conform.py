@@ -11,7 +11,7 @@ from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.image.geometry import conform
 from medsegmamba_bids.image.io import describe_orientation, load_image, save_image
-from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
 class ConformInputSpec(StepInputSpec):

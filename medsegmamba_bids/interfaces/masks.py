@@ -11,7 +11,7 @@ from nipype.interfaces.base import File
 
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.io import ImageError, load_image, save_image
-from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
 class GivenMaskInputSpec(StepInputSpec):

@@ -13,7 +13,7 @@ from nipype.interfaces.base import File, isdefined
 
 from medsegmamba_bids.image.intensity import correct_bias_field, normalize_white_matter, white_matter_peak
 from medsegmamba_bids.image.io import save_image
-from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 logger = logging.getLogger(__name__)
 

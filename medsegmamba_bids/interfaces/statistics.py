@@ -17,8 +17,8 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
-from medsegmamba_bids.interfaces.segment import read_numbers
+from medsegmamba_bids.interfaces.segmentation import read_numbers
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures, structure_statistics
 from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 

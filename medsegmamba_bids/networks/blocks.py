@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsegmamba_bids.networks.group_norm import group_norm_relu
+from medsegmamba_bids.networks.kernels.group_norm import group_norm_relu
 
 GROUPS = 8
 

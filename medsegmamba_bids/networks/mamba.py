@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medsegmamba_bids.networks.blocks import Linear
-from medsegmamba_bids.networks.selective_scan import selective_scan
+from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.ss3d import starting_steps
 
 READINGS = 3

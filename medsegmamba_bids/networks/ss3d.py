@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from medsegmamba_bids.networks.blocks import Conv3d, Linear, linear, mlp
+from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.scan_paths import DIRECTIONS, scan_paths
-from medsegmamba_bids.networks.selective_scan import selective_scan
 
 STEP_RANGE = (1e-3, 1e-1)  # of the step sizes at the start of training (Gu and Dao 2023)
 

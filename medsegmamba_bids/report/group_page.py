@@ -27,7 +27,7 @@ from medsegmamba_bids.report.group_tables import (
 )
 from medsegmamba_bids.report.participant import TITLES, thumbnail_path
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
-from medsegmamba_bids.report.templates import render
+from medsegmamba_bids.viz.templates import render
 
 _THUMBNAILS = 1000  # held in the page; more would make it slow to open
 _MOST_LEVELS = 12  # of a column that colours; rarer values are shown together

@@ -8,7 +8,7 @@ from functools import lru_cache
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.report.provenance import Weights
-from medsegmamba_bids.report.templates import render
+from medsegmamba_bids.viz.templates import render
 
 
 @lru_cache

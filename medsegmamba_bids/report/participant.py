@@ -29,9 +29,9 @@ from medsegmamba_bids.report.quality import (
     load_thresholds,
     quality_flags,
 )
-from medsegmamba_bids.report.templates import render
-from medsegmamba_bids.report.volumes import paired_rows, plot_rows
+from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
 from medsegmamba_bids.stats.tables import TableError
+from medsegmamba_bids.viz.templates import render
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from medsegmamba_bids.image.geometry import Box
-from medsegmamba_bids.image.labels import CEREBRUM, load_label_table
-from medsegmamba_bids.report import slices, surfaces
+from medsegmamba_bids.image.labels import CEREBRUM
+from medsegmamba_bids.viz import slices, surfaces
+from medsegmamba_bids.viz.encoding import colors_of, to_uri
 
 # Left out of drawings in three dimensions, as they hide the rest, and from what slices are centred on.
 _HIDDEN = (*CEREBRUM, 24, 77)
@@ -82,14 +82,6 @@ def draw_pictures(
     close_up, subfield_views = _hippocampus(data, affine, top, labels, entropies, detail)
     views = _views(aseg, affine, colors_of("aseg", _HIDDEN), _VIEWS, 3.0 * detail)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
-
-
-def colors_of(table: str, without: tuple[int, ...] = ()) -> dict[int, str]:
-    """Colour of each label of a segmentation but the background, as #rrggbb."""
-    rows = load_label_table("aseg_brain" if table == "aseg" else table).table.iloc[1:]
-    return {
-        int(label): color for label, color in zip(rows["label"], rows["color"], strict=True) if label not in without
-    }
 
 
 def _plans(
@@ -190,10 +182,3 @@ def _thumbnail(base: np.ndarray, labels: np.ndarray, shown: Box, deep: Box, colo
     file = io.BytesIO()
     out.save(file, "JPEG", quality=70)
     return file.getvalue()
-
-
-def to_uri(picture: np.ndarray, quality: int = 82) -> str:
-    """A data URI of a picture uint8 (H, W, 3 or 4), WebP."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=quality, method=2)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

@@ -14,11 +14,11 @@ from torch import nn
 from medsegmamba_bids import __version__
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.networks.weights import InputSpec, WeightsError, WeightsInfo, save_weights
-from medsegmamba_bids.training.config import Config, ConfigError, SynthesisConfig, WeightsTable
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
-from medsegmamba_bids.training.synthesis import load_tissue_table
+from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
+from medsegmamba_bids.training.training_config import Config, ConfigError, SynthesisConfig, WeightsTable
+from medsegmamba_bids.weights.files import InputSpec, WeightsError, WeightsInfo, save_weights
 
 _INPUT_KEYS = [f.name for f in dataclasses.fields(InputSpec)]
 

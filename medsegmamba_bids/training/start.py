@@ -9,8 +9,8 @@ from torch import nn
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.networks.weights import find_weights, load_weights
-from medsegmamba_bids.training.config import Config, ConfigError
+from medsegmamba_bids.training.training_config import Config, ConfigError
+from medsegmamba_bids.weights.files import find_weights, load_weights
 
 logger = logging.getLogger(__name__)
 

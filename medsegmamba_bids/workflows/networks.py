@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.image.labels import covers_brain
-from medsegmamba_bids.networks.weights_folders import default_weights, find_weights
-from medsegmamba_bids.networks.weights_info import WeightsInfo, read_info
+from medsegmamba_bids.weights.folders import default_weights, find_weights
+from medsegmamba_bids.weights.info import WeightsInfo, read_info
 
 _LEAVE_OUT = "none"
 

@@ -11,7 +11,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name, product
 from medsegmamba_bids.image.labels import table_of_labels
-from medsegmamba_bids.interfaces.outputs import METADATA, WriteOutputs
+from medsegmamba_bids.interfaces.sink import METADATA, WriteOutputs
 from medsegmamba_bids.workflows.networks import Network, Networks
 
 RAW = "raw"  # names the input dataset in BIDS URIs

@@ -8,17 +8,17 @@ from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.base import StepInterface
 from medsegmamba_bids.interfaces.conform import Conform
-from medsegmamba_bids.interfaces.finished import WriteRecord
-from medsegmamba_bids.interfaces.intracranial import EstimateIntracranial
+from medsegmamba_bids.interfaces.etiv import EstimateIntracranial
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
-from medsegmamba_bids.interfaces.segment import SegmentAseg, SegmentHippocampus
+from medsegmamba_bids.interfaces.record import WriteRecord
+from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
 from medsegmamba_bids.interfaces.statistics import Statistics
+from medsegmamba_bids.interfaces.step import StepInterface
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.workflows.finished import files_now, made_from
+from medsegmamba_bids.workflows.ingredients import files_now, made_from
 from medsegmamba_bids.workflows.networks import Network, Networks
 from medsegmamba_bids.workflows.outputs import (
     Source,

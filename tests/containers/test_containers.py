@@ -43,8 +43,8 @@ def test_the_weights_of_the_package_are_in_it_and_sound(strict):
 def test_the_fast_kernel_compiles_and_agrees_with_the_reference(strict):
     code = (
         "from medsegmamba_bids.cli.common import provide_caches; provide_caches()\n"
-        "import torch; from medsegmamba_bids.networks.scan_numba import numba_scan\n"
-        "from medsegmamba_bids.networks.selective_scan import reference_scan\n"
+        "import torch; from medsegmamba_bids.networks.kernels.scan_numba import numba_scan\n"
+        "from medsegmamba_bids.networks.kernels.selective_scan import reference_scan\n"
         "torch.manual_seed(0)\n"
         "paths = torch.stack([torch.arange(27), torch.arange(27).flip(0)]).int()\n"
         "inputs = torch.rand(1, 27, 64), torch.rand(1, 2, 27, 64), torch.rand(1, 27, 2, 4), torch.rand(1, 27, 2, 4)\n"
@@ -70,7 +70,7 @@ def test_versions_are_those_of_the_constraints(strict, pinned):
 
 def test_the_scheduler_s_choice_of_gpus_arrives(strict):
     chosen = strict.having(variables=(*HOMELESS, ("CUDA_VISIBLE_DEVICES", "3,5")))
-    code = "from medsegmamba_bids.workflows.plugin import visible_devices; print(visible_devices('auto'))"
+    code = "from medsegmamba_bids.execution.plugin import visible_devices; print(visible_devices('auto'))"
     assert chosen.python(code) == "['3', '5']"
 
 

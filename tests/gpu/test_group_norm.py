@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medsegmamba_bids.networks.group_norm import group_norm_relu
-from medsegmamba_bids.networks.selective_scan import why_refused
+from medsegmamba_bids.networks.kernels.group_norm import group_norm_relu
+from medsegmamba_bids.networks.kernels.selective_scan import why_refused
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3), (torch.float16, 1e-3)])

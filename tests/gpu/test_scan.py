@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medsegmamba_bids.networks.selective_scan import available_backends, reference_scan, selective_scan
+from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
 
 _spec = importlib.util.spec_from_file_location("scan_cases", Path(__file__).parents[1] / "scan_cases.py")
 scan_cases = importlib.util.module_from_spec(_spec)

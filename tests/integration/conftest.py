@@ -13,7 +13,7 @@ import torch
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.networks.weights import InputSpec, WeightsInfo, save_weights
+from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
 
 CONFIG = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 2, "blocks": 1, "patch_size": 32}
 LIKELY = {"aseg": (0, 2, 3, 17, 41, 42, 53), "hippocampus": (0, 1203, 2203)}

@@ -16,8 +16,8 @@ import pytest
 
 from medsegmamba_bids.cli.main import main
 from medsegmamba_bids.data.names import output_name, product_names
-from medsegmamba_bids.networks.weights import read_info
 from medsegmamba_bids.stats.tables import read_tsv
+from medsegmamba_bids.weights.files import read_info
 
 from .conftest import is_gone
 
@@ -257,7 +257,7 @@ def test_a_full_disk_fails_one_image(tmp_path, dataset, weights, linear, monkeyp
         if "sub-02" in str(target):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medsegmamba_bids.interfaces.outputs.shutil.copyfile", full)
+    monkeypatch.setattr("medsegmamba_bids.interfaces.sink.shutil.copyfile", full)
     bids = dataset(tmp_path / "bids", ["sub-02"])
     options = ["-w", tmp_path / "work", "--aseg-weights", weights["aseg"], "--hippocampus-weights", "none"]
     code, table = run(bids, tmp_path / "out", *options, "--clean-workdir", *linear)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medsegmamba_bids.evaluation.command import build_parser, main
+from medsegmamba_bids.cli.evaluate import build_parser, main
 from medsegmamba_bids.image.io import save_image
 
 SIDE = 24

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids.cli.segment import main as segment
-from medsegmamba_bids.networks.weights import load_weights, read_info
+from medsegmamba_bids.cli.train import main
 from medsegmamba_bids.stats.overlap import dice_scores
-from medsegmamba_bids.training.command import main
+from medsegmamba_bids.weights.files import load_weights, read_info
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "small_experiment.py"
 NETWORKS = {

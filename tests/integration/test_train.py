@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from medsegmamba_bids.networks.weights import load_weights
-from medsegmamba_bids.training.command import main
+from medsegmamba_bids.cli.train import main
 from medsegmamba_bids.training.learner import Learner
+from medsegmamba_bids.weights.files import load_weights
 
 LIA = np.array([[-1.0, 0, 0, 128], [0, 0, 1, -128], [0, -1, 0, 128], [0, 0, 0, 1]])
 NETWORK = """
@@ -226,7 +226,7 @@ def test_export_is_what_training_wrote(maps, trained_on_synthetic, tmp_path):
 def test_torchrun_trains_in_two_processes(subjects, tmp_path, capsys):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--subjects-dir", subjects, "--split", subjects / "split.tsv", "--out", tmp_path, "--device", "cpu"]
-    command = [*launcher, "-m", "medsegmamba_bids.training.command", "pairs", subjects / "config.toml", *options]
+    command = [*launcher, "-m", "medsegmamba_bids.cli.train", "pairs", subjects / "config.toml", *options]
     threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([str(word) for word in command], env=threads, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.interfaces.finished import fingerprint, read_record, record_path
+from medsegmamba_bids.interfaces.record import fingerprint, read_record, record_path
 from medsegmamba_bids.stats.tables import read_tsv
 
 from ..integration.conftest import make_brain, make_dataset, make_weights, save_image

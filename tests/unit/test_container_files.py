@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.workflows.dataset import dataset_description
+from medsegmamba_bids.execution.dataset_files import dataset_description
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -111,7 +111,7 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
         f"import sys; sys.path.insert(0, {str(wheel[0])!r})\n"
         "import medsegmamba_bids\n"
         "from medsegmamba_bids.image.labels import load_label_table\n"
-        "from medsegmamba_bids.networks.weights_folders import default_weights\n"
+        "from medsegmamba_bids.weights.folders import default_weights\n"
         "print(medsegmamba_bids.__file__, len(load_label_table('aseg_brain').labels), default_weights('aseg'))\n"
     )
     finished = subprocess.run(

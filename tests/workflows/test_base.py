@@ -10,11 +10,11 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.networks.weights_info import InputSpec, WeightsInfo
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.workflows.base import init_medsegmamba_wf, participant_work_dir
+from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
 from medsegmamba_bids.workflows.networks import Network, Networks
 from medsegmamba_bids.workflows.outputs import product_metadata
+from medsegmamba_bids.workflows.participants import init_medsegmamba_wf, participant_work_dir
 
 TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
 NETWORK_STEPS = {"aseg", "brain", "hippocampus"}
@@ -158,7 +158,7 @@ def test_metadata_name_sources_and_weights(config, tmp_path):
 
 def test_graphs_are_built_without_torch(tmp_path):
     code = (
-        "import sys; import medsegmamba_bids.workflows.run, medsegmamba_bids.workflows.plugin;"
+        "import sys; import medsegmamba_bids.execution.run, medsegmamba_bids.execution.plugin;"
         "assert not {'torch', 'SimpleITK'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,16 +11,21 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.execution import resume as finished
+from medsegmamba_bids.execution import work_folders as work
+from medsegmamba_bids.execution.outcomes import exit_code, finished_before, outcome_table
+from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
+from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.finished import WriteRecord, record_path
-from medsegmamba_bids.networks.weights_info import InputSpec, WeightsInfo
+from medsegmamba_bids.interfaces.record import WriteRecord, record_path
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.workflows import finished, work
-from medsegmamba_bids.workflows.base import participant_work_dir
-from medsegmamba_bids.workflows.finished import files_now, made_from, record_report, report_is_current, why_unfinished
+from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
+from medsegmamba_bids.workflows.ingredients import (
+    files_now,
+    made_from,
+)
 from medsegmamba_bids.workflows.networks import Network, Networks
-from medsegmamba_bids.workflows.outcomes import exit_code, finished_before, outcome_table
-from medsegmamba_bids.workflows.work import prepare_work_dir
+from medsegmamba_bids.workflows.participants import participant_work_dir
 
 TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.image.io import ImageError, save_image
-from medsegmamba_bids.interfaces.base import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.interfaces.conform import Conform
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
-from medsegmamba_bids.interfaces.outputs import copy_new, write_new
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
+from medsegmamba_bids.interfaces.sink import copy_new, write_new
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 AFFINE = np.diag([1.0, 1, 1, 1])
 

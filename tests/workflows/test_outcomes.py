@@ -1,8 +1,8 @@
 """Quality flags that the reports find are told with the outcomes."""
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.execution.outcomes import DONE, FAILED, FLAGGED, Outcome, with_quality_flags
 from medsegmamba_bids.report.quality import QualityInputs, flags_path, flags_to_tsv, quality_flags
-from medsegmamba_bids.workflows.outcomes import DONE, FAILED, FLAGGED, Outcome, with_quality_flags
 
 
 def test_quality_flags_join_the_outcomes(tmp_path):

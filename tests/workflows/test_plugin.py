@@ -11,8 +11,8 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins import multiproc
 
-from medsegmamba_bids.workflows.crashes import read_crashes
-from medsegmamba_bids.workflows.plugin import NetworkProcessPlugin, visible_devices
+from medsegmamba_bids.execution.crashes import read_crashes
+from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, visible_devices
 
 
 class InputSpec(BaseInterfaceInputSpec):

@@ -11,11 +11,11 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.cli.progress import Progress
 from medsegmamba_bids.config import ConfigError, RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.workflows.crashes import read_crashes
-from medsegmamba_bids.workflows.dataset import dataset_description, write_dataset_files
-from medsegmamba_bids.workflows.outcomes import judge_image
-from medsegmamba_bids.workflows.run import read_plugin
-from medsegmamba_bids.workflows.turns import batches
+from medsegmamba_bids.execution.batches import batches
+from medsegmamba_bids.execution.crashes import read_crashes
+from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
+from medsegmamba_bids.execution.outcomes import judge_image
+from medsegmamba_bids.execution.run import read_plugin
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform

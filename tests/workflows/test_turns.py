@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.workflows import locks, turns
-from medsegmamba_bids.workflows.locks import owner_of, try_lock
-from medsegmamba_bids.workflows.turns import lock_paths
+from medsegmamba_bids.execution import batches as turns
+from medsegmamba_bids.execution import locks
+from medsegmamba_bids.execution.batches import lock_paths
+from medsegmamba_bids.execution.locks import owner_of, try_lock
 
-HOLD = "import sys; from pathlib import Path; from medsegmamba_bids.workflows.locks import try_lock\n"
+HOLD = "import sys; from pathlib import Path; from medsegmamba_bids.execution.locks import try_lock\n"
 HOLD += "lock = try_lock(Path(sys.argv[1])); print(bool(lock), flush=True); sys.stdin.read()"
 
 

@@ -161,7 +161,7 @@ def test_imported_weights_are_known_by_name(image, weights, tmp_path):
 
 
 def test_embedded_weights_are_the_default(image, weights, tmp_path, monkeypatch):
-    from medsegmamba_bids.networks import weights_folders
+    from medsegmamba_bids.weights import folders as weights_folders
 
     monkeypatch.setattr(weights_folders, "embedded_weights", lambda: [weights])
     assert main([str(image), str(tmp_path / "labels.nii")]) == 0
@@ -169,7 +169,7 @@ def test_embedded_weights_are_the_default(image, weights, tmp_path, monkeypatch)
 
 
 def test_without_weights_it_says_what_to_do(image, tmp_path, monkeypatch, capsys):
-    from medsegmamba_bids.networks import weights_folders
+    from medsegmamba_bids.weights import folders as weights_folders
 
     monkeypatch.setattr(weights_folders, "embedded_weights", list)
     assert main([str(image), str(tmp_path / "labels.nii")]) == 1
@@ -206,7 +206,7 @@ def test_the_lost_orientation_is_told(weights, tmp_path, caplog):
 def no_work(monkeypatch):
     """Fails if weights or an image are read."""
     from medsegmamba_bids.image import io
-    from medsegmamba_bids.inference import segment
+    from medsegmamba_bids.inference import segmenter as segment
 
     def forbidden(*arguments, **options):
         raise AssertionError("work was begun before the options were checked")
@@ -306,7 +306,7 @@ def test_nonsense_is_a_usage_error(image, options, capsys):
 def test_the_choices_are_those_of_the_library():
     from medsegmamba_bids.config import PRECISIONS
     from medsegmamba_bids.inference import predict
-    from medsegmamba_bids.networks.selective_scan import BACKENDS
+    from medsegmamba_bids.networks.kernels.selective_scan import BACKENDS
 
     assert set(SCAN_BACKENDS) == set(BACKENDS)
     assert set(PRECISIONS) == set(predict.PRECISIONS)

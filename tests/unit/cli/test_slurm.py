@@ -15,9 +15,10 @@ from medsegmamba_bids.bids import collect_inputs
 from medsegmamba_bids.cli.slurm import main
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.interfaces.finished import WriteRecord
+from medsegmamba_bids.execution.resume import record_report
+from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.stats.intracranial import find_template
-from medsegmamba_bids.workflows.finished import files_now, made_from, record_report
+from medsegmamba_bids.workflows.ingredients import files_now, made_from
 from medsegmamba_bids.workflows.networks import choose_networks
 
 # Says its arguments; the array is job 11, the group level 12.

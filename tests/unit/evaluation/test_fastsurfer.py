@@ -2,8 +2,8 @@
 
 import pytest
 
-from medsegmamba_bids.evaluation.command import main
-from medsegmamba_bids.evaluation.places import find_images
+from medsegmamba_bids.cli.evaluate import main
+from medsegmamba_bids.datasets.places import find_images
 
 SCRIPT = """#!/bin/sh
 echo "$@" >> "{log}"

@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsegmamba_bids.evaluation import measure
-from medsegmamba_bids.evaluation.cases import Case, CaseError, mirrored, noisy, read_cases, rotated
-from medsegmamba_bids.evaluation.command import main
+from medsegmamba_bids.cli.evaluate import main
+from medsegmamba_bids.evaluation.card import measure
+from medsegmamba_bids.evaluation.card.cases import Case, CaseError, mirrored, noisy, read_cases, rotated
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.single import ImageLabels
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.networks.weights import InputSpec, WeightsInfo, save_weights
+from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
 
 NETWORK = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 4, "blocks": 1, "patch_size": 16}
 AFFINE = np.array([[-1.0, 0, 0, 24], [0, 0, 1, -24], [0, -1, 0, 24], [0, 0, 0, 1]])

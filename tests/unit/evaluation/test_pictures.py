@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsegmamba_bids.evaluation import charts, page, pictures
-from medsegmamba_bids.evaluation.compare import Settings, compare_scan
-from medsegmamba_bids.evaluation.names import EvaluationError, parse_name
-from medsegmamba_bids.evaluation.places import LabelFiles
-from medsegmamba_bids.evaluation.results import Results
-from medsegmamba_bids.evaluation.study import Dataset, Item, match_dataset
+from medsegmamba_bids.datasets.places import LabelFiles
+from medsegmamba_bids.datasets.scan_names import EvaluationError, parse_name
+from medsegmamba_bids.evaluation.compare import charts
+from medsegmamba_bids.evaluation.compare import comparison_page as page
+from medsegmamba_bids.evaluation.compare import side_by_side as pictures
+from medsegmamba_bids.evaluation.compare.results import Results
+from medsegmamba_bids.evaluation.compare.scans import Settings, compare_scan
+from medsegmamba_bids.evaluation.compare.study import Dataset, Item, match_dataset
 from medsegmamba_bids.image.io import save_image
 
 LIA = np.array([[-1.0, 0, 0, 12], [0, 0, 1, -12], [0, -1, 0, 12], [0, 0, 0, 1]])

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from medsegmamba_bids.evaluation.significance import compare_methods, correct
-from medsegmamba_bids.evaluation.summary import by_structure, paper_cells, plus_minus, scan_means, summarise
-from medsegmamba_bids.evaluation.volumes import agreement, bland_altman, repeatability, repeated
+from medsegmamba_bids.evaluation.compare.significance import compare_methods, correct
+from medsegmamba_bids.evaluation.compare.summary import by_structure, paper_cells, plus_minus, scan_means, summarise
+from medsegmamba_bids.evaluation.compare.volume_agreement import agreement, bland_altman, repeatability, repeated
 
 
 def long_table(*lines):

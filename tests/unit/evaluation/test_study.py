@@ -2,8 +2,8 @@
 
 import pytest
 
-from medsegmamba_bids.evaluation.names import EvaluationError
-from medsegmamba_bids.evaluation.study import Dataset, divide, match_dataset, parse_methods, read_study
+from medsegmamba_bids.datasets.scan_names import EvaluationError
+from medsegmamba_bids.evaluation.compare.study import Dataset, divide, match_dataset, parse_methods, read_study
 
 
 def folder(root, *stems):

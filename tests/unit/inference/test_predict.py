@@ -11,8 +11,8 @@ from torch import nn
 from medsegmamba_bids.inference import predict
 from medsegmamba_bids.inference.patches import PatchAverage
 from medsegmamba_bids.inference.predict import _Plan, check_precision, is_out_of_memory, predict_volume
+from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.networks.selective_scan import selective_scan
 
 
 class Identity(nn.Module):

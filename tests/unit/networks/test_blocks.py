@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from medsegmamba_bids.networks.blocks import Conv3d, ResidualBlock, UpSampling, linear, upsampled_convolution
-from medsegmamba_bids.networks.group_norm import group_norm_relu
+from medsegmamba_bids.networks.kernels.group_norm import group_norm_relu
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from medsegmamba_bids.networks.kernels.selective_scan import available_backends
 from medsegmamba_bids.networks.medsegmamba import MedSegMamba, from_authors_state_dict
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.networks.scan_paths import snake
-from medsegmamba_bids.networks.selective_scan import available_backends
 
 _spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
 golden = importlib.util.module_from_spec(_spec)

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from medsegmamba_bids.networks import mamba
+from medsegmamba_bids.networks.kernels.selective_scan import available_backends
 from medsegmamba_bids.networks.mamba import TriOrientedMamba, causal_convolution, tri_oriented_paths
 from medsegmamba_bids.networks.medsegmamba import MedSegMamba
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.networks.segmambabot import SegMambaBot
-from medsegmamba_bids.networks.selective_scan import available_backends
-from medsegmamba_bids.networks.weights import InputSpec, WeightsInfo, load_weights, save_weights
+from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, load_weights, save_weights
 
 SMALL = {"channels": [8, 8, 16, 16], "bottleneck": 32, "state": 4, "blocks": 2, "classes": 5, "patch_size": 16}
 

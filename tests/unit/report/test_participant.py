@@ -12,7 +12,7 @@ from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.report.methods import citation_text, references
 from medsegmamba_bids.report.participant import ReportError, read_results, write_report
 from medsegmamba_bids.report.quality import flags_path, read_flags
-from medsegmamba_bids.report.templates import render
+from medsegmamba_bids.viz.templates import render
 
 _spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
 fake = importlib.util.module_from_spec(_spec)

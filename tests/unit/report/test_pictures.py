@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from medsegmamba_bids.report import slices, surfaces
 from medsegmamba_bids.report.derivatives import scans_of
-from medsegmamba_bids.report.pictures import colors_of
+from medsegmamba_bids.viz import slices, surfaces
+from medsegmamba_bids.viz.encoding import colors_of
 
 WHOLE = (slice(0, 6), slice(0, 8), slice(0, 10))
 

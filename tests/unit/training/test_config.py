@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from medsegmamba_bids.training.config import (
+from medsegmamba_bids.training.export import weights_info
+from medsegmamba_bids.training.synthetic.synthetic_trainer import check_synthesis
+from medsegmamba_bids.training.training_config import (
     ConfigError,
     PairsConfig,
     SynthesisConfig,
@@ -13,8 +15,6 @@ from medsegmamba_bids.training.config import (
     read_pairs_config,
     read_synthesis_config,
 )
-from medsegmamba_bids.training.export import weights_info
-from medsegmamba_bids.training.synthetic import check_synthesis
 
 SYNTHESIS = """
 name = "tiny"

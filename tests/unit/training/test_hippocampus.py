@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.training.hippocampus import SUBFIELDS, SubfieldAtlas, load_atlas, paint_subfields
-from medsegmamba_bids.training.label_maps import read_lia
+from medsegmamba_bids.training.synthetic.label_maps import read_lia
+from medsegmamba_bids.training.synthetic.subfields import SUBFIELDS, SubfieldAtlas, load_atlas, paint_subfields
 
 SUBFIELD_NUMBERS = sorted(SUBFIELDS.values())
 

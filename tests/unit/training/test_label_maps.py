@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medsegmamba_bids.training.label_maps import (
+from medsegmamba_bids.training.synthetic.label_maps import (
     LANDMARKS,
     OUTER_CSF,
     LabelMap,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.training.config import PairsConfig
-from medsegmamba_bids.training.pair_data import PreparedPair, merged_labels, prepare_pair, prepare_pairs
-from medsegmamba_bids.training.pairs import Pair, PairError, find_bids_pairs, find_freesurfer_pairs
+from medsegmamba_bids.training.pairs.finder import Pair, PairError, find_bids_pairs, find_freesurfer_pairs
+from medsegmamba_bids.training.pairs.pair_patches import PreparedPair, merged_labels, prepare_pair, prepare_pairs
 from medsegmamba_bids.training.processes import Processes
+from medsegmamba_bids.training.training_config import PairsConfig
 
 ASEG = PairsConfig("tiny", "aseg", {}, patch_size=16, patches_per_axis=2)
 SUBFIELDS = PairsConfig("tiny", "hippoFS60", {}, patch_size=16, patches_per_axis=1)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from medsegmamba_bids.networks.weights import load_weights
-from medsegmamba_bids.training.config import ConfigError, Source, Stage, SynthesisConfig, WeightsTable
 from medsegmamba_bids.training.export import export_checkpoint, unweigh
 from medsegmamba_bids.training.run_folder import RunFolder, read_checkpoint
 from medsegmamba_bids.training.start import new_network, take_initial
+from medsegmamba_bids.training.training_config import ConfigError, Source, Stage, SynthesisConfig, WeightsTable
+from medsegmamba_bids.weights.files import load_weights
 
 NETWORK = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 4, "blocks": 1}
 STAGE = Stage(1, 16, (1.5, 1.5), (1e-3, 1e-3))
@@ -103,7 +103,7 @@ def test_exported_weights_are_those_of_the_checkpoint(tmp_path):
         found = load_weights(plain)[0].probabilities(patch)
         other = load_weights(shifted)[0].probabilities(patch)
     assert torch.allclose(found, expected, atol=2e-3)  # half precision
-    from medsegmamba_bids.training.synthesis import load_tissue_table
+    from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
 
     weights = torch.from_numpy(load_tissue_table("aseg_brain").class_weights).view(1, -1, 1, 1, 1)
     divided = expected / weights.sqrt()

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsegmamba_bids.training.config import ConfigError
-from medsegmamba_bids.training.paired import check_groups
-from medsegmamba_bids.training.pairs import Pair
-from medsegmamba_bids.training.split import (
+from medsegmamba_bids.training.pairs.finder import Pair
+from medsegmamba_bids.training.pairs.pair_trainer import check_groups
+from medsegmamba_bids.training.pairs.split import (
     SplitError,
     describe,
     read_participants,
@@ -17,6 +16,7 @@ from medsegmamba_bids.training.split import (
     split_participants,
     write_split,
 )
+from medsegmamba_bids.training.training_config import ConfigError
 
 
 def people(count, seed=0):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medsegmamba_bids.training.label_maps import LabelMap
-from medsegmamba_bids.training.synthesis import SynthesisSettings, Synthesizer, load_tissue_table
+from medsegmamba_bids.training.synthetic.label_maps import LabelMap
+from medsegmamba_bids.training.synthetic.synthesizer import SynthesisSettings, Synthesizer, load_tissue_table
 
 #: No random geometry and no degradation: the patch is the middle of the map.
 PLAIN = {

@@ -1,0 +1,159 @@
+"""``medsegmamba-evaluate``: compare segmentations with a reference, and measure the package's own weights."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+from pathlib import Path
+
+from medsegmamba_bids.cli.common import make_parser, user_errors
+from medsegmamba_bids.data import data_path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser; imports nothing that is slow."""
+    parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
+    # All commands show their defaults in the same way.
+    parser_class = functools.partial(argparse.ArgumentParser, formatter_class=parser.formatter_class)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=parser_class)
+    _add_compare(commands)
+    _add_fastsurfer(commands)
+    _add_model_card(commands)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a subcommand; more than its one line is told by its own help."""
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "compare",
+        "compare segmentations of any number of methods with a reference",
+        "A PLACE is a BIDS derivatives folder, a FreeSurfer or FastSurfer subjects folder, a folder of label images "
+        "(SynthSeg's output, plain files), one file, or a pattern such as 'FOLDER/{participant}_labels.nii.gz'. "
+        "Exit code 1 if a scan could not be compared.",
+    )
+    command.add_argument("--reference", metavar="PLACE", help="label images that count as right")
+    command.add_argument("--method", metavar="NAME=PLACE", action="append", help="label images to compare; repeatable")
+    command.add_argument("--out", type=Path, required=True, help="folder of the tables, the figures and the page")
+    command.add_argument(
+        "--table",
+        choices=("aseg", "aseg_brain", "hippoFS60"),
+        default="aseg",
+        help="structures: 31 of aseg, these with cerebral white matter and cortex, or 24 hippocampal subfields",
+    )
+    command.add_argument("--without", type=int, nargs="+", metavar="LABEL", help="structures to leave out")
+    command.add_argument("--background", type=int, nargs="+", metavar="LABEL", help="further labels that mean nothing")
+    command.add_argument(
+        "--correction",
+        choices=("none", "bonferroni", "holm", "fdr"),
+        default="none",
+        help="of the tests for multiple comparisons",
+    )
+    command.add_argument("--nprocs", type=int, default=1, help="scans that are compared at the same time")
+    _add_figures(command)
+    _add_datasets(command)
+    command.set_defaults(run=compare)
+
+
+def _add_figures(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("figures")
+    group.add_argument(
+        "--images",
+        metavar="PLACE",
+        help="T1-weighted images; by default those beside the reference's or methods' labels",
+    )
+    group.add_argument("--show", metavar="SCAN", help="scan that is drawn; by default the one of median Dice")
+    group.add_argument("--no-figures", action="store_true", help="write the tables alone")
+
+
+def _add_datasets(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("several datasets")
+    group.add_argument("--dataset", default="dataset", help="name of the dataset, where it is one")
+    group.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
+    group.add_argument("--dataset-column", help="its column with the dataset, such as site")
+    group.add_argument("--study", type=Path, help="TOML file with [[dataset]] tables instead of --reference, --method")
+
+
+def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
+    command = _add(
+        commands,
+        "fastsurfer",
+        "segment images with FastSurfer, where it is installed, to compare with it",
+        "Runs run_fastsurfer.sh --seg_only for every image that is not segmented yet.",
+    )
+    command.add_argument("--images", metavar="PLACE", required=True, help="T1-weighted images, such as a BIDS dataset")
+    command.add_argument("--out", type=Path, required=True, help="folder of subjects to write into")
+    command.add_argument("--participant-label", nargs="+", metavar="LABEL", help="only these participants")
+    command.add_argument("--fastsurfer", type=Path, help="run_fastsurfer.sh; by default from PATH or $FASTSURFER_HOME")
+    command.add_argument(
+        "--options",
+        metavar="TEXT",
+        help="further options of FastSurfer, such as --options='--device cpu --no_cereb'",
+    )
+    command.set_defaults(run=fastsurfer)
+
+
+def _add_model_card(commands: argparse._SubParsersAction) -> None:
+    text = "measure weights on real cases and write their model card"
+    command = _add(commands, "model-card", text)
+    command.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
+    command.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
+    command.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
+    command.add_argument(
+        "--case-table", type=Path, default=data_path("evaluation/cases.tsv"), help="table of the cases"
+    )
+    command.add_argument("--weights", help="aseg weights; those of the package by default")
+    command.add_argument("--hippocampus-weights", help="subfield weights; those of the package by default")
+    command.add_argument("--no-hippocampus", action="store_true", help="leave the subfields out")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument("--aseg-hours", default="?", help="how long the training took")
+    command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
+    command.add_argument("--machine", default="?", help="what the trainings ran on")
+    command.set_defaults(run=model_card)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare segmentations with a reference; 1 where a scan could not be compared."""
+    from medsegmamba_bids.evaluation.compare.comparison import run
+    from medsegmamba_bids.evaluation.compare.results import to_markdown
+
+    results = run(options)
+    print(to_markdown(results), end="")
+    return 1 if results.problems else 0
+
+
+def fastsurfer(options: argparse.Namespace) -> int:
+    """Segment images with FastSurfer; 1 where one failed."""
+    from medsegmamba_bids.evaluation.fastsurfer import segment_all
+
+    wanted, more = options.participant_label or (), options.options or ""
+    problems = segment_all(options.images, options.out, options.fastsurfer, wanted, more)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def model_card(options: argparse.Namespace) -> int:
+    """Measure weights and write their card."""
+    from medsegmamba_bids.evaluation.card.model_card import run
+
+    run(options)
+    return 0
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it succeeded, 1 for an input that was refused."""
+    options = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Finding and reading images and label images of this and other tools."""

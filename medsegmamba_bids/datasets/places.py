@@ -1,0 +1,273 @@
+"""Label images in BIDS derivatives, FreeSurfer subjects folders, SynthSeg's output and plain folders, by scan."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsegmamba_bids.datasets.scan_names import EvaluationError, ScanName, listed, parse_name, scan_name
+from medsegmamba_bids.image.io import READABLE
+from medsegmamba_bids.image.labels import SUBFIELD_FILES
+
+#: Label images in ``mri/`` of a FreeSurfer or FastSurfer subject; the first that is there counts.
+ASEG_FILES = (
+    "aseg.mgz",
+    "aparc.DKTatlas+aseg.deep.mgz",
+    "aparc.DKTatlas+aseg*.mgz",
+    "aparc+aseg.mgz",
+    "aseg.auto*.mgz",
+)
+#: T1-weighted images in ``mri/`` of a subject; the first that is there counts.
+T1_FILES = ("T1.mgz", "orig.mgz", "nu.mgz", "orig_nu.mgz", "brain.mgz")
+#: Spaces of BIDS derivatives that are the participant's own, the preferred one first.
+_SPACES = ("", "T1w", "orig", "conform")
+# SynthSeg and others write these beside labels; they are none.
+_NO_LABELS = re.compile(r"_(T1w|T2w|FLAIR|resampled|posteriors|probseg|mask)$")
+_PLACEHOLDER = re.compile(r"(\{participant\}|\{session\}|\{run\}|\*\*/|\*|\?)")
+_EXPECTED = (
+    "expected are BIDS derivatives (sub-*/**/*_seg-{table}*_dseg.nii.gz), FreeSurfer or FastSurfer subjects "
+    "(*/mri/{file}), label images (*.nii.gz, *.mgz), or a pattern such as FOLDER/{{participant}}_labels.nii.gz"
+)
+
+#: Label images that are one: a file, or one for each side; each with what is added to its labels.
+Parts = tuple[tuple[Path, int], ...]
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """A scan's label image, in one grid or several.
+
+    Attributes
+    ----------
+    name : ScanName
+    choices : tuple of Parts
+        The same labels on different grids, the preferred one first.
+    """
+
+    name: ScanName
+    choices: tuple[Parts, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What was found somewhere.
+
+    Attributes
+    ----------
+    path : str
+    kind : str
+        "BIDS derivatives", "FreeSurfer subjects", "label images", "pattern" or "one file".
+    scans : dict of ScanName to LabelFiles
+    incomplete : list of str
+        Sentences about scans without labels.
+    """
+
+    path: str
+    kind: str
+    scans: dict[ScanName, LabelFiles]
+    incomplete: list[str] = field(default_factory=list)
+
+
+def find_labels(path: str, table: str) -> Place:
+    """Find label images.
+
+    Parameters
+    ----------
+    path : str
+        A folder, a file, or a pattern with ``{participant}``, perhaps ``{session}``, ``{run}``, ``*`` and ``?``.
+    table : str
+        The label table: of which segmentation they are.
+
+    Raises
+    ------
+    EvaluationError
+        There is no such folder, nothing is found, or a scan has two label images.
+    """
+    if "{participant}" in path:
+        return _place(path, "pattern", _by_pattern(path))
+    folder = Path(path)
+    if folder.is_file():
+        return _place(path, "one file", [(parse_name(_stem(folder)), folder)])
+    if not folder.is_dir():
+        raise EvaluationError(f"{path}: no such file or folder")
+    if subjects := list(_subjects(folder)):
+        return _freesurfer(path, subjects, table)
+    if derivatives := list(_derivatives(folder, table)):
+        return _bids(path, derivatives)
+    plain = [(parse_name(_stem(file)), file) for file in _images(folder) if not _NO_LABELS.search(_stem(file))]
+    if not plain:
+        file = SUBFIELD_FILES[0][0] if table == "hippoFS60" else ASEG_FILES[0]
+        expected = _EXPECTED.format(table="hippo" if table == "hippoFS60" else "aseg", file=file)
+        raise EvaluationError(f"{path}: no label images found; {expected}")
+    return _place(path, "label images", plain)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(READABLE))
+
+
+def _stem(file: Path) -> str:
+    suffix = max((end for end in READABLE if file.name.lower().endswith(end)), key=len, default="")
+    return file.name[: len(file.name) - len(suffix)]
+
+
+def _place(path: str, kind: str, files: Iterable[tuple[ScanName, Path]]) -> Place:
+    found: dict[ScanName, Path] = {}
+    for name, file in files:
+        if name in found:
+            raise EvaluationError(
+                f"{path}: two label images for {name}, {found[name]} and {file}; "
+                "name one of them by a pattern, such as FOLDER/{participant}_labels.nii.gz"
+            )
+        found[name] = file
+    if not found:
+        raise EvaluationError(f"{path}: no file matches")
+    return Place(path, kind, {name: LabelFiles(name, (((file, 0),),)) for name, file in found.items()})
+
+
+def _by_pattern(pattern: str) -> Iterator[tuple[ScanName, Path]]:
+    """Files that match, with what stands for the placeholders."""
+    parts = _PLACEHOLDER.split(pattern)
+    stars = "".join(_wildcard(part) for part in parts)
+    seen: set[str] = set()
+    expression = re.compile("".join(_expression(part, seen) for part in parts))
+    for file in sorted(glob.glob(stars, recursive=True)):  # noqa: PTH207, the pattern may be absolute
+        match = expression.fullmatch(file)
+        if match and Path(file).is_file():
+            yield _named(match.groupdict()), Path(file)
+
+
+def _wildcard(part: str) -> str:
+    if part.startswith("{"):
+        return "*"
+    return part if part in ("*", "**/", "?") else glob.escape(part)
+
+
+def _expression(part: str, seen: set[str]) -> str:
+    if part.startswith("{"):
+        name = part[1:-1]
+        again = name in seen
+        seen.add(name)
+        return f"(?P={name})" if again else f"(?P<{name}>[^/]+?)"
+    return {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
+
+
+def _named(groups: dict[str, str]) -> ScanName:
+    name = parse_name(groups["participant"])
+    more = [(short, groups[long]) for long, short in (("session", "ses"), ("run", "run")) if groups.get(long)]
+    if not more:
+        return name
+    values = {**dict(name.entities), **{key: value.removeprefix(f"{key}-") for key, value in more}}
+    return scan_name(name.participant, list(values.items()))
+
+
+def _subjects(folder: Path) -> Iterator[Path]:
+    """FreeSurfer's subjects in a folder; the folder itself where it is one."""
+    if (folder / "mri").is_dir():
+        yield folder
+        return
+    for subject in sorted(folder.iterdir()):
+        if (subject / "mri").is_dir() and not subject.name.startswith("fsaverage"):
+            yield subject
+
+
+def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
+    scans: dict[ScanName, LabelFiles] = {}
+    folders: dict[ScanName, Path] = {}
+    incomplete = []
+    for subject in subjects:
+        name = parse_name(subject.name)
+        parts = _freesurfer_parts(subject / "mri", table)
+        if parts is None:
+            wanted = [pattern for pattern, _ in SUBFIELD_FILES] if table == "hippoFS60" else ASEG_FILES
+            incomplete.append(f"{subject}: has none of mri/{{{','.join(wanted)}}} and is left out")
+        elif name in folders:
+            raise EvaluationError(
+                f"{path}: two subjects for {name}, {folders[name].name} and {subject.name}; name the files by a "
+                "pattern, such as FOLDER/{participant}/mri/aseg.mgz"
+            )
+        else:
+            folders[name], scans[name] = subject, LabelFiles(name, (parts,))
+    if not scans:
+        raise EvaluationError(f"{path}: no subject has labels; {incomplete[0]}")
+    return Place(path, "FreeSurfer subjects", scans, incomplete)
+
+
+def _freesurfer_parts(mri: Path, table: str) -> Parts | None:
+    if table == "hippoFS60":
+        sides = [(_latest(mri, pattern), added) for pattern, added in SUBFIELD_FILES]
+        return None if any(file is None for file, _ in sides) else tuple(sides)
+    first = _first(mri, ASEG_FILES)
+    return None if first is None else ((first, 0),)
+
+
+def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
+    return next((file for pattern in patterns if (file := _latest(folder, pattern)) is not None), None)
+
+
+def _latest(folder: Path, pattern: str) -> Path | None:
+    return max(folder.glob(pattern), default=None)
+
+
+def _derivatives(folder: Path, table: str) -> Iterator[tuple[ScanName, tuple[int, int], Path]]:
+    """Segmentations in BIDS derivatives with their rank: what names them, and the space."""
+    for file in sorted(folder.glob("sub-*/**/*_dseg.nii*")):
+        stem = _stem(file)
+        entities = dict(part.split("-", 1) for part in stem.split("_") if "-" in part)
+        kind, space = _rank(entities, table), entities.get("space", "")
+        if kind is not None and space in _SPACES:
+            yield parse_name(stem), (kind, _SPACES.index(space)), file
+
+
+def _rank(entities: dict[str, str], table: str) -> int | None:
+    """0 for files that name their segmentation as we do, more for fMRIPrep's; None for other segmentations."""
+    if "seg" in entities:
+        return 0 if entities["seg"].startswith("hippo" if table == "hippoFS60" else "aseg") else None
+    return {"aseg": 1, "aparcaseg": 2}.get(entities.get("desc", "")) if table != "hippoFS60" else None
+
+
+def _bids(path: str, files: list[tuple[ScanName, tuple[int, int], Path]]) -> Place:
+    scans = {}
+    for name in dict.fromkeys(name for name, _, _ in files):
+        ranked = sorted((rank, file) for one, rank, file in files if one == name)
+        best = [(rank, file) for rank, file in ranked if rank[0] == ranked[0][0][0]]
+        if len({rank for rank, _ in best}) < len(best):
+            raise EvaluationError(
+                f"{path}: several segmentations for {name}: {listed(file.name for _, file in best)}; name one by a "
+                "pattern, such as FOLDER/{participant}/anat/*_desc-mine_dseg.nii.gz"
+            )
+        scans[name] = LabelFiles(name, tuple(((file, 0),) for _, file in best))
+    return Place(path, "BIDS derivatives", scans)
+
+
+def find_images(path: str) -> dict[ScanName, Path]:
+    """T1-weighted images in a folder of any kind, a pattern or one file; nothing is no error.
+
+    Parameters
+    ----------
+    path : str
+        As for :func:`find_labels`; of a folder of files those that end in ``_T1w``.
+    """
+    folder = Path(path)
+    if "{participant}" in path:
+        found = list(_by_pattern(path))
+    elif folder.is_file():
+        found = [(parse_name(_stem(folder)), folder)]
+    elif not folder.is_dir():
+        found = []
+    elif subjects := list(_subjects(folder)):
+        firsts = ((parse_name(one.name), _first(one / "mri", T1_FILES)) for one in subjects)
+        found = [(name, file) for name, file in firsts if file is not None]
+    else:
+        files = sorted(folder.glob("sub-*/**/*_T1w.nii*"), key=lambda file: ("_space-" not in file.name, file.name))
+        files += [file for file in _images(folder) if _stem(file).endswith("_T1w")]
+        found = [(parse_name(_stem(file)), file) for file in files if _own_space(file)]
+    return dict(found)
+
+
+def _own_space(file: Path) -> bool:
+    entities = dict(part.split("-", 1) for part in _stem(file).split("_") if "-" in part)
+    return entities.get("space", "") in _SPACES

@@ -1,0 +1,1 @@
+"""The measured part of the model card of the package's weights."""

@@ -1,0 +1,164 @@
+"""A case segmented in all its variants, and compared: a long table of numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, CaseError, Image, mirror_array, swap_sides
+from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
+from medsegmamba_bids.evaluation.metrics import structure_metrics
+from medsegmamba_bids.image.geometry import conform, labels_to_grid, same_grid
+from medsegmamba_bids.image.io import load_image
+from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels, table_of_labels
+from medsegmamba_bids.inference.foreground import fill_holes
+from medsegmamba_bids.inference.segmenter import HIPPOCAMPI, Segmenter
+from medsegmamba_bids.inference.single import ImageLabels, segment_image
+
+logger = logging.getLogger(__name__)
+
+#: What a row compares with: FreeSurfer; the same case unchanged; the twin; (union of subfields) the hippocampus.
+REFERENCE, ORIGINAL, TWIN, HIPPOCAMPUS = "reference", "original", "twin", "hippocampus"
+COLUMNS = ("case", "variant", "against", "structure", *METRICS)
+BRAIN_MASK = "Brain-mask"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that are measured.
+
+    Attributes
+    ----------
+    segmenter : Segmenter
+    aseg, hippocampus : path, name, or None for the default
+    subfields : bool
+        Whether hippocampal subfields are measured as well.
+    """
+
+    segmenter: Segmenter
+    aseg: str | os.PathLike | None = None
+    hippocampus: str | os.PathLike | None = None
+    subfields: bool = True
+
+    @property
+    def aseg_table(self) -> LabelTable:
+        """Structures of the first network."""
+        return table_of_labels(np.array(self.segmenter.load(self.aseg, "aseg")[1].labels))
+
+    @property
+    def subfield_table(self) -> LabelTable:
+        """Structures of the second network."""
+        return table_of_labels(np.array(self.segmenter.load(self.hippocampus, "hippocampus")[1].labels))
+
+    def segment(self, image: Image, subfields: bool) -> ImageLabels:
+        """Labels on the image's own grid."""
+        return segment_image(self.segmenter, image, self.aseg, subfields and self.subfields, self.hippocampus)
+
+
+def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
+    """Numbers of a case; the columns are ``COLUMNS``.
+
+    Raises
+    ------
+    ImageError, CaseError
+        An image cannot be read, or its reference lies on another grid.
+    """
+    parts = []
+    if case.reference is not None:
+        parts += _measure_variants(case, networks)
+    if case.twin is not None:
+        parts.append(_named(_measure_twin(case, networks), case.name, "plain", TWIN))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
+    image = load_image(case.image)
+    reference = read_reference(case, image)
+    white = np.isin(reference, WHITE_MATTER)
+    parts, plain = [], None
+    for variant, change in VARIANTS.items():
+        logger.info("%s, %s", case.name, variant)
+        found = networks.segment(change(image, white), subfields=variant in ("plain", "flipped"))
+        if variant == "flipped":
+            found = _mirrored_back(found, image.affine, networks)
+        if plain is None:
+            plain = found
+        compared = _comparisons(found, reference, None if variant == "plain" else plain, image, networks)
+        parts += [_named(rows, case.name, variant, against) for against, rows in compared]
+    return parts
+
+
+def read_reference(case: Case, image: Image) -> np.ndarray:
+    """FreeSurfer's labels on an image's grid, the corpus callosum as white matter: uint16 (X, Y, Z)."""
+    reference = load_image(case.reference)
+    if not same_grid(reference.shape, reference.affine, image.shape, image.affine):
+        raise CaseError(f"{case.reference}: does not lie on the grid of its image {case.image}")
+    return join_brain_labels(np.asarray(reference.dataobj).astype(np.uint16))
+
+
+def _mirrored_back(found: ImageLabels, affine: np.ndarray, networks: Networks) -> ImageLabels:
+    def back(labels: np.ndarray | None, table: LabelTable) -> np.ndarray | None:
+        return None if labels is None else swap_sides(mirror_array(labels, affine), table)
+
+    subfields = None if found.hippocampus is None else back(found.hippocampus, networks.subfield_table)
+    return ImageLabels(back(found.aseg, networks.aseg_table), subfields, found.notes)
+
+
+def _comparisons(
+    found: ImageLabels, reference: np.ndarray, plain: ImageLabels | None, image: Image, networks: Networks
+) -> list[tuple[str, pd.DataFrame]]:
+    """What a variant is compared with, and the numbers."""
+    zooms = nib.affines.voxel_sizes(image.affine)
+    table = networks.aseg_table
+    parts = [
+        (REFERENCE, compare(found.aseg, reference, zooms, table)),
+        (REFERENCE, compare_masks(found.aseg, reference, zooms)),
+    ]
+    if plain is not None:
+        parts.append((ORIGINAL, compare(found.aseg, plain.aseg, zooms, table)))
+    if found.hippocampus is not None:
+        parts.append((HIPPOCAMPUS, compare_unions(found.hippocampus, reference, zooms)))
+        original = (plain or found).hippocampus
+        if original is not None:
+            parts.append((ORIGINAL, compare(found.hippocampus, original, zooms, networks.subfield_table)))
+    return parts
+
+
+def compare(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray, table: LabelTable) -> pd.DataFrame:
+    """Metrics of all structures of a table, with their names."""
+    rows = structure_metrics(found, reference, zooms, table.labels[1:].tolist())
+    return rows.assign(structure=table.names[1:])
+
+
+def compare_masks(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:
+    """Metrics of the brain masks: all that has a label, cavities filled, on both sides alike."""
+    masks = (fill_holes(labels > 0).astype(np.uint8) for labels in (found, reference))
+    return structure_metrics(*masks, zooms, [1]).assign(structure=BRAIN_MASK, label=0)
+
+
+def compare_unions(subfields: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:
+    """Metrics of the union of a side's subfields against the hippocampus of aseg."""
+    union = np.zeros(subfields.shape, np.uint16)
+    for label, side in HIPPOCAMPI.items():
+        union[subfields // 1000 == (1 if side == "left" else 2)] = label
+    rows = structure_metrics(union, reference, zooms, list(HIPPOCAMPI))
+    return rows.assign(structure=[f"{side.title()}-Hippocampus" for side in HIPPOCAMPI.values()])
+
+
+def _measure_twin(case: Case, networks: Networks) -> pd.DataFrame:
+    """The case's conformed labels against its twin's."""
+    logger.info("%s, twin", case.name)
+    own, twin = (
+        networks.segmenter.segment(conform(load_image(path)), networks.aseg) for path in (case.image, case.twin)
+    )
+    moved = labels_to_grid(own.labels, own.affine, twin.affine, twin.labels.shape)
+    return compare(moved, twin.labels, np.ones(3), networks.aseg_table)
+
+
+def _named(rows: pd.DataFrame, case: str, variant: str, against: str) -> pd.DataFrame:
+    return rows.assign(case=case, variant=variant, against=against)[list(COLUMNS)]

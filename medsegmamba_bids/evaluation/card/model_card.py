@@ -1,0 +1,110 @@
+"""Measure weights on real cases and write their card.
+
+The numbers go into a table beside the card (``.tsv``), a case at a time: what it holds for the same weights is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from string import Template
+
+import pandas as pd
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.data import data_path
+from medsegmamba_bids.evaluation.card.card_text import sections
+from medsegmamba_bids.evaluation.card.cases import Case, CaseError, read_cases
+from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
+from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
+from medsegmamba_bids.weights.files import WeightsInfo, find_weights, read_info
+
+logger = logging.getLogger(__name__)
+
+
+def checksums(networks: Networks) -> str:
+    """The first line of the table of numbers: which weights they are for."""
+    found = [f"aseg {read_info(find_weights(networks.aseg, 'aseg')).checksum}"]
+    if networks.subfields:
+        found.append(f"hippocampus {read_info(find_weights(networks.hippocampus, 'hippocampus')).checksum}")
+    return "# weights: " + ", ".join(found)
+
+
+def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
+    """Numbers that were measured before; None where there are none for these weights."""
+    if not path.is_file():
+        return None
+    if path.read_text().partition("\n")[0] != first_line:
+        logger.warning("%s: is for other weights; everything is measured anew", path)
+        return None
+    return pd.read_csv(path, sep="\t", comment="#", keep_default_na=False, na_values=["n/a"])
+
+
+def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
+    """Writes the table of numbers, all at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text(f"{first_line}\n{text}")
+
+
+def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
+    """Numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case."""
+    first_line = checksums(networks)
+    rows = read_numbers(path, first_line)
+    for case in cases:
+        if rows is None or case.name not in set(rows["case"]):
+            rows = pd.concat([part for part in (rows, measure_case(case, networks)) if part is not None])
+            write_numbers(rows, path, first_line)
+    return rows
+
+
+def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
+    """The whole card: the template of the package with its placeholders filled in."""
+    fields = {"version": __version__, **training, **sections(rows, aim_cases)}
+    fields |= _described("aseg", find_weights(networks.aseg, "aseg"))
+    if networks.subfields:
+        fields |= _described("hippocampus", find_weights(networks.hippocampus, "hippocampus"))
+    else:
+        fields |= dict.fromkeys(_described_keys("hippocampus"), "n/a")
+    return Template(data_path("evaluation/model_card.md").read_text()).substitute(fields)
+
+
+def _described_keys(prefix: str) -> list[str]:
+    return [f"{prefix}_{key}" for key in ("name", "checksum", "size", "origin", "licence", "training_data", "input")]
+
+
+def _described(prefix: str, path: Path) -> dict[str, str]:
+    info = read_info(path)
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    values = [info.name, info.checksum, size, info.origin, info.licence, info.training_data, _input_text(info)]
+    return dict(zip(_described_keys(prefix), values, strict=True))
+
+
+def _input_text(info: WeightsInfo) -> str:
+    spec = info.input
+    mirror = ", averaged with the mirror image" if spec.mirror else ""
+    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and write."""
+    if options.out.suffix != ".md":
+        raise CaseError(f"{options.out}: the card's name must end with .md")
+    everything = read_cases(options.case_table, options.data_dir)
+    cases = read_cases(options.case_table, options.data_dir, options.cases)
+    segmenter = Segmenter(InferenceSettings(device=options.device))
+    networks = Networks(segmenter, options.weights, options.hippocampus_weights, not options.no_hippocampus)
+    rows = measure(cases, networks, options.out.with_suffix(".tsv"))
+    training = {key: getattr(options, key) for key in ("aseg_hours", "hippocampus_hours", "machine")}
+    measured = set(rows["case"])
+    aim_cases = [case.name for case in everything if case.aim and case.name in measured]
+    if not aim_cases:
+        raise CaseError(f"{options.case_table}: no case with aim 1 is measured; the card's means are over those")
+    text = card(rows, aim_cases, networks, training)
+    with atomic_path(options.out) as temporary:
+        temporary.write_text(text)
+    logger.info("wrote %s", options.out)

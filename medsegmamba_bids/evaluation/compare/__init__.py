@@ -1,0 +1,1 @@
+"""Any number of methods compared with a reference: tables, tests, figures and a page."""

@@ -1,0 +1,110 @@
+"""Which participants a run takes up when: a few at a time, and none that another run is at."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.execution.locks import FileLock, owner_of, try_lock
+from medsegmamba_bids.workflows.participants import ROOT
+
+logger = logging.getLogger(__name__)
+
+Subjects = dict[str, list[T1wImage]]
+_BATCH = 16  # participants whose workflow is built at once, and more where more can run at once
+_PAUSE_S = 1.0
+
+
+@dataclass
+class Turn:
+    """Some participants that this run alone is at.
+
+    Attributes
+    ----------
+    subjects : dict
+        Participant -> T1w images.
+    locks : list of FileLock
+    waited : bool
+        Whether another run was at them before.
+    """
+
+    subjects: Subjects = field(default_factory=dict)
+    locks: list[FileLock] = field(default_factory=list)
+    waited: bool = False
+
+    def release(self) -> None:
+        """Let others have its participants."""
+        while self.locks:
+            self.locks.pop().release()
+
+
+def turns(subjects: Subjects, config: RunConfig) -> Iterator[Turn]:
+    """Yield turns with all participants; those that another run is at come last, when it has done with them.
+
+    A turn without participants comes before the first wait and at the end: a run that waits must release what it
+    has, else two runs could wait for each other.
+    """
+    later: Subjects = {}
+    for batch in batches(subjects, config):
+        turn, busy = _take(batch, config)
+        later |= busy
+        yield turn
+    yield Turn()
+    for name in later:
+        logger.warning("sub-%s: %s is at it; waiting", name, owner_of(*lock_paths(name, config)))
+    while later:
+        turn, later = _take(later, config, limit=_size(config))
+        if turn.subjects:
+            turn.waited = True
+            yield turn
+            yield Turn()
+        else:
+            time.sleep(_PAUSE_S)
+
+
+def batches(subjects: Subjects, config: RunConfig) -> Iterator[Subjects]:
+    """Split participants into those whose workflows are built at once."""
+    names, size = list(subjects), _size(config)
+    for start in range(0, len(names), size):
+        yield {name: subjects[name] for name in names[start : start + size]}
+
+
+def _size(config: RunConfig) -> int:
+    return max(_BATCH, 4 * config.nprocs)
+
+
+def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tuple[Turn, Subjects]:
+    """Lock what can be locked, at most some; return the rest as well."""
+    turn, rest = Turn(), {}
+    for name, images in subjects.items():
+        locks = [] if limit is not None and len(turn.subjects) >= limit else _lock(name, config)
+        if locks:
+            turn.subjects[name] = images
+            turn.locks += locks
+        else:
+            rest[name] = images
+    return turn, rest
+
+
+def _lock(subject: str, config: RunConfig) -> list[FileLock]:
+    """Both locks of a participant, or none."""
+    locks: list[FileLock] = []
+    for path in lock_paths(subject, config):
+        lock = try_lock(path)
+        if lock is None:
+            for held in locks:
+                held.release()
+            return []
+        locks.append(lock)
+    return locks
+
+
+def lock_paths(subject: str, config: RunConfig) -> tuple[Path, Path]:
+    """Lock files of a participant in the work folder and in the output folder."""
+    name = f".sub-{subject}.lock"
+    return config.work_dir / ROOT / name, config.output_dir / "logs" / name

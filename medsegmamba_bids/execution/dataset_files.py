@@ -1,0 +1,73 @@
+"""Files at the root of the output: what the dataset is, label tables, what validators leave alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import bidsignore, label_tables
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.report.methods import citation_text
+from medsegmamba_bids.workflows.outputs import RAW, derivative_link
+
+_BIDS_VERSION = "1.10.0"
+_CODE = "https://github.com/aaroncao06/MedSegMamba"
+# BIDS itself says what "index" is.
+_TABLE_COLUMNS = {
+    "name": {"Description": "FreeSurfer's name of the structure"},
+    "abbreviation": {"Description": "Short name"},
+    "color": {"Description": "Colour of FreeSurfer's table, hexadecimal"},
+}
+
+
+def write_dataset_files(config: RunConfig) -> None:
+    """Write the files at the root of the output folder that are not there yet, or differ."""
+    root = config.output_dir
+    write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
+    write_new("\n".join(bidsignore()) + "\n", root / ".bidsignore")
+    write_new(_readme(), root / "README.md")
+    write_new(citation_text(), root / "logs" / "CITATION.md")
+    for file, name in label_tables().items():
+        table = load_label_table(name).table
+        table = table.assign(index=table["label"])[["index", *_TABLE_COLUMNS]]
+        write_new(table.to_csv(sep="\t", index=False, lineterminator="\n"), root / file)
+        sidecar = json.dumps(_TABLE_COLUMNS, indent=2) + "\n"
+        write_new(sidecar, (root / file).with_suffix(".json"))
+
+
+def dataset_description(config: RunConfig) -> dict[str, Any]:
+    """Content of ``dataset_description.json``; links are relative where the output lies in the input."""
+    datasets = {RAW: config.bids_dir}
+    datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
+    links = {name: _link(path, config) for name, path in datasets.items()}
+    made_by: dict[str, Any] = {"Name": "medsegmamba_bids", "Version": __version__, "CodeURL": _CODE}
+    if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
+        inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+        made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}
+    return {
+        "Name": "MedSegMamba - segmentation of subcortical structures and hippocampal subfields",
+        "BIDSVersion": _BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [made_by],
+        "SourceDatasets": [{"URL": link} for link in links.values()],
+        "DatasetLinks": links,
+    }
+
+
+def _link(path: Any, config: RunConfig) -> str:
+    if config.output_dir.is_relative_to(path):
+        return os.path.relpath(path, config.output_dir)
+    return path.as_uri()
+
+
+def _readme() -> str:
+    return (
+        "# Derivatives of medsegmamba_bids\n\n"
+        "Segmentations and volumes of T1-weighted images; one result per T1w. `logs/CITATION.md` says how they were\n"
+        "made and what to cite, `sub-*.html` are the reports, `*_stats.tsv` the volumes.\n"
+        "This is research software, not a medical device.\n"
+    )

@@ -1,0 +1,255 @@
+"""A Nipype plugin for networks: they stay loaded in one process, and a process that dies is a node that failed.
+
+Nipype's MultiProc runs nodes in any of its processes, so that each loads the network, and waits for ever for a
+process that was killed (nipype #2548).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing as mp
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
+
+from nipype.pipeline.engine import Node
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+
+from medsegmamba_bids.execution.workers import import_networks, start_network_worker, start_worker
+
+logger = logging.getLogger(__name__)
+
+# Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
+_PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
+_FIRST = {"conform", "mask"}  # what networks wait for
+_PATIENCE_S = 5.0
+
+
+class WorkerDiedError(RuntimeError):
+    """A process that ran a node is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "its process was killed, most likely because memory ran out; "
+            "give the job more memory, or lower --mem or --nprocs"
+        )
+
+
+class Worker:
+    """A pool of processes that is made when it is first needed, and again when one of them has died."""
+
+    def __init__(self, size: int, start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self._make = partial(
+            ProcessPoolExecutor,
+            max_workers=size,
+            mp_context=mp.get_context("forkserver"),
+            initializer=start,
+            initargs=arguments,
+        )
+        self._pool: ProcessPoolExecutor | None = None
+        self._last: Future | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last task is not done."""
+        return self._last is not None and not self._last.done()
+
+    def submit(self, *task: Any) -> Future:
+        """Run a task in one of the processes."""
+        try:
+            self._pool = self._pool or self._make()
+            self._last = self._pool.submit(*task)
+        except BrokenProcessPool:
+            self._pool = self._make()
+            self._last = self._pool.submit(*task)
+        return self._last
+
+    def prepare(self, task: Callable[[], None]) -> None:
+        """Start a process and what takes long in it, while there is nothing else for it to do."""
+        if self._pool is None:
+            self.submit(task)
+            self._last = None
+
+    def close(self, kill: bool = False) -> None:
+        """End the processes; with ``kill`` at once, though they may tidy up."""
+        if self._pool is None:
+            return
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=not kill, cancel_futures=True)
+        self._pool = None
+        if kill:
+            _end(processes)
+
+
+def _end(processes: list[Any]) -> None:
+    """Ask processes to end (they remove half-written files then), and kill those that do not."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _PATIENCE_S
+    for process in processes:
+        with contextlib.suppress(ValueError, AssertionError):
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+
+
+class NetworkProcessPlugin(MultiProcPlugin):
+    """MultiProc with one lasting process per device for nodes that run a network.
+
+    It may run several workflows, one after the other; ``close`` ends its processes.
+
+    Parameters
+    ----------
+    plugin_args : dict
+        As MultiProc's, and ``device`` (as the command takes it), ``threads`` (of a step) and ``log_file``.
+    """
+
+    def __init__(self, plugin_args: dict[str, Any]) -> None:
+        super().__init__({"n_gpu_procs": 0, **plugin_args})
+        self.pool.shutdown()  # it has not started a process
+        mp.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+        threads, log_file = self.plugin_args.get("threads", 1), self.plugin_args.get("log_file")
+        self._arguments = (self._cwd, threads, log_file)
+        self._common = Worker(self.processors, start_worker, self._arguments)
+        self._networks = [
+            Worker(1, start_network_worker, (*self._arguments, mask))
+            for mask in visible_devices(self.plugin_args.get("device", "auto"))
+        ]
+        self._alone: dict[int, Worker] = {}
+        self._to_repeat: set[int] = set()
+        self._tasks: dict[int, tuple[Any, ...]] = {}
+        self._seen: tuple[Any, ...] | None = None
+
+    def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
+        """Run a workflow; processes are ended if that is interrupted."""
+        self._taskresult.clear()
+        self.pending_tasks, self._seen = [], None
+        try:
+            super().run(graph, config, updatehash)
+        except KeyboardInterrupt:
+            self.close(kill=True)
+            raise
+
+    def close(self, kill: bool = False) -> None:
+        """End all processes."""
+        for worker in (self._common, *self._networks, *self._alone.values()):
+            worker.close(kill)
+        self._alone.clear()
+
+    def _prerun_check(self, graph: Any) -> None:
+        """Share the processors among the processes of networks, so that none of them waits for another's."""
+        share = self.processors // len(self._networks)
+        if not share:
+            logger.warning(
+                "%d GPUs, but %d processors (--nprocs): as many GPUs are used at once",
+                *(len(self._networks), self.processors),
+            )
+        networks = [node for node in graph.nodes() if _runs_network(node)]
+        for node in networks:
+            node.n_procs = min(node.n_procs, max(1, share))
+        for worker in self._networks[: len(networks)]:
+            worker.prepare(import_networks)
+        super()._prerun_check(graph)
+
+    def _postrun_check(self) -> None:
+        """Processes stay for the next workflow."""
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        """Look for nodes to start only where something has changed.
+
+        Nipype does so many times a second and collects garbage each time (0.1 s), which kept a processor busy.
+        """
+        ready = ~self.proc_done & (self.depidx.sum(axis=0) == 0).__array__()
+        state = (frozenset(self.pending_tasks), ready.tobytes())
+        if state != self._seen:
+            self._seen = state
+            super()._send_procs_to_workers(updatehash, graph)
+
+    def _sort_jobs(self, jobids: Any, scheduler: str | None = None) -> list[int]:
+        """Nodes that run networks first; while one can run, processors are not given to others.
+
+        Else small nodes would always take what becomes free, and networks wait until there are no more of them.
+        """
+        free = sum(not process.busy for process in self._networks)
+        networks = [job for job in jobids if _runs_network(self.procs[job])]
+        if networks and free:
+            return networks[:free]
+        others = [job for job in jobids if not _runs_network(self.procs[job])]
+        return sorted(others, key=lambda job: self.procs[job].name not in _FIRST)
+
+    def _submit_job(self, node: Node, updatehash: bool = False) -> int | None:
+        worker, repeatable = self._common, True
+        if _runs_network(node):
+            free = [process for process in self._networks if not process.busy]
+            if not free:
+                return None  # it is asked again
+            worker, repeatable = free[0], False
+        self._taskid += 1
+        self._tasks[self._taskid] = (run_node, node, updatehash, self._taskid)
+        self._start(self._taskid, worker, repeatable)
+        return self._taskid
+
+    def _start(self, taskid: int, worker: Worker, repeatable: bool) -> None:
+        future = worker.submit(*self._tasks[taskid])
+        self._task_obj[taskid] = future
+        future.add_done_callback(partial(self._finished, taskid, repeatable))
+
+    def _finished(self, taskid: int, repeatable: bool, future: Future) -> None:
+        """Keep the result, or what stands for it where the process died."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._taskresult[taskid] = future.result()
+        elif isinstance(error, BrokenProcessPool) and repeatable:
+            # Whose fault it was cannot be told: each node that ran there gets a process of its own.
+            self._to_repeat.add(taskid)
+        else:
+            reason = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
+            text = f"{type(reason).__name__}: {reason}\n"
+            self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
+
+    def _get_result(self, taskid: int) -> dict[str, Any] | None:
+        if taskid in self._to_repeat:
+            self._to_repeat.remove(taskid)
+            logger.warning("a process died; %s is run again by itself", self._tasks[taskid][1].fullname)
+            self._alone[taskid] = Worker(1, start_worker, self._arguments)
+            self._start(taskid, self._alone[taskid], repeatable=False)
+        return self._taskresult.get(taskid)
+
+    def _clear_task(self, taskid: int) -> None:
+        del self._task_obj[taskid], self._tasks[taskid], self._taskresult[taskid]
+        if taskid in self._alone:
+            self._alone.pop(taskid).close()
+
+
+def _runs_network(node: Node) -> bool:
+    return getattr(node.interface, "runs_network", False)
+
+
+def visible_devices(device: str) -> list[str | None]:
+    """Return a value of CUDA_VISIBLE_DEVICES for each process that runs networks; None leaves it as it is.
+
+    One process per GPU where the device is "auto" or "cuda"; the scheduler's own mask is respected. CUDA is not
+    touched: children could not use it then.
+
+    Examples
+    --------
+    >>> visible_devices("cpu")
+    [None]
+    """
+    if device not in ("auto", "cuda"):
+        return [None]
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if mask is None:
+        from nipype.utils.gpu_count import gpu_count
+
+        names = [str(number) for number in range(gpu_count())]
+    else:
+        names = [name.strip() for name in mask.split(",") if name.strip()]
+    return names or [None]

@@ -1,0 +1,76 @@
+"""Folders of intermediate results: which may be trusted, and how they are deleted."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from medsegmamba_bids import __version__
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.interfaces.record import read_record, size_and_time
+from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.workflows.participants import participant_work_dir
+
+_STAMP = "version.json"
+_OLD_S = 3600.0  # a file that is being written is not left alone as long as that
+
+
+def prepare_work_dir(subject: str, images: Iterable[T1wImage], config: RunConfig) -> str:
+    """Delete intermediate results that cannot be trusted, and what a killed run left half-written.
+
+    Another version of this package may have made them in another way, which Nipype does not see; ``--force`` asks
+    for new ones. Options, weights and images that differ are noticed by Nipype, step by step.
+
+    Returns
+    -------
+    str
+        The other version that made what was deleted; empty where nothing was.
+    """
+    folder = participant_work_dir(subject, config)
+    _remove(path for path in folder.parent.glob(f".{folder.name}.*.gone"))
+    _remove(folder.glob(".*.gone"))
+    made_by = read_record(folder / _STAMP).get("Version") if folder.is_dir() else __version__
+    other = "" if made_by == __version__ else str(made_by or "unknown")
+    if other:
+        discard(folder)
+    if config.force:
+        for image in images:
+            discard(folder / image.node_name)
+    write_new(json.dumps({"Version": __version__}) + "\n", folder / _STAMP)
+    _remove_halves(subject, config)
+    return other
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder; whenever that is interrupted, nothing is left that could be taken for the whole."""
+    if folder.is_dir():
+        doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
+        folder.rename(doomed)
+        _remove([doomed])
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_halves(subject: str, config: RunConfig) -> None:
+    """Delete half-written files in the output folder: a participant's own, and old ones at the root."""
+    folder = config.output_dir / f"sub-{subject}"
+    halves = [path for path in folder.rglob(".*.part*") if path.is_file()]
+    for path in config.output_dir.glob(".*.part*"):
+        # Others may be writing at the root.
+        if path.name.startswith(f".sub-{subject}.") or 0 < _time_of(path) < time.time() - _OLD_S:
+            halves.append(path)
+    for path in halves:
+        path.unlink(missing_ok=True)
+
+
+def _time_of(path: Path) -> float:
+    """Time of change in seconds; 0 where the file is gone."""
+    return size_and_time(path).get("Modified", 0) / 1e9

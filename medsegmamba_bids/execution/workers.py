@@ -1,0 +1,80 @@
+"""How processes that run nodes are set up. Imported by them before anything else, so it imports nothing slow."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from types import FrameType
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def start_worker(folder: str, threads: int, log_file: str | None) -> None:
+    """Set up a process: threads, signals, logging into the run's file.
+
+    Libraries read their number of threads when they are imported, which is later.
+    """
+    os.chdir(folder)
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    os.environ.update(NIPYPE_NO_ET="1", NO_ET="1")
+    # Ctrl-C goes to all processes of a terminal: the main one decides. Asked to end, this one tidies up first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
+    _end_with_main_process()
+    log_to_file(log_file)
+
+
+def start_network_worker(folder: str, threads: int, log_file: str | None, visible: str | None) -> None:
+    """Set up a process that keeps networks, on the GPU that it is given."""
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    start_worker(folder, threads, log_file)
+    from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def import_networks() -> None:
+    """Import what networks need, which takes a second or two: the first scan is conformed meanwhile."""
+    import medsegmamba_bids.inference.segmenter  # noqa: F401
+
+
+def _end_with_main_process() -> None:
+    """End at once when the main process is gone: the next run may be in the same folders already."""
+    main = multiprocessing.parent_process()
+    if main is None:
+        return
+
+    def wait() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="main process", daemon=True).start()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def log_to_file(log_file: str | None) -> logging.Handler:
+    """Send the package's and Nipype's messages to a file, as plain lines; Nipype's to nowhere else.
+
+    Returns the handler.
+    """
+    import nipype  # noqa: F401 (it sets up its own handlers on import)
+
+    handler: logging.Handler = logging.FileHandler(log_file, encoding="utf-8") if log_file else logging.NullHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    package = logging.getLogger("medsegmamba_bids")
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    root = logging.getLogger("nipype")
+    root.handlers.clear()
+    root.addHandler(handler)
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils", "nipype.filemanip"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return handler

@@ -1,0 +1,366 @@
+"""From a conformed image to labels, posteriors and volumes: what nodes and commands call.
+
+Shape letters: X, Y, Z conformed grid; x, y, z a box of the network's grid; C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from torch import nn
+
+from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.labels import covers_brain, table_of_labels
+from medsegmamba_bids.inference.device import choose_device, limit_memory
+from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
+from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
+from medsegmamba_bids.inference.patches import Box, grow_box
+from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
+from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.weights.files import WeightsInfo, find_weights, load_weights
+
+logger = logging.getLogger(__name__)
+
+HIPPOCAMPI = {17: "left", 53: "right"}
+HIPPOCAMPUS_SIDE = 96  # mm, section 2.1 of the paper
+_GPU_BATCH = 4
+_BRAIN_MARGIN_MM = 8.0
+_WHOLE_FOR_STRIPPED = (
+    "the weights {name} expect a skull-stripped, intensity-normalised brain, but this image seems to be "
+    "a whole head ({litres:.1f} litres above zero): the labels will not be reliable"
+)
+
+
+class SegmentationError(ValueError):
+    """An image that cannot be segmented; the message says why."""
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a network is run; none of it changes what is segmented, but step and precision change values a little.
+
+    Attributes
+    ----------
+    device : str
+        As :func:`choose_device` takes it.
+    precision : {"float32", "bfloat16", "float16"}
+    step : int or None
+        Distance between neighbouring patches, voxels of the network; None is what the weights say.
+    batch_size : int or None
+        Patches at once; None is 1 on the CPU, where more do not help, and 4 on a GPU.
+    gaussian : bool or None
+        Weight the middle of a patch more; None is what the weights say.
+    half_accumulator : bool
+        Keep the mean probabilities in float16.
+    low_memory : bool
+        Take less than 2 GiB of a GPU's memory: patches one by one, their mean on the CPU. Slower.
+    largest_component : bool
+        Drop what does not hang together with the largest part of the segmentation, where the classes cover the
+        whole brain, or with the largest part of a hippocampus.
+    progress : callable or None
+        Called with the patches done and all patches.
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    step: int | None = None
+    batch_size: int | None = None
+    gaussian: bool | None = None
+    half_accumulator: bool = False
+    low_memory: bool = False
+    largest_component: bool = True
+    progress: Progress | None = None
+
+
+class Segmenter:
+    """Keeps networks on their device, so that each weights file is loaded once in a process.
+
+    Parameters
+    ----------
+    settings : InferenceSettings
+
+    Raises
+    ------
+    ValueError
+        If the device does not work or cannot compute in the precision.
+    """
+
+    def __init__(self, settings: InferenceSettings | None = None) -> None:
+        settings = settings or InferenceSettings()
+        self.device = choose_device(settings.device)
+        check_precision(settings.precision, self.device)
+        if settings.low_memory:
+            limit_memory(self.device)
+        self.settings = replace(settings, device=str(self.device))
+        self._networks: dict[tuple[Path, int], tuple[nn.Module, WeightsInfo]] = {}
+
+    def load(self, weights: str | os.PathLike | None, task: str) -> tuple[nn.Module, WeightsInfo]:
+        """Return network and description of a weights file, a name, or (None) the task's default.
+
+        Raises
+        ------
+        WeightsError, SegmentationError
+            The weights cannot be used, or the step does not fit them.
+        """
+        path = find_weights(weights, task).resolve()
+        key = (path, path.stat().st_mtime_ns)
+        if key not in self._networks:
+            self._networks[key] = load_weights(path)
+        _check_step(self.settings.step, self._networks[key][1])
+        return self._networks[key]
+
+    def segment(
+        self,
+        conformed: nib.spatialimages.SpatialImage,
+        weights: str | os.PathLike | None = None,
+        on_posterior: OnPosterior | None = None,
+    ) -> Segmentation:
+        """Segment a conformed image; see :func:`segment_conformed`."""
+        network, info = self.load(weights, "aseg")
+        return segment_conformed(network, info, conformed, self.settings, on_posterior)
+
+    def segment_hippocampus(
+        self,
+        conformed: nib.spatialimages.SpatialImage,
+        aseg_labels: np.ndarray,
+        weights: str | os.PathLike | None = None,
+        on_posterior: OnPosterior | None = None,
+    ) -> Segmentation:
+        """Segment the hippocampal subfields; see :func:`segment_hippocampus`."""
+        network, info = self.load(weights, "hippocampus")
+        return segment_hippocampus(network, info, conformed, aseg_labels, self.settings, on_posterior)
+
+
+def segment_conformed(
+    network: nn.Module,
+    info: WeightsInfo,
+    conformed: nib.spatialimages.SpatialImage,
+    settings: InferenceSettings | None = None,
+    on_posterior: OnPosterior | None = None,
+) -> Segmentation:
+    """Segment a conformed image with a network.
+
+    The image is brought to the network's voxel size. A skull-stripped image is segmented in the box of
+    its non-zero voxels. In a whole head a quick pass, with patches side by side, finds the brain first,
+    and the overlapping patches cover only that. The class probabilities return to the conformed grid by
+    linear interpolation, a class at a time. Does not strip skulls and does not normalise intensities.
+
+    Parameters
+    ----------
+    network, info
+        As ``load_weights`` returns them.
+    conformed : nibabel image (X, Y, Z)
+        Voxels of 1 mm in LIA order, 0..255, as ``image.geometry.conform`` makes them.
+    settings : InferenceSettings, optional
+    on_posterior : callable, optional
+        Called for each class in order with its index, the box and the probabilities float32 in it.
+
+    Raises
+    ------
+    SegmentationError
+        If the image is not conformed.
+    """
+    job = _Job(network, info, conformed, settings or InferenceSettings())
+    box = job.search_box()
+    if box is None:
+        job.notes.append("nothing was found to segment: all of it is background")
+        return background_only(job.shape, job.affine, info.labels, job.notes)
+    return job.finish(job.predict(box), on_posterior)
+
+
+def segment_hippocampus(
+    network: nn.Module,
+    info: WeightsInfo,
+    conformed: nib.spatialimages.SpatialImage,
+    aseg_labels: np.ndarray,
+    settings: InferenceSettings | None = None,
+    on_posterior: OnPosterior | None = None,
+) -> Segmentation:
+    """Segment the hippocampal subfields in the box around both hippocampi.
+
+    Parameters
+    ----------
+    aseg_labels : int (X, Y, Z)
+        FreeSurfer labels on the conformed grid, 17 and 53 among them.
+    network, info, conformed, settings, on_posterior
+        As :func:`segment_conformed` takes them.
+
+    Raises
+    ------
+    SegmentationError
+        If there is no hippocampus, or the images do not fit.
+    """
+    job = _Job(network, info, conformed, settings or InferenceSettings())
+    if aseg_labels.shape != job.shape:
+        raise SegmentationError(f"labels of shape {aseg_labels.shape} for an image of shape {job.shape}")
+    box = hippocampus_box(aseg_labels)
+    job.notes += [f"no {side} hippocampus was found" for side in missing_hippocampi(aseg_labels)]
+    return job.finish(job.predict(job.grids.to_network_box(box)), on_posterior)
+
+
+def hippocampus_box(labels: np.ndarray, side: int = HIPPOCAMPUS_SIDE) -> Box:
+    """Return the box around the hippocampi, 96 mm a side, within the volume.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+        FreeSurfer labels at 1 mm; 17 and 53 are the hippocampi.
+    side : int
+        Edge of the box, voxels. A volume that is smaller limits it.
+
+    Raises
+    ------
+    SegmentationError
+        If there is neither a left nor a right hippocampus. One alone is enough, with a warning.
+
+    Examples
+    --------
+    >>> labels = np.zeros((128, 128, 128), np.uint16)
+    >>> labels[90:100, 60:64, 0:20], labels[40:50, 60:64, 0:20] = 17, 53
+    >>> hippocampus_box(labels)
+    (slice(22, 118, None), slice(14, 110, None), slice(0, 96, None))
+    """
+    missing = missing_hippocampi(labels)
+    if len(missing) == len(HIPPOCAMPI):
+        raise SegmentationError("no hippocampus was found (labels 17 and 53), so it has no subfields")
+    if missing:
+        logger.warning("no %s hippocampus was found; the box lies around the other", missing[0])
+    return grow_box(nonzero_box(np.isin(labels, list(HIPPOCAMPI))), labels.shape, side)
+
+
+def missing_hippocampi(labels: np.ndarray) -> list[str]:
+    """Return the sides, "left" or "right", without a hippocampus among the labels."""
+    return [side for label, side in HIPPOCAMPI.items() if not (labels == label).any()]
+
+
+class _Job:
+    """One conformed image and one network."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        info: WeightsInfo,
+        conformed: nib.spatialimages.SpatialImage,
+        settings: InferenceSettings,
+    ) -> None:
+        _check_conformed(conformed)
+        self.network, self.info, self.settings = network, info, settings
+        self.affine, self.shape = conformed.affine, conformed.shape
+        self.data = np.asanyarray(conformed.dataobj)
+        self.device = choose_device(settings.device)
+        self.grids = AlignedGrids(self.shape, info.input.voxel_size)
+        # Both conventions ("conformed", "freesurfer") end with a division by 255.
+        self.volume = self.grids.to_network(self.data) / np.float32(255)
+        self.notes: list[str] = []
+        self.groups = class_groups(info)
+
+    def search_box(self) -> Box | None:
+        """Where in the network's grid the overlapping patches go; None if there is nothing."""
+        whole = looks_whole(self.data)
+        if self.info.input.skull_stripped or not whole:
+            if whole:
+                litres = np.count_nonzero(self.data) / 1e6
+                self._note(_WHOLE_FOR_STRIPPED.format(name=self.info.name, litres=litres))
+            return nonzero_box(self.volume)
+        return self._find_brain(self.grids.to_network_box(nonzero_box(head_mask(self.data))))
+
+    def _find_brain(self, head: Box) -> Box | None:
+        """Locate the brain in the box of a head by one pass with patches side by side."""
+        step = self.info.input.patch_size
+        quick = self._predict(head, step=step, gaussian=False, mirror=None, half_accumulator=True)
+        brain = (quick.probabilities.argmax(0) > 0).cpu().numpy()
+        if self.groups:
+            brain = largest_component(brain)
+        margin = int(np.ceil(_BRAIN_MARGIN_MM / self.grids.ratio))
+        box = nonzero_box(brain)
+        if box is None:
+            return None
+        return tuple(
+            slice(max(0, h.start + b.start - margin), min(n, h.start + b.stop + margin))
+            for h, b, n in zip(quick.box, box, self.volume.shape, strict=True)
+        )
+
+    def predict(self, box: Box) -> Prediction:
+        """Run the overlapping patches in a box of the network's grid."""
+        spec = self.info.input
+        return self._predict(
+            box,
+            step=self.settings.step or spec.step,
+            gaussian=spec.gaussian if self.settings.gaussian is None else self.settings.gaussian,
+            mirror=self._mirror() if spec.mirror else None,
+            half_accumulator=self.settings.half_accumulator,
+        )
+
+    def _predict(self, box: Box, **options: object) -> Prediction:
+        settings = self.settings
+        batch = settings.batch_size or (1 if self.device.type == "cpu" else _GPU_BATCH)
+        prediction = predict_volume(
+            self.network,
+            self.volume,
+            box=box,
+            patch_size=self.info.input.patch_size,
+            n_classes=len(self.info.labels),
+            device=self.device,
+            precision=settings.precision,
+            batch_size=batch,
+            low_memory=settings.low_memory,
+            progress=settings.progress,
+            **options,
+        )
+        self.notes += prediction.notes
+        return prediction
+
+    def _mirror(self) -> np.ndarray | None:
+        """Class of the other side for each class; None, with a note, for a table without sides."""
+        try:
+            return table_of_labels(np.array(self.info.labels)).mirror
+        except ValueError as error:
+            self._note(f"no averaging with the mirror image: {error}")
+            return None
+
+    def finish(self, prediction: Prediction, on_posterior: OnPosterior | None) -> Segmentation:
+        """Bring the probabilities back to the conformed grid."""
+        groups = self.groups if self.settings.largest_component else []
+        return merge_posteriors(prediction, self.grids, self.affine, self.info.labels, groups, self.notes, on_posterior)
+
+    def _note(self, note: str) -> None:
+        logger.warning(note)
+        self.notes.append(note)
+
+
+def class_groups(info: WeightsInfo) -> list[list[int]]:
+    """Return the classes that hang together: the brain as a whole, the hippocampi a side each.
+
+    Structures without the cerebrum between them need not touch each other, and hypointensities never do.
+    """
+    classes = [index for index, label in enumerate(info.labels) if index]
+    if info.task != "hippocampus":
+        return [classes] if covers_brain(info.labels) else []
+    left = [index for index in classes if info.labels[index] < 2000]
+    right = [index for index in classes if info.labels[index] >= 2000]
+    return [group for group in (left, right) if group]
+
+
+def _check_step(step: int | None, info: WeightsInfo) -> None:
+    if step is not None and not 1 <= step <= info.input.patch_size:
+        raise SegmentationError(
+            f"step {step}: must lie in 1..{info.input.patch_size}, the patch size of the weights {info.name}"
+        )
+
+
+def _check_conformed(image: nib.spatialimages.SpatialImage) -> None:
+    zooms = nib.affines.voxel_sizes(image.affine)
+    axes = "".join(nib.aff2axcodes(image.affine))
+    if len(image.shape) != 3 or not np.allclose(zooms, 1, atol=1e-3) or axes != "LIA":
+        raise SegmentationError(
+            f"an image of shape {image.shape}, {axes}, with voxels of {zooms.round(3).tolist()} mm is not "
+            "conformed; it must have three axes, LIA, of 1 mm"
+        )
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "uif":
+        raise SegmentationError(f"an image of type {dtype} is not conformed; numbers are needed")

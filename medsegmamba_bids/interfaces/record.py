@@ -1,0 +1,111 @@
+"""Node that records, once all results of a T1w are written, what they were made from; and how records are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+
+from medsegmamba_bids.data.names import split_prefix
+from medsegmamba_bids.interfaces.sink import write_new
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+class WriteRecordInputSpec(BaseInterfaceInputSpec):
+    """Inputs of :class:`WriteRecord`."""
+
+    output_dir = traits.Str(mandatory=True)
+    prefix = traits.Str(mandatory=True, desc="name of the T1w without suffix and extension")
+    made_from = traits.Dict(mandatory=True, desc="weights, options, version")
+    in_files = traits.Dict(mandatory=True, desc="name -> path, size and time of a file that was read")
+    aseg_files = traits.List(traits.Str, mandatory=True, desc="what was written")
+    hippocampus_files = traits.List(traits.Str, desc="what was written of the subfields")
+
+
+class WriteRecordOutputSpec(TraitedSpec):
+    """Outputs of :class:`WriteRecord`."""
+
+    out_file = File(desc="JSON; undefined where an input has changed since")
+
+
+class WriteRecord(SimpleInterface):
+    """Write the record of a T1w, last of all its files: without it, or with another, the T1w is processed again."""
+
+    input_spec = WriteRecordInputSpec
+    output_spec = WriteRecordOutputSpec
+    _always_run = True  # the output folder may have changed
+
+    def _run_interface(self, runtime: Any) -> Any:
+        root = Path(self.inputs.output_dir)
+        inputs = {name: fingerprint(Path(entry["Path"])) for name, entry in self.inputs.in_files.items()}
+        if changed := [name for name, found in inputs.items() if not _as_before(found, self.inputs.in_files[name])]:
+            logger.warning("%s: the %s changed during the run; run it again", self.inputs.prefix, ", ".join(changed))
+            return runtime
+        written = [Path(path) for path in [*self.inputs.aseg_files, *(self.inputs.hippocampus_files or [])]]
+        outputs = {path.relative_to(root).as_posix(): fingerprint(path) for path in written}
+        record = {"MadeFrom": self.inputs.made_from, "Inputs": inputs, "Outputs": outputs}
+        path = record_path(root, self.inputs.prefix)
+        write_new(json.dumps(record, indent=1) + "\n", path)
+        self._results["out_file"] = str(path)
+        return runtime
+
+
+def _as_before(found: dict[str, Any], before: dict[str, Any]) -> bool:
+    return all(found.get(key) == before.get(key) for key in ("Size", "Modified"))
+
+
+def record_path(output_dir: Path, prefix: str) -> Path:
+    """Path of a T1w's record.
+
+    Examples
+    --------
+    >>> record_path(Path("out"), "sub-01_ses-a").as_posix()
+    'out/sub-01/log/sub-01_ses-a_T1w.json'
+    """
+    return output_dir / f"sub-{split_prefix(prefix)['sub']}" / "log" / f"{prefix}_T1w.json"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record; empty where there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def size_and_time(path: Path) -> dict[str, int]:
+    """Size in bytes and time of change in ns of a file; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return {"Size": status.st_size, "Modified": status.st_mtime_ns}
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size, time of change and SHA-256 of a file; empty where it cannot be read."""
+    found: dict[str, Any] = size_and_time(path)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError:
+        return {}
+    return {**found, "SHA256": digest.hexdigest()}
+
+
+def is_unchanged(path: Path, before: Any) -> bool:
+    """Whether a file is what its fingerprint says; its content is read only where size and time do not tell."""
+    now = size_and_time(path)
+    if not (now and isinstance(before, dict)) or now["Size"] != before.get("Size"):
+        return False
+    return now["Modified"] == before.get("Modified") or fingerprint(path).get("SHA256") == before.get("SHA256")

@@ -1,0 +1,39 @@
+"""Node: the derivatives of a participant -> its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import File, isdefined, traits
+
+from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
+
+
+class WriteReportInputSpec(StepInputSpec):
+    """Inputs of :class:`WriteReport`."""
+
+    output_dir = traits.Str(mandatory=True)
+    subject = traits.Str(mandatory=True, desc="participant's label, without sub-")
+    thresholds = File(exists=True, desc="limits of the quality flags, in place of the package's")
+
+
+class WriteReportOutputSpec(StepOutputSpec):
+    """Outputs of :class:`WriteReport`."""
+
+    out_file = File(desc="HTML")
+
+
+class WriteReport(StepInterface):
+    """Write a participant's report, from derivatives only."""
+
+    input_spec = WriteReportInputSpec
+    output_spec = WriteReportOutputSpec
+    _always_run = True  # it depends on files that are no inputs
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Write it."""
+        from medsegmamba_bids.report.participant import write_report
+
+        thresholds = Path(self.inputs.thresholds) if isdefined(self.inputs.thresholds) else None
+        return {"out_file": str(write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds))}

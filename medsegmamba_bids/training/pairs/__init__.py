@@ -1,0 +1,1 @@
+"""Training on pairs of images and labels, as the paper does."""

@@ -1,0 +1,197 @@
+"""Pairs made ready for training: checked, conformed, cropped, kept in a cache folder; patches of them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
+from medsegmamba_bids.image.io import atomic_path, load_image
+from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
+from medsegmamba_bids.inference.patches import grow_box
+from medsegmamba_bids.inference.segmenter import HIPPOCAMPUS_SIDE
+from medsegmamba_bids.training.pairs.finder import Pair, PairError
+from medsegmamba_bids.training.processes import Processes
+from medsegmamba_bids.training.training_config import PairsConfig
+
+CORTEX = 3
+_VERSION = 2
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPair:
+    """One scan, conformed and cropped to where patches lie.
+
+    Attributes
+    ----------
+    name : str
+    image : uint8 (X, Y, Z), LIA, 1 mm
+    target : uint8 (X, Y, Z), class indices
+    """
+
+    name: str
+    image: np.ndarray
+    target: np.ndarray
+
+    def patches(self, size: int, per_axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches side by side, evenly spread: images float32 (N, 1, P, P, P), 0..1, and classes uint8 (N, P, P, P)."""
+        boxes = patch_boxes(self.image.shape, size, per_axis)
+        images = np.stack([self.image[box] for box in boxes])[:, None].astype(np.float32) / np.float32(255)
+        return torch.from_numpy(images), torch.from_numpy(np.stack([self.target[box] for box in boxes]))
+
+
+def patch_boxes(shape: tuple[int, ...], size: int, per_axis: int) -> list[tuple[slice, ...]]:
+    """``per_axis`` cubes an axis from one end of the volume to the other; one alone lies in the middle.
+
+    Examples
+    --------
+    >>> [box[0].start for box in patch_boxes((100, 96, 96), 96, 3)][::9]
+    [0, 2, 4]
+    """
+    spread = [0.5] if per_axis == 1 else np.linspace(0, 1, per_axis)
+    starts = [[round(share * (side - size)) for share in spread] for side in shape]
+    return [tuple(slice(start, start + size) for start in corner) for corner in itertools.product(*starts)]
+
+
+def prepare_pairs(
+    pairs: list[Pair], config: PairsConfig, table: LabelTable, cache: Path, processes: Processes
+) -> list[Path]:
+    """Checks all pairs before any training and stores them prepared; the files of the cache come back.
+
+    Several processes share the work.
+
+    Raises
+    ------
+    PairError, ImageError
+        The first pair that cannot be used, with its file.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    stored = [cache / f"{pair.name}-{_cache_key(pair, config)[:12]}.npz" for pair in pairs]
+    todo = [(pair, path) for pair, path in zip(pairs, stored, strict=True) if not path.exists()]
+    processes.wait()  # all have looked before any writes
+    for pair, path in tqdm(todo[processes.rank :: processes.world], desc="pairs", disable=processes.hide_bars):
+        prepared = prepare_pair(pair, config, table)
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, name=pair.name, image=prepared.image, target=prepared.target)
+    processes.wait()
+    return stored
+
+
+def load_pair(path: Path) -> PreparedPair:
+    """Reads what :func:`prepare_pairs` stored."""
+    with np.load(path) as stored:
+        return PreparedPair(str(stored["name"]), stored["image"], stored["target"])
+
+
+def _cache_key(pair: Pair, config: PairsConfig) -> str:
+    """Checksum of all that a prepared pair depends on; files count by path, size and time of change."""
+    files = [pair.image, *(path for path, _ in pair.labels)]
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    parts = (_VERSION, stamps, config.table, config.background, config.patch_size, config.patches_per_axis)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def prepare_pair(pair: Pair, config: PairsConfig, table: LabelTable) -> PreparedPair:
+    """Reads, checks and conforms a pair.
+
+    Raises
+    ------
+    PairError
+        The grids differ, a label is not in the table, or no class is there.
+    """
+    image = load_image(pair.image)
+    labels = merged_labels(pair, image)
+    conformed = conform(image)
+    labels = labels_to_grid(labels, image.affine, conformed.affine, conformed.shape)
+    if CORTEX in table.labels:
+        labels = join_brain_labels(labels)
+    classes = class_indices(labels, config, table, pair)
+    box = _box(labels, classes, config)
+    data = np.asarray(conformed.dataobj)[box]
+    return PreparedPair(pair.name, np.ascontiguousarray(data), np.ascontiguousarray(classes[box]))
+
+
+def merged_labels(pair: Pair, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """The label images of a pair as one, uint16 (X, Y, Z) on the grid of its image.
+
+    Raises
+    ------
+    PairError
+        A label image has another grid, or values that are no labels.
+    """
+    merged = np.zeros(image.shape, np.uint16)
+    for path, added in pair.labels:
+        single = load_image(path)
+        _check_grid(single, path, image, pair.image)
+        values = np.asanyarray(single.dataobj)
+        if values.min() < 0 or values.max() > 60000 or not np.array_equal(values, np.rint(values)):
+            raise PairError(f"{path}: its values are not whole numbers from 0 up; a label image is needed")
+        values = values.astype(np.uint16)
+        subfield = (values > 0) & ~np.isin(values, NUCLEI) if added else values > 0
+        fresh = subfield & (merged == 0)
+        merged[fresh] = values[fresh] + added
+    return merged
+
+
+def _check_grid(
+    labels: nib.spatialimages.SpatialImage, path: Path, image: nib.spatialimages.SpatialImage, image_path: Path
+) -> None:
+    if labels.shape != image.shape:
+        raise PairError(f"{path}: has {labels.shape} voxels, but its image {image_path} has {image.shape}")
+    corners = np.array(list(itertools.product(*[(0, side) for side in image.shape], [1]))).T
+    apart = float(np.abs((labels.affine - image.affine) @ corners).max())
+    if apart > 0.1:
+        raise PairError(f"{path}: lies up to {apart:.1f} mm from its image {image_path}; both must share one grid")
+
+
+def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pair: Pair) -> np.ndarray:
+    """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
+    background = config.background
+    if background is None:
+        background = () if config.subfields else ASEG_BACKGROUND
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    foreign = sorted(set(present.tolist()) - set(table.labels.tolist()) - set(background))
+    files = ", ".join(str(path) for path, _ in pair.labels)
+    if foreign:
+        raise PairError(
+            f"{files}: the labels {foreign} are neither classes of the table {config.table} nor named as background"
+        )
+    lookup = np.zeros(int(present.max()) + 1, np.uint8)
+    lookup[present] = table.to_indices(present)
+    classes = lookup[labels]
+    if not classes.any():
+        raise PairError(f"{files}: none of the classes of the table {config.table} is there")
+    return classes
+
+
+def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> tuple[slice, ...]:
+    """Where patches lie: around all labels, one patch around the middle of the classes, or where subfields are."""
+    if config.patches_per_axis > 1 and not config.subfields:
+        return grow_box(nonzero_box(labels), labels.shape, config.patch_size)
+    box = nonzero_box(classes)
+    centres = [(side.start + side.stop) // 2 for side in box]
+    point = tuple(slice(centre, centre) for centre in centres)
+    side = max(HIPPOCAMPUS_SIDE, config.patch_size) if config.subfields else config.patch_size
+    return grow_box(point, labels.shape, side)
+
+
+class ScanPatches(Dataset):
+    """The patches of one scan after another, in a given order."""
+
+    def __init__(self, files: list[Path], order: list[int], config: PairsConfig) -> None:
+        self.files, self.order, self.config = files, order, config
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pair = load_pair(self.files[self.order[item]])
+        return pair.patches(self.config.patch_size, self.config.patches_per_axis)

@@ -1,0 +1,277 @@
+"""Label maps made ready for synthesis: one naming of tissues, cropped to the head, with what sampling needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from medsegmamba_bids.image.geometry import nonzero_box, resample
+from medsegmamba_bids.image.io import atomic_path, load_image
+from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels
+
+if TYPE_CHECKING:
+    from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas
+    from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
+
+#: Labels of FreeSurfer and of SynthSeg's training maps that stand for another one here. 136/137 and 163/164 lie
+#: inside the ventricles and look like choroid plexus (judged by position, not documented); 72 is the fifth
+#: ventricle, 80 an unsided hypointensity.
+SYNONYMS = {136: 31, 137: 31, 163: 63, 164: 63, 80: 77, 72: 224, 81: 77, 82: 77}
+#: What a map cannot tell from each other when it lacks the second one: the class that it is merged into.
+MERGED_INTO = {31: (4,), 63: (43,), 77: (2, 41)}
+INNER_CSF, OUTER_CSF = 24, 224
+LANDMARKS = (4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
+SHELL_MM, CSF_REACH_MM, PALLIDUM_REACH_MM = 3, 3, 2
+#: Pallidum, its neighbour putamen and the white matter around, for each side.
+PALLIDA = ((13, 12, 2), (52, 51, 41))
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One prepared map, LIA, 1 mm.
+
+    Attributes
+    ----------
+    name : str
+    tissue : uint8 (X, Y, Z), indices into the tissue table
+    counts, centres : int64 (C,) and float64 (C, 3), voxels and mean position of every class (background 0)
+    brain_box : float64 (3, 2), first and last voxel of the brain
+    accepts : bool (C, C), see ``Synthesizer.sample``
+    image : float32 (X, Y, Z) with white matter near 1, or None
+    stripped : bool, whether the image is skull-stripped
+    weight : float, how often the map is drawn
+    """
+
+    name: str
+    tissue: np.ndarray
+    counts: np.ndarray
+    centres: np.ndarray
+    brain_box: np.ndarray
+    accepts: np.ndarray
+    image: np.ndarray | None = None
+    stripped: bool = False
+    weight: float = 1.0
+
+    def save(self, path: Path) -> None:
+        """Writes the map as an ``.npz`` file."""
+        fields = {k: v for k, v in vars(self).items() if v is not None}
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **fields)
+
+    @classmethod
+    def load(cls, path: Path) -> LabelMap:
+        """Reads what ``save`` wrote."""
+        with np.load(path) as stored:
+            fields = {k: stored[k] for k in stored.files}
+        for scalar in ("name", "stripped", "weight"):
+            fields[scalar] = fields[scalar].item()
+        return cls(**fields)
+
+
+def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
+    """Array and image of a 1 mm file with its axes turned to LIA; raises ``ValueError`` for other voxel sizes."""
+    image = load_image(path)
+    zooms = np.array(image.header.get_zooms()[:3])
+    if np.abs(zooms - 1).max() > 0.01:
+        raise ValueError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
+    turned = image.as_reoriented(turn)
+    return np.asarray(turned.dataobj), turned
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateAtlas:
+    """FreeSurfer labels of a template, int (A, B, D), LIA, 1 mm: where label 24 belongs, how far the pallidum goes."""
+
+    labels: np.ndarray
+
+    @cached_property
+    def centres(self) -> dict[int, np.ndarray]:
+        """Mean voxel of every landmark."""
+        return _landmark_centres(self.labels)
+
+    @cached_property
+    def inner_csf(self) -> np.ndarray:
+        """Where label 24 may lie, with a margin, bool (A, B, D)."""
+        return ndimage.binary_dilation(self.labels == INNER_CSF, iterations=CSF_REACH_MM)
+
+
+def prepare_map(
+    path: Path,
+    tissues: TissueTable,
+    *,
+    atlas: TemplateAtlas | None = None,
+    image: nib.spatialimages.SpatialImage | None = None,
+    stripped: bool = False,
+    subfields: SubfieldAtlas | None = None,
+) -> LabelMap:
+    """Reads a FreeSurfer-labelled map and prepares it.
+
+    Parameters
+    ----------
+    path : Path
+        Label image, 1 mm.
+    tissues : TissueTable
+    atlas : TemplateAtlas, optional
+        Without it every voxel of label 24 keeps its label, and the pallidum its size.
+    image : SpatialImage, optional
+        A real image of this head, resampled onto the map.
+    stripped : bool
+        Whether that image is skull-stripped.
+    subfields : SubfieldAtlas, optional
+        Painted into labels 17 and 53.
+
+    Raises
+    ------
+    ValueError
+        The file is no label image of 1 mm, or a label is not in the tissue table.
+    """
+    labels, turned = read_lia(path)
+    labels = _rename(_whole_numbers(labels, path))
+    if atlas is not None:
+        matrix = _landmark_affine(labels, atlas)
+        _limit_inner_csf(labels, atlas, matrix)
+        _widen_pallidum(labels, atlas, matrix)
+    if labels.max() < 500:  # a map of the brain alone: some fluid belongs around it
+        _surround_with_csf(labels)
+    if subfields is not None:
+        from medsegmamba_bids.training.synthetic.subfields import paint_subfields
+
+        labels = paint_subfields(labels, subfields)
+    picture = None if image is None else _matching_image(image, turned, labels)
+    return build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
+
+
+def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    """The same as int32; raises ``ValueError`` for what is no label map."""
+    whole = labels.astype(np.int32)
+    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
+        raise ValueError(f"{path}: its values are not whole numbers; a label map is needed")
+    if whole.min() < 0:
+        raise ValueError(f"{path}: has the negative label {whole.min()}")
+    return whole
+
+
+def _surround_with_csf(labels: np.ndarray) -> None:
+    box = nonzero_box(labels, SHELL_MM + 1)
+    near = ndimage.binary_dilation(labels[box] > 0, iterations=SHELL_MM)
+    labels[box][near & (labels[box] == 0)] = OUTER_CSF
+
+
+def build_map(
+    name: str,
+    labels: np.ndarray,
+    tissues: TissueTable,
+    picture: np.ndarray | None = None,
+    stripped: bool = False,
+    weight: float = 1.0,
+    source: Path | str = "",
+) -> LabelMap:
+    """Crops labels (int, LIA, 1 mm) to the head and measures what sampling needs.
+
+    Raises
+    ------
+    ValueError
+        A label is not in the tissue table, or none of its voxels belongs to a class.
+    """
+    present = np.flatnonzero(np.bincount(labels.ravel()))
+    known = set(tissues.rows["label"])
+    foreign = [int(v) for v in present if int(v) not in known]
+    if foreign:
+        raise ValueError(f"{source or name}: labels {foreign} are not in the tissue table")
+    lookup = np.zeros(int(present.max()) + 1, np.uint8)
+    lookup[present] = tissues.index_of(present)
+    box = nonzero_box(labels)
+    if box is None or not tissues.targets[lookup[present]].any():
+        raise ValueError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
+    tissue = lookup[labels[box]]
+    classes = tissues.targets[tissue]
+    counts, centres = _measure(classes, len(tissues.table.labels))
+    brain_box = np.array([[s.start, s.stop - 1] for s in nonzero_box(classes)], float)
+    picture = None if picture is None else picture[box].astype(np.float32)
+    accepts = accepted_classes(counts, tissues.table)
+    return LabelMap(name, tissue, counts, centres, brain_box, accepts, picture, stripped, weight)
+
+
+def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels (n,) and mean position (n, 3) of every class but the background, zeros where absent."""
+    found = np.flatnonzero(classes)
+    values = classes.ravel()[found]
+    counts = np.bincount(values, minlength=n)
+    sums = [np.bincount(values, axis, n) for axis in np.unravel_index(found, classes.shape)]
+    return counts, np.stack(sums, 1) / np.maximum(counts, 1)[:, None]
+
+
+def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
+    """Which class is not wrong where the map says another: bool (C, C), the diagonal and the merged ones."""
+    index = {int(label): i for i, label in enumerate(table.labels)}
+    accepts = np.eye(len(index), dtype=bool)
+    for label, hosts in MERGED_INTO.items():
+        if label in index and counts[index[label]] == 0:
+            for host in hosts:
+                accepts[index[host], index[label]] = True
+    return accepts
+
+
+def _rename(labels: np.ndarray) -> np.ndarray:
+    """Synonyms, cortical parcels and corpus callosum as the classes they belong to."""
+    lookup = np.arange(max(int(labels.max()), max(SYNONYMS)) + 1, dtype=labels.dtype)
+    lookup[list(SYNONYMS)] = list(SYNONYMS.values())
+    return join_brain_labels(lookup[labels])
+
+
+def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
+    """Label 24 only where the atlas has it (nearby): these maps use it for all fluid around the brain."""
+    voxels = np.argwhere(labels == INNER_CSF)
+    kept = _look_up(atlas.inner_csf, voxels, matrix)
+    labels[tuple(voxels[~kept].T)] = OUTER_CSF
+
+
+def _widen_pallidum(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
+    """White matter at the lentiform nucleus becomes pallidum where the atlas has it.
+
+    Pallidum and white matter look alike in T1w. In SynthSeg's maps, drawn by hand, it has 0.28 of the putamen's
+    volume; in FreeSurfer's output, which is to be met, 0.3 to 0.4, mostly further back (0.40 after this).
+    """
+    for pallidum, putamen, white in PALLIDA:
+        nucleus = np.isin(labels, (pallidum, putamen))
+        near = ndimage.binary_dilation(nucleus, iterations=PALLIDUM_REACH_MM) & (labels == white)
+        voxels = np.argwhere(near)
+        added = _look_up(atlas.labels == pallidum, voxels, matrix)
+        labels[tuple(voxels[added].T)] = pallidum
+
+
+def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Which of a map's voxels (N, 3) lie in a region of the atlas, bool (N,)."""
+    mapped = np.rint(np.c_[voxels, np.ones(len(voxels))] @ matrix).astype(int)
+    inside = ((mapped >= 0) & (mapped < region.shape)).all(1)
+    found = np.zeros(len(voxels), bool)
+    found[inside] = region[tuple(mapped[inside].T)]
+    return found
+
+
+def _landmark_affine(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:
+    """Least-squares affine (4, 3), row vectors, from the map's voxels to the atlas' by structure centres."""
+    here, there = _landmark_centres(labels), atlas.centres
+    shared = [label for label in LANDMARKS if label in here and label in there]
+    rows = np.array([[*here[label], 1.0] for label in shared])
+    return np.linalg.lstsq(rows, np.array([there[label] for label in shared]), rcond=None)[0]
+
+
+def _landmark_centres(labels: np.ndarray) -> dict[int, np.ndarray]:
+    lookup = np.zeros(int(labels.max()) + max(LANDMARKS) + 1, np.uint8)
+    lookup[list(LANDMARKS)] = np.arange(1, len(LANDMARKS) + 1)
+    counts, centres = _measure(lookup[labels], len(LANDMARKS) + 1)
+    return {label: centres[i] for i, label in enumerate(LANDMARKS, 1) if counts[i]}
+
+
+def _matching_image(image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray) -> np.ndarray:
+    """The image on the map's grid, white matter at 1."""
+    picture = resample(np.asarray(image.dataobj, np.float32), image.affine, like.affine, like.shape, order=1)
+    return picture / np.median(picture[np.isin(labels, WHITE_MATTER)])

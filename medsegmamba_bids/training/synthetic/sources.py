@@ -1,0 +1,87 @@
+"""The label maps of a configuration, prepared once and kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from medsegmamba_bids.image.io import load_image
+from medsegmamba_bids.training.synthetic.label_maps import LabelMap, TemplateAtlas, prepare_map, read_lia
+from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
+from medsegmamba_bids.training.training_config import ConfigError, Source, SynthesisConfig
+
+#: Raised whenever preparing a map gives something else than before.
+_VERSION = 2
+
+
+def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: TissueTable) -> list[LabelMap]:
+    """Prepares every label map of the configuration, or reads it from the cache folder.
+
+    A cached map is used only if it was made from the same files with the same settings.
+
+    Raises
+    ------
+    ConfigError
+        A source matches no file.
+    ValueError
+        A label map cannot be used; the message names the file.
+    """
+    data_dir = Path(data_dir)
+    found = [(source, _label_files(source, data_dir)) for source in config.sources]
+    atlas = TemplateAtlas(read_lia(data_dir / config.atlas)[0]) if config.atlas else None
+    maps = []
+    for source, paths in found:
+        image, subfields = _source_image(source.image, data_dir), _subfield_atlas(source, data_dir)
+        for path in tqdm(paths, desc="label maps", disable=None):
+            key = _cache_key(config, source, data_dir, path, tissues)
+            stored = cache / f"{path.name.split('.')[0]}-{key[:12]}.npz"
+            if not stored.exists():
+                stored.parent.mkdir(parents=True, exist_ok=True)
+                prepare_map(
+                    path, tissues, atlas=atlas, image=image, stripped=source.stripped, subfields=subfields
+                ).save(stored)
+            maps.append(replace(LabelMap.load(stored), weight=source.weight))
+    return maps
+
+
+def _label_files(source: Source, data_dir: Path) -> list[Path]:
+    paths = sorted(data_dir.glob(source.labels))
+    if not paths:
+        raise ConfigError(f"no label map matches {data_dir / source.labels}")
+    return paths
+
+
+def _cache_key(config: SynthesisConfig, source: Source, data_dir: Path, path: Path, tissues: TissueTable) -> str:
+    """Checksum of all that a prepared map depends on; files count by path, size and time of change."""
+    files = [path, *(data_dir / name for name in (config.atlas, source.image, *source.subfield_atlas) if name)]
+    stamps = [(str(file.resolve()), *_stamp(file)) for file in files]
+    parts = (_VERSION, stamps, source.image, source.stripped, tissues.rows.to_csv())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+
+
+def _source_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | None:
+    """The real image of a source: a file, or ``mni152`` for the template that nilearn carries."""
+    if name == "mni152":
+        from nilearn.datasets import load_mni152_template
+
+        return load_mni152_template(resolution=1)
+    return load_image(data_dir / name) if name else None
+
+
+def _subfield_atlas(source: Source, data_dir: Path) -> np.ndarray | None:
+    if not source.subfield_atlas:
+        return None
+    if len(source.subfield_atlas) != 2:
+        raise ConfigError(f"subfield_atlas is {list(source.subfield_atlas)}; an image and its names are needed")
+    from medsegmamba_bids.training.synthetic.subfields import load_atlas
+
+    return load_atlas(*(data_dir / name for name in source.subfield_atlas))

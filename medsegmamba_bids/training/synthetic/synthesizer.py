@@ -1,0 +1,361 @@
+"""Images synthesised from label maps, as SynthSeg does (Billot et al. 2023, Medical Image Analysis 86:102789).
+
+A label map is warped, every tissue gets a random intensity, and the image is degraded the way scanners
+and preprocessing degrade it. Only the patch that is trained on is ever made, so that a sample costs tens
+of milliseconds on one core; whole-volume generators of public libraries take seconds.
+
+Shape letters: X, Y, Z label map; P patch side; T tissues; C classes; G control points of a smooth field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numba import njit
+
+from medsegmamba_bids.data import data_path
+from medsegmamba_bids.image.labels import LabelTable, load_label_table
+from medsegmamba_bids.training.synthetic.label_maps import LabelMap
+
+
+@dataclass(frozen=True)
+class TissueTable:
+    """What the tissues of a label map look like and what they are called.
+
+    Attributes
+    ----------
+    rows : pandas.DataFrame
+        Columns ``label`` (in the prepared map), ``mirror`` (label of the other side), ``target``
+        (FreeSurfer label that the network learns, 0 for background), ``brain`` (0 or 1), ``mean`` and
+        ``spread`` (intensity relative to white matter = 1 and its variation between scans), ``grain``
+        (variation within a scan), ``weight`` (of the class in the cross-entropy).
+    table : LabelTable
+        Classes of the network.
+    """
+
+    rows: pd.DataFrame
+    table: LabelTable
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class index of every tissue, uint8 (T,)."""
+        return self.table.to_indices(self.rows["target"].to_numpy()).astype(np.uint8)
+
+    @property
+    def mirror(self) -> np.ndarray:
+        """Tissue index on the other side, uint8 (T,)."""
+        return self.index_of(self.rows["mirror"].to_numpy())
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """Weight of every class in the cross-entropy, float32 (C,)."""
+        weights = np.ones(len(self.table.labels), np.float32)
+        weights[self.targets] = self.rows["weight"]  # rows of one target share their weight
+        return weights
+
+    def index_of(self, labels: np.ndarray) -> np.ndarray:
+        """Tissue indices of map labels; raises ``KeyError`` for a label outside the table."""
+        position = {int(label): i for i, label in enumerate(self.rows["label"])}
+        return np.array([position[int(label)] for label in labels], np.uint8)
+
+
+def load_tissue_table(name: str) -> TissueTable:
+    """Tissue table ``data/synthesis/<name>.tsv``, for the label table of the same name."""
+    rows = pd.read_csv(data_path(f"synthesis/{name}.tsv"), sep="\t", comment="#")
+    return TissueTable(rows, load_label_table(name))
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """Ranges of the random choices; lengths in mm, angles in degrees, intensities relative to white matter.
+
+    With ``centre_jitter_mm`` every patch lies around the middle of the classes' box, at most so far off along
+    each axis, as where a network looks at one region; without it (None) patches lie all over the head.
+    """
+
+    patch_size: int = 80
+    voxel_size: tuple[float, float] = (1.5, 1.5)
+    rotation_sd: float = 9.0
+    scale_sd: float = 0.07
+    global_scale_sd: float = 0.05
+    shear_sd: float = 0.03
+    elastic_mm: tuple[float, float] = (4.0, 1.4)
+    t1_like: float = 0.9
+    skull_stripped: float = 0.4
+    defaced: float = 0.15
+    thick_slices: float = 0.2
+    blurred: float = 0.5
+    centre_structure: float = 0.5
+    centre_box: float = 0.4
+    noise_max: float = 0.06
+    bias_max: float = 0.35
+    real_image: float = 0.7
+    centre_jitter_mm: float | None = None
+
+
+@dataclass
+class Synthesizer:
+    """Endless source of (image, target) patches; a sample depends on its seed alone."""
+
+    maps: list[LabelMap]
+    tissues: TissueTable
+    settings: SynthesisSettings = field(default_factory=SynthesisSettings)
+
+    def sample(self, *seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One training patch.
+
+        Parameters
+        ----------
+        *seed : int
+            Any integers, such as (run seed, step).
+
+        Returns
+        -------
+        image : float32 (P, P, P), 0 to 1
+        target : uint8 (P, P, P), class indices
+        accepts : bool (C, C)
+            ``accepts[t, c]``: class c is not wrong where the map says t (merged classes).
+        """
+        rng = np.random.default_rng(seed)
+        weights = np.array([m.weight for m in self.maps])
+        label_map = self.maps[rng.choice(len(self.maps), p=weights / weights.sum())]
+        matrix, centre = self._random_pose(label_map, rng)
+        flip = rng.random() < 0.5
+        tissue, values, real = self._warp(label_map, matrix, centre, flip, rng)
+        image = torch.from_numpy(values)
+        image = self._texture(image, tissue, rng, real)
+        target = self.tissues.targets[tissue]
+        image = self._acquire(image, rng)
+        image = self._mask(image, tissue, matrix, centre, label_map, rng, real)
+        accepts = label_map.accepts
+        return self._rescale(image, rng).numpy(), target, accepts
+
+    def _random_pose(self, m: LabelMap, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix from patch voxels to map voxels (3, 3) and the map voxel at the patch's centre (3,)."""
+        s = self.settings
+        voxel = rng.uniform(*s.voxel_size)
+        rotation = _rotation(np.deg2rad(rng.normal(0, s.rotation_sd, 3)))
+        shear = np.eye(3) + np.triu(rng.normal(0, s.shear_sd, (3, 3)), 1)
+        scale = np.exp(rng.normal(0, s.scale_sd, 3) + rng.normal(0, s.global_scale_sd))
+        matrix = rotation @ shear @ np.diag(1 / scale) * voxel
+        half = s.patch_size * voxel / 2
+        kind = rng.random()
+        if s.centre_jitter_mm is not None:
+            reach = s.centre_jitter_mm  # maps have voxels of 1 mm
+            centre = m.brain_box.mean(1) + rng.uniform(-reach, reach, 3)
+        elif kind < s.centre_structure:
+            present = np.flatnonzero(m.counts)
+            centre = m.centres[rng.choice(present)] + rng.uniform(-half / 2, half / 2, 3)
+        elif kind < s.centre_structure + s.centre_box:
+            low, high = m.brain_box[:, 0] + half * 0.8, m.brain_box[:, 1] - half * 0.8
+            middle = m.brain_box.mean(1)
+            centre = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
+        else:
+            centre = rng.uniform(0, m.tissue.shape)
+        return matrix, centre
+
+    def _warp(
+        self, m: LabelMap, matrix: np.ndarray, centre: np.ndarray, flip: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Tissue indices uint8 and image values float32, both (P, P, P), and whether the image is a real one."""
+        p = self.settings.patch_size
+        coarse, fine = self.settings.elastic_mm
+        field_mm = rng.random() * coarse * _smooth_field(rng, 5, 25, 3)
+        field_mm += rng.random() * fine * _smooth_field(rng, 12, 25, 3)
+        if flip:  # the patch's first axis runs the other way
+            matrix = matrix * np.array([[-1.0, 1.0, 1.0]])
+        real = m.image is not None and rng.random() < self.settings.real_image
+        means = self._intensities(rng).astype(np.float32)
+        picture = m.image if real else np.zeros((1, 1, 1), np.float32)
+        tissue, values = _warp_patch(m.tissue, picture, real, means, matrix, centre, field_mm.astype(np.float32), p)
+        if flip:
+            tissue = self.tissues.mirror[tissue]
+        return tissue, values, real
+
+    def _intensities(self, rng: np.random.Generator) -> np.ndarray:
+        """Mean intensity of every tissue (T,), white matter at 1."""
+        rows = self.tissues.rows
+        if rng.random() > self.settings.t1_like:
+            means = rng.uniform(0.05, 1.2, len(rows))
+        else:
+            contrast = rng.uniform(0.6, 1.35)  # scanners and sequences differ in grey-white contrast
+            base = 1 - (1 - rows["mean"].to_numpy()) * np.where(rows["brain"] == 1, contrast, 1)
+            means = base + rng.normal(0, 1, len(rows)) * rows["spread"].to_numpy()
+        means[0] = 0 if rng.random() < 0.3 else rng.uniform(0, 0.06)
+        mirror = self.tissues.mirror
+        sided = mirror != np.arange(len(rows))
+        left = np.arange(len(rows)) < mirror
+        means[mirror[sided & left]] = means[sided & left] + rng.normal(0, 0.01, (sided & left).sum())
+        return np.clip(means, 0, 2.5)
+
+    def _texture(self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator, real: bool) -> torch.Tensor:
+        """Grain and slow drifts within a tissue, such as the brighter lateral thalamus."""
+        if real:
+            return image
+        p = image.shape[0]
+        grain = torch.from_numpy(self.tissues.rows["grain"].to_numpy(np.float32)[tissue])
+        noise = torch.from_numpy(rng.standard_normal((p, p, p), dtype=np.float32))
+        cells = max(3, int(p * np.mean(self.settings.voxel_size) / 9))
+        drift = _upsample(torch.from_numpy(rng.standard_normal((cells,) * 3, dtype=np.float32)), p)
+        clumps = _upsample(torch.from_numpy(rng.standard_normal((p // 2,) * 3, dtype=np.float32)), p)
+        fine, coarse, medium = rng.uniform(0.3, 1.0), rng.uniform(0.5, 1.8), rng.uniform(0, 1.0)
+        return image + grain * (fine * noise + coarse * drift + medium * clumps)
+
+    def _acquire(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Blur, thick slices, bias field and noise."""
+        s, p = self.settings, image.shape[0]
+        if rng.random() < s.blurred:
+            image = _blur(image, rng.uniform(0.2, 0.75, 3))
+        if rng.random() < s.thick_slices:
+            image = _thick_slices(image, int(rng.integers(3)), rng.uniform(1.3, 4.0 / min(s.voxel_size)))
+        bias = torch.from_numpy(rng.standard_normal((4, 4, 4), dtype=np.float32))
+        image = image * torch.exp(_upsample(bias, p) * rng.uniform(0, s.bias_max))
+        noise = torch.from_numpy(rng.standard_normal((p, p, p), dtype=np.float32))
+        return (image + noise * rng.uniform(0, s.noise_max)).abs()
+
+    def _mask(
+        self,
+        image: torch.Tensor,
+        tissue: np.ndarray,
+        matrix: np.ndarray,
+        centre: np.ndarray,
+        m: LabelMap,
+        rng: np.random.Generator,
+        real: bool,
+    ) -> torch.Tensor:
+        """Skull-stripped with a ragged margin, defaced, or the head as it is."""
+        s, p = self.settings, image.shape[0]
+        if rng.random() < s.skull_stripped and not (real and m.stripped):
+            brain = self.tissues.rows["brain"].to_numpy()[tissue] == 1
+            near = F.avg_pool3d(torch.from_numpy(brain.astype(np.float32))[None, None], 5, 1, 2)[0, 0]
+            ragged = _upsample(torch.from_numpy(rng.random((8, 8, 8), dtype=np.float32)), p)
+            limit = rng.uniform(0.02, 0.3) + ragged * rng.uniform(0, 0.3)
+            return image * ((near > limit) & (image > 0))
+        if rng.random() < s.defaced:
+            normal = np.array([0, rng.uniform(0.3, 0.9), 1.0])  # maps are LIA: inferior and anterior
+            normal /= np.linalg.norm(normal)
+            corner = max(float(normal @ m.brain_box[:, 1]) * 0.9, float(normal @ centre))
+            axes = [(np.arange(p) - (p - 1) / 2) * float(normal @ matrix[:, a]) for a in range(3)]
+            depth = axes[0][:, None, None] + axes[1][:, None] + axes[2] + float(normal @ centre)
+            face = (depth > corner + rng.uniform(0, 20)) & (self.tissues.targets[tissue] == 0)
+            return image * torch.from_numpy(~face)
+        return image
+
+    def _rescale(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """White matter to where robust rescaling of whole heads or stripped brains leaves it."""
+        gamma = float(np.exp(rng.normal(0, 0.15)))
+        return (image.clamp_min(0) ** gamma * rng.uniform(0.25, 0.95)).clamp_max(1.0)
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation matrix (3, 3) from angles about the three axes, in radians."""
+    from scipy.spatial.transform import Rotation
+
+    return Rotation.from_euler("xyz", angles).as_matrix()
+
+
+def _smooth_field(rng: np.random.Generator, points: int, size: int, channels: int) -> np.ndarray:
+    """Smooth random field (channels, size, size, size) of unit standard deviation at its control points."""
+    control = torch.from_numpy(rng.standard_normal((1, channels, points, points, points), dtype=np.float32))
+    return F.interpolate(control, size=(size,) * 3, mode="trilinear", align_corners=True)[0].numpy()
+
+
+def _upsample(control: torch.Tensor, size: int) -> torch.Tensor:
+    """Trilinear field (size, size, size) through control points (G, G, G)."""
+    return F.interpolate(control[None, None], size=(size,) * 3, mode="trilinear", align_corners=True)[0, 0]
+
+
+def _blur(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
+    """Gaussian blur with a standard deviation per axis, in voxels (at most about 1)."""
+    offsets = torch.arange(-2, 3, dtype=torch.float32)
+    for axis, sigma in enumerate(sigmas):
+        kernel = torch.exp(-0.5 * (offsets / float(sigma)) ** 2)
+        shape = [1, 1, 1, 1, 1]
+        shape[axis + 2] = 5
+        padding = [0, 0, 0]
+        padding[axis] = 2
+        image = F.conv3d(image[None, None], (kernel / kernel.sum()).reshape(shape), padding=padding)[0, 0]
+    return image
+
+
+def _thick_slices(image: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
+    """Averages slices ``factor`` voxels thick along an axis and interpolates them back."""
+    size = list(image.shape)
+    thick = list(size)
+    thick[axis] = max(2, round(size[axis] / factor))
+    slices = F.interpolate(image[None, None], size=thick, mode="area")
+    return F.interpolate(slices, size=size, mode="trilinear")[0, 0]
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def _warp_patch(
+    tissue: np.ndarray,
+    picture: np.ndarray,
+    real: bool,
+    means: np.ndarray,
+    matrix: np.ndarray,
+    centre: np.ndarray,
+    field_mm: np.ndarray,
+    p: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue at every patch voxel and the mean intensity of eight points around it (partial volume).
+
+    The patch voxel v lies at ``centre + matrix (v - (p - 1) / 2) + field(v)`` in the map.
+    """
+    nx, ny, nz = tissue.shape
+    g = field_mm.shape[1]
+    out = np.zeros((p, p, p), np.uint8)
+    values = np.zeros((p, p, p), np.float32)
+    step = (g - 1) / (p - 1)
+    middle = (p - 1) / 2
+    shift = np.zeros(3)
+    for i in range(p):
+        fi = i * step
+        i0 = min(int(fi), g - 2)
+        wi = fi - i0
+        for j in range(p):
+            fj = j * step
+            j0 = min(int(fj), g - 2)
+            wj = fj - j0
+            for k in range(p):
+                fk = k * step
+                k0 = min(int(fk), g - 2)
+                wk = fk - k0
+                for a in range(3):
+                    c00 = field_mm[a, i0, j0, k0] * (1 - wk) + field_mm[a, i0, j0, k0 + 1] * wk
+                    c01 = field_mm[a, i0, j0 + 1, k0] * (1 - wk) + field_mm[a, i0, j0 + 1, k0 + 1] * wk
+                    c10 = field_mm[a, i0 + 1, j0, k0] * (1 - wk) + field_mm[a, i0 + 1, j0, k0 + 1] * wk
+                    c11 = field_mm[a, i0 + 1, j0 + 1, k0] * (1 - wk) + field_mm[a, i0 + 1, j0 + 1, k0 + 1] * wk
+                    low, high = c00 * (1 - wj) + c01 * wj, c10 * (1 - wj) + c11 * wj
+                    shift[a] = (
+                        centre[a]
+                        + low * (1 - wi)
+                        + high * wi
+                        + matrix[a, 0] * (i - middle)
+                        + matrix[a, 1] * (j - middle)
+                        + matrix[a, 2] * (k - middle)
+                    )
+                x, y, z = int(shift[0] + 0.5), int(shift[1] + 0.5), int(shift[2] + 0.5)
+                if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                    out[i, j, k] = tissue[x, y, z]
+                total = 0.0
+                for corner in range(8):
+                    da = 0.25 if corner & 1 else -0.25
+                    db = 0.25 if corner & 2 else -0.25
+                    dc = 0.25 if corner & 4 else -0.25
+                    x = int(shift[0] + matrix[0, 0] * da + matrix[0, 1] * db + matrix[0, 2] * dc + 0.5)
+                    y = int(shift[1] + matrix[1, 0] * da + matrix[1, 1] * db + matrix[1, 2] * dc + 0.5)
+                    z = int(shift[2] + matrix[2, 0] * da + matrix[2, 1] * db + matrix[2, 2] * dc + 0.5)
+                    if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                        if real:
+                            total += picture[x, y, z]
+                        else:
+                            total += means[tissue[x, y, z]]
+                    elif not real:
+                        total += means[0]
+                values[i, j, k] = total / 8
+    return out, values

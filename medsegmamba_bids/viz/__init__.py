@@ -1,0 +1,1 @@
+"""Arrays in, pictures out: slices, surfaces and pages, for reports and evaluation."""

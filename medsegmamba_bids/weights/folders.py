@@ -1,0 +1,90 @@
+"""Where weights files lie: in the package, in the user's folder, or where the user says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medsegmamba_bids.data import data_path
+from medsegmamba_bids.weights.info import WeightsError, read_info
+
+FOLDER_VARIABLE = "MEDSEGMAMBA_WEIGHTS"
+SUFFIX = ".safetensors"
+AUTHORS_REPOSITORY = "https://github.com/aaroncao06/MedSegMamba"
+TABSURFER_REPOSITORY = "https://github.com/aaroncao06/TABSurfer"
+
+
+def weights_folder() -> Path:
+    """Return the user's folder of weights: $MEDSEGMAMBA_WEIGHTS, or within the user's cache."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        return Path(folder).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("medsegmamba_bids") / "weights"
+
+
+def embedded_weights() -> list[Path]:
+    """Return the weights files that come with the package, sorted by name."""
+    return sorted(data_path("weights").glob(f"*{SUFFIX}"))
+
+
+def user_weights() -> list[Path]:
+    """Return the weights files in the user's folder, sorted by name."""
+    return sorted(weights_folder().glob(f"*{SUFFIX}"))
+
+
+def default_weights(task: str) -> Path | None:
+    """Return the embedded weights file for a task, or None if none comes with the package.
+
+    Of several, the last by name: later versions are named so that they sort later.
+    """
+    matching = [path for path in embedded_weights() if read_info(path).task == task]
+    return matching[-1] if matching else None
+
+
+def find_weights(path_or_name: str | os.PathLike | None, task: str | None = None) -> Path:
+    """Return the file that a user means.
+
+    Parameters
+    ----------
+    path_or_name : path-like or None
+        A file; or the name of embedded weights or of weights in the user's folder; or None for
+        the default of the task.
+    task : {"aseg", "hippocampus"} or None
+        What the weights must be for; None accepts any.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, no default, or the file is for another task.
+    """
+    if path_or_name is None:
+        return _require_default(task)
+    path = _locate(path_or_name)
+    if task is not None and (found := read_info(path).task) != task:
+        raise WeightsError(f"{path}: weights for the task {found}, not for {task}")
+    return path
+
+
+def _require_default(task: str | None) -> Path:
+    if task is None:
+        raise WeightsError("no weights were named")
+    default = default_weights(task)
+    if default is None:
+        raise WeightsError(
+            f"no {task} weights come with this version: name a weights file (--weights). The "
+            f"authors' checkpoints are linked in the README of {AUTHORS_REPOSITORY}; convert one "
+            f"with: medsegmamba-weights import FILE.pt --task {task}"
+        )
+    return default
+
+
+def _locate(path_or_name: str | os.PathLike) -> Path:
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        return path
+    known = {file.stem: file for file in [*user_weights(), *embedded_weights()]}
+    if str(path_or_name) in known:
+        return known[str(path_or_name)]
+    names = f"the names {', '.join(known)}" if known else "no names"
+    raise WeightsError(f"{path_or_name}: no such weights file; known are {names} (folder {weights_folder()})")

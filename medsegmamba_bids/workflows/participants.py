@@ -1,0 +1,104 @@
+"""The whole workflow: a part per participant, in it a part per T1w, in it a node per step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.engine import Node, Workflow
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.interfaces.write_report import WriteReport
+from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.workflows.t1w import init_t1w_wf
+
+ROOT = "medsegmamba_wf"
+
+
+def init_medsegmamba_wf(
+    subjects: dict[str, list[T1wImage]],
+    config: RunConfig,
+    networks: Networks | None = None,
+    template: Template | None = None,
+    reports: list[str] | None = None,
+) -> Workflow:
+    """Build the workflow of some participants.
+
+    Parameters
+    ----------
+    subjects : dict
+        Participant -> T1w images.
+    config : RunConfig
+    networks : Networks, optional
+    template : Template, optional
+        For the intracranial volume; both are needed for images only.
+    reports : list of str, optional
+        Participants whose reports are written, from what is in the output folder already.
+    """
+    workflow = Workflow(name=ROOT, base_dir=str(config.work_dir))
+    workflow.config["execution"] = _execution(config, config.log_dir)
+    for subject, images in subjects.items():
+        workflow.add_nodes([init_participant_wf(subject, images, config, networks, asdict(template))])
+    for subject in reports or []:
+        workflow.add_nodes([_report_wf(subject, config)])
+    return workflow
+
+
+def init_participant_wf(
+    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: dict[str, Any]
+) -> Workflow:
+    """Build the workflow of a participant, whose crash files go into its own folder."""
+    workflow = Workflow(name=participant_wf_name(subject))
+    workflow.add_nodes([init_t1w_wf(image, config, networks, template) for image in images])
+    return _logging_to(workflow, config.participant_log_dir(subject), config)
+
+
+def participant_wf_name(subject: str) -> str:
+    """Name of a participant's workflow and, within ``ROOT``, of its work folder."""
+    return f"sub_{subject}_wf"
+
+
+def participant_work_dir(subject: str, config: RunConfig) -> Path:
+    """Folder of a participant's intermediate results."""
+    return config.work_dir / ROOT / participant_wf_name(subject)
+
+
+def report_wf_name(subject: str) -> str:
+    """Name of the workflow that writes a participant's report."""
+    return f"report_{subject}_wf"
+
+
+def _report_wf(subject: str, config: RunConfig) -> Workflow:
+    workflow = Workflow(name=report_wf_name(subject))
+    interface = WriteReport(output_dir=str(config.output_dir), subject=subject)
+    if config.quality_thresholds:
+        interface.inputs.thresholds = str(config.quality_thresholds)
+    node = Node(interface, name="report", mem_gb=min(1.0, config.mem_gb))
+    workflow.add_nodes([node])
+    return _logging_to(workflow, config.participant_log_dir(subject), config)
+
+
+def _logging_to(workflow: Workflow, folder: Path, config: RunConfig) -> Workflow:
+    workflow.config["execution"] = _execution(config, folder)
+    for node in workflow._get_all_nodes():
+        node.config = deepcopy(workflow.config)
+    return workflow
+
+
+def _execution(config: RunConfig, crashes: Path) -> dict[str, Any]:
+    return {
+        "crashdump_dir": str(crashes),
+        "crashfile_format": "txt",
+        "stop_on_first_crash": False,
+        "stop_on_first_rerun": False,
+        "poll_sleep_duration": 0.05,
+        "remove_unnecessary_outputs": False,
+        "create_report": False,
+        "check_version": False,
+        "hash_method": "timestamp",
+        "use_relative_paths": False,
+    }

@@ -1,0 +1,105 @@
+"""Every backend of the scan against the slow, obvious one."""
+
+import numpy as np
+import pytest
+import torch
+
+from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
+from medsegmamba_bids.networks.scan_paths import scan_paths
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def random_inputs(batch, side, channels, states, dtype=torch.float32, seed=0):
+    """u, delta, B, C, A (all requiring gradients) and the paths of orientation 3."""
+    rng = np.random.default_rng(seed)
+    length, directions = side**3, 8
+    arrays = (
+        rng.standard_normal((batch, length, channels)),
+        rng.uniform(0.001, 0.5, (batch, directions, length, channels)),
+        rng.standard_normal((batch, length, directions, states)),
+        rng.standard_normal((batch, length, directions, states)),
+        -rng.uniform(0.1, 8, (directions, states, channels)),
+    )
+    tensors = [torch.tensor(a, dtype=dtype, requires_grad=True) for a in arrays]
+    return tensors, torch.tensor(scan_paths(side, 3))
+
+
+def loop_over_one_direction(u, delta, b, c, a, path):
+    """The recurrence for one direction and sample in plain numpy, as a second opinion on the reference."""
+    state, out = np.zeros(a.shape), np.zeros(u.shape)
+    for voxel in path:
+        state = np.exp(delta[voxel] * a) * state + np.outer(b[voxel], delta[voxel] * u[voxel])
+        out[voxel] = c[voxel] @ state
+    return out
+
+
+def test_reference_is_the_recurrence():
+    tensors, paths = random_inputs(1, 3, 4, 5, torch.float64)
+    u, delta, b, c, a = (t.detach().numpy() for t in tensors)
+    expected = sum(
+        loop_over_one_direction(u[0], delta[0, k], b[0, :, k], c[0, :, k], a[k], paths[k].numpy()) for k in range(8)
+    )
+    np.testing.assert_allclose(reference_scan(*tensors, paths)[0].detach().numpy(), expected, rtol=1e-12)
+
+
+def test_gradients_of_the_reference():
+    tensors, paths = random_inputs(1, 2, 2, 2, torch.float64)
+    assert torch.autograd.gradcheck(lambda *t: reference_scan(*t, paths), tensors)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("batch", "side", "channels", "states"), [(2, 3, 64, 16), (1, 4, 24, 5), (1, 3, 130, 64)])
+def test_backends_agree(device, batch, side, channels, states):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    tensors, paths = random_inputs(batch, side, channels, states)
+    expected = reference_scan(*tensors, paths)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    gradients = torch.autograd.grad(expected, tensors, weight)
+    for backend in set(available_backends(device)) - {"reference"}:
+        moved = [t.detach().to(device).requires_grad_() for t in tensors]
+        result = selective_scan(*moved, paths.to(device), backend=backend)
+        assert_close_to_largest(result, expected, 2e-6, backend)
+        found = torch.autograd.grad(result, moved, weight.to(device))
+        for name, ours, theirs in zip(["u", "delta", "B", "C", "A"], found, gradients, strict=True):
+            assert_close_to_largest(ours, theirs, 5e-6, f"{backend}, gradient of {name}")
+
+
+def assert_close_to_largest(ours, theirs, tolerance, what):
+    error = float((ours.detach().cpu() - theirs.detach()).abs().max() / theirs.abs().max())
+    assert error < tolerance, f"{what}: {error:.1e} of the largest value"
+
+
+def test_extreme_steps_stay_finite_and_right():
+    """Decays from almost 1 to far below the smallest float."""
+    tensors, paths = random_inputs(1, 2, 64, 3)
+    with torch.no_grad():
+        tensors[1][:, :, ::2] = 60.0
+        tensors[1][:, :, 1::2] = 1e-6
+    result = selective_scan(*tensors, paths, backend="numba")
+    assert torch.isfinite(result).all()
+    assert_close_to_largest(result, reference_scan(*tensors, paths), 2e-6, "numba")
+
+
+def test_numba_does_not_depend_on_threads():
+    import numba
+
+    tensors, paths = random_inputs(1, 4, 128, 16)
+    every = selective_scan(*tensors, paths, backend="numba")
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        one = selective_scan(*tensors, paths, backend="numba")
+    finally:
+        numba.set_num_threads(before)
+    assert torch.equal(every, one)
+
+
+def test_backend_by_environment(monkeypatch):
+    tensors, paths = random_inputs(1, 2, 8, 2)
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", "reference")
+    assert torch.equal(selective_scan(*tensors, paths), reference_scan(*tensors, paths))
+    monkeypatch.setenv("MEDSEGMAMBA_SCAN", "cuda")
+    with pytest.raises(ValueError, match=r"'cuda' does not work on cpu; usable here are \['numba', 'reference'\]"):
+        selective_scan(*tensors, paths)
