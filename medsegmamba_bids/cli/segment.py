@@ -102,9 +102,9 @@ def check_paths(image: Path, outputs: list[Path]) -> None:
 
 def segment(options: argparse.Namespace) -> None:
     """Read the image, segment it, write the labels."""
-    from medsegmamba_bids.image.io import describe_orientation, load_image, orientation_code, save_image
+    from medsegmamba_bids import api
+    from medsegmamba_bids.image.io import describe_orientation, load_image
     from medsegmamba_bids.inference.segmenter import SegmentationError, Segmenter
-    from medsegmamba_bids.inference.single import segment_image
 
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))
@@ -113,12 +113,16 @@ def segment(options: argparse.Namespace) -> None:
     image = load_image(options.image)
     if odd := describe_orientation(image):
         logger.warning("%s: %s", options.image, odd)
-    found = segment_image(segmenter, image, options.weights, subfields_out is not None, options.hippocampus_weights)
-    code = orientation_code(image)
-    logger.info("wrote %s", save_image(found.aseg, image.affine, options.output, code=code))
-    if found.hippocampus is not None:
-        logger.info("wrote %s", save_image(found.hippocampus, image.affine, subfields_out, code=code))
-    elif subfields_out:
+    found = api.segment(
+        image,
+        hippocampus=subfields_out is not None,
+        weights=options.weights,
+        hippocampus_weights=options.hippocampus_weights,
+        segmenter=segmenter,
+    )
+    for path in found.save(options.output, subfields_out):
+        logger.info("wrote %s", path)
+    if subfields_out and found.subfields is None:
         raise SegmentationError(f"{subfields_out}: not written, no hippocampus was found in {options.image}")
 
 

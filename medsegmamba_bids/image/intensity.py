@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+
 import numpy as np
 from scipy import ndimage
+
+logger = logging.getLogger(__name__)
 
 WHITE_MATTER_PEAK = 110.0  # FreeSurfer's convention for normalised T1-weighted images
 BRIGHTEST = 255.0
@@ -14,6 +19,7 @@ _NEGLIGIBLE = 0.01  # of the intensities' sum
 _MASKED = 0.3  # of the voxels being exactly 0 make a background
 _PEAK_BINS, _PEAK_SMOOTHING = 256, 4.0
 _MAIN_PEAK = 0.3  # of the highest peak's height
+_ENOUGH_WHITE_MATTER = 1000  # voxels
 _WORK_UNITS = 8  # fixed, since sums over the parts of an image depend on their number
 
 
@@ -214,3 +220,42 @@ def white_matter_peak(data: np.ndarray, brain: np.ndarray) -> float:
     peaks = np.flatnonzero((rising[:-1] > 0) & (rising[1:] <= 0))
     main = peaks[smooth[peaks] >= _MAIN_PEAK * smooth.max()][-1]
     return float((edges[main] + edges[main + 1]) / 2)
+
+
+def normalize(
+    data: np.ndarray, brain: np.ndarray, white_matter: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """Correct the bias field and bring white matter to 110.
+
+    What cannot be done is left out, with a warning: the bias field where N4 fails, everything where there is no brain.
+
+    Parameters
+    ----------
+    data : (X, Y, Z)
+        Intensities, 0 or more.
+    brain : bool (X, Y, Z)
+    white_matter : bool (X, Y, Z), optional
+        Where white matter is known to be; without it, or with less than 1000 voxels, its peak is looked for.
+    threads : int
+        The result does not depend on it.
+
+    Returns
+    -------
+    float32 (X, Y, Z), cut off at 0 and 255
+        The image itself where there is no brain to go by.
+    """
+    if not (brain & (data > 0)).any():
+        logger.warning("no brain was found: intensities are not normalised")
+        return data
+    try:
+        data = correct_bias_field(data, brain, threads)
+    except (ValueError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
+        reason = " ".join(str(error).split())[-200:]
+        logger.warning("the bias field could not be estimated (%s); intensities are scaled only", reason)
+    if white_matter is not None and np.count_nonzero(white_matter) >= _ENOUGH_WHITE_MATTER:
+        with contextlib.suppress(ValueError):
+            return normalize_white_matter(data, white_matter)
+    with contextlib.suppress(ValueError):
+        return normalize_white_matter(data, white_matter_peak(data, brain))
+    logger.warning("no white matter was found: intensities are not normalised")
+    return data

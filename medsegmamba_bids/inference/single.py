@@ -34,17 +34,46 @@ class ImageLabels:
     notes: tuple[str, ...]
 
 
-def segment_image(
+@dataclass(frozen=True)
+class ConformedSegmentation:
+    """An image on the conformed grid, and what the networks say about it there.
+
+    Attributes
+    ----------
+    image : nibabel image, uint8 (256, 256, 256)
+    aseg : Segmentation
+    hippocampus : Segmentation or None
+        The subfields; None if they were not asked for or no hippocampus was found.
+    """
+
+    image: nib.Nifti1Image
+    aseg: Segmentation
+    hippocampus: Segmentation | None
+
+    def on_grid_of(self, image: nib.spatialimages.SpatialImage) -> ImageLabels:
+        """Interpolate the labels linearly, a class at a time, to the grid of an image."""
+        subfields = self.hippocampus
+        return ImageLabels(
+            aseg=_to_grid(self.aseg, image),
+            hippocampus=None if subfields is None else _to_grid(subfields, image),
+            notes=self.aseg.notes + (subfields.notes if subfields else ()),
+        )
+
+
+def _to_grid(segmentation: Segmentation, image: nib.spatialimages.SpatialImage) -> np.ndarray:
+    return labels_to_grid(segmentation.labels, segmentation.affine, image.affine, image.shape)
+
+
+def conform_and_segment(
     segmenter: Segmenter,
     image: nib.spatialimages.SpatialImage,
     weights: str | os.PathLike | None = None,
     hippocampus: bool = False,
     hippocampus_weights: str | os.PathLike | None = None,
-) -> ImageLabels:
-    """Conform an image, segment it, and bring the labels back to its grid.
+) -> ConformedSegmentation:
+    """Conform an image and segment it.
 
-    Labels are interpolated linearly, a class at a time. Does not strip skulls and does not normalise
-    intensities: the image must be what the weights expect.
+    Does not strip skulls and does not normalise intensities: the image must be what the weights expect.
 
     Parameters
     ----------
@@ -71,12 +100,4 @@ def segment_image(
     if hippocampus and len(missing_hippocampi(aseg.labels)) < 2:
         logger.info("segmenting the hippocampal subfields")
         subfields = segmenter.segment_hippocampus(conformed, aseg.labels, hippocampus_weights)
-    return ImageLabels(
-        aseg=_on_grid(aseg, image),
-        hippocampus=None if subfields is None else _on_grid(subfields, image),
-        notes=aseg.notes + (subfields.notes if subfields else ()),
-    )
-
-
-def _on_grid(segmentation: Segmentation, image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    return labels_to_grid(segmentation.labels, segmentation.affine, image.affine, image.shape)
+    return ConformedSegmentation(conformed, aseg, subfields)

@@ -18,7 +18,7 @@ from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels, table_of_labels
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.segmenter import HIPPOCAMPI, Segmenter
-from medsegmamba_bids.inference.single import ImageLabels, segment_image
+from medsegmamba_bids.inference.single import ImageLabels, conform_and_segment
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class Networks:
 
     def segment(self, image: Image, subfields: bool) -> ImageLabels:
         """Labels on the image's own grid."""
-        return segment_image(self.segmenter, image, self.aseg, subfields and self.subfields, self.hippocampus)
+        wanted = subfields and self.subfields
+        found = conform_and_segment(self.segmenter, image, self.aseg, wanted, self.hippocampus)
+        return found.on_grid_of(image)
 
 
 def measure_case(case: Case, networks: Networks) -> pd.DataFrame:

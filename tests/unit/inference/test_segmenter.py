@@ -18,7 +18,7 @@ from medsegmamba_bids.inference.segmenter import (
     segment_conformed,
     segment_hippocampus,
 )
-from medsegmamba_bids.inference.single import segment_image
+from medsegmamba_bids.inference.single import conform_and_segment
 from medsegmamba_bids.weights.files import WeightsError, WeightsInfo, load_weights
 
 LEVELS = {0: 0.0, 16: 0.3, 17: 0.55, 53: 0.8, 10: 1.0}
@@ -324,13 +324,14 @@ def test_an_image_is_segmented_on_its_own_grid(intensity_weights):
     labels = brain_labels()
     native = nib.as_closest_canonical(conformed(labels)).slicer[::2, ::2, ::2]
     expected = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(labels, AFFINE)).dataobj)[::2, ::2, ::2]
-    found = segment_image(
+    image = nib.Nifti1Image(np.asarray(native.dataobj), native.affine)
+    found = conform_and_segment(
         Segmenter(),
-        nib.Nifti1Image(np.asarray(native.dataobj), native.affine),
+        image,
         intensity_weights("aseg", LEVELS, voxel_size=4.0),
         hippocampus=True,
         hippocampus_weights=intensity_weights("hippocampus", SUBFIELDS, voxel_size=2.0, patch_size=48, step=48),
-    )
+    ).on_grid_of(image)
     sure = inner(expected, 5)
     np.testing.assert_array_equal(found.aseg[sure], expected[sure])
     for label, subfield in ((17, 1203), (53, 2203)):

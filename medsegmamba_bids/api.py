@@ -1,0 +1,281 @@
+"""What Python programs call: images in, labels, volumes and their agreement out.
+
+``import medsegmamba_bids`` has all of these names; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids.evaluation.metrics import structure_metrics
+from medsegmamba_bids.image.geometry import labels_to_grid, resample, same_grid
+from medsegmamba_bids.image.intensity import normalize
+from medsegmamba_bids.image.io import (
+    ImageError,
+    atomic_path,
+    check_writable,
+    load_image,
+    load_labels,
+    orientation_code,
+    save_image,
+)
+from medsegmamba_bids.image.labels import WHITE_MATTER, join_brain_labels, load_label_table
+from medsegmamba_bids.inference.foreground import fill_holes
+from medsegmamba_bids.inference.merge import Segmentation
+from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
+from medsegmamba_bids.inference.single import ConformedSegmentation, conform_and_segment
+from medsegmamba_bids.stats.measures import structure_statistics
+from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
+
+__all__ = ["InferenceSettings", "SegmentedImage", "Segmenter", "compare", "load_image", "segment", "statistics"]
+
+Image = nib.spatialimages.SpatialImage
+ImageOrPath = Image | str | os.PathLike
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedImage:
+    """What :func:`segment` makes of an image.
+
+    Attributes
+    ----------
+    aseg : nibabel image, uint16 (X, Y, Z)
+        FreeSurfer's labels of the subcortical structures, on the image's own grid.
+    subfields : nibabel image, uint16 (X, Y, Z), or None
+        FreeSurfer's labels (FS60) of the hippocampal subfields there; None if they were not asked for or no
+        hippocampus was found.
+    notes : tuple of str
+        What is worth knowing, a sentence each.
+    conformed : ConformedSegmentation
+        The image at 1 mm, and labels, entropy and soft volumes there: what ``volumes`` is measured on.
+    """
+
+    aseg: Image
+    subfields: Image | None
+    notes: tuple[str, ...]
+    conformed: ConformedSegmentation
+
+    @cached_property
+    def volumes(self) -> pd.DataFrame:
+        """A row per structure, subfields last, with the columns of the app's ``*_stats.tsv``; volumes in mm3.
+
+        Measured when it is first asked for, which takes the time of a bias-field correction.
+        """
+        image, aseg = self.conformed.image, self.conformed.aseg
+        data = np.asanyarray(image.dataobj)
+        brain = fill_holes(data > 0) if aseg.brain_mask is None else aseg.brain_mask
+        # Weights that know no white matter have no mask either: its peak is looked for instead.
+        white_matter = None if aseg.brain_mask is None else np.isin(aseg.labels, WHITE_MATTER)
+        guide = normalize(data, brain, white_matter)
+        parts = [(aseg, "aseg")]
+        if self.conformed.hippocampus is not None:
+            parts.append((self.conformed.hippocampus, "hippoFS60"))
+        return pd.concat([_measured(*part, guide) for part in parts], ignore_index=True)[list(COLUMNS)]
+
+    def save(
+        self,
+        aseg: str | os.PathLike | None = None,
+        subfields: str | os.PathLike | None = None,
+        volumes: str | os.PathLike | None = None,
+    ) -> list[Path]:
+        """Write what is named, each file in one go.
+
+        Parameters
+        ----------
+        aseg, subfields : path, optional
+            ``.nii``, ``.nii.gz`` or ``.mgz``. Subfields that were not segmented are not written.
+        volumes : path, optional
+            The table as tab-separated text; missing numbers are ``n/a``.
+
+        Returns
+        -------
+        list of Path
+            What was written.
+
+        Raises
+        ------
+        ImageError
+            An image cannot be written there: the extension is another one, or the folder is absent.
+        """
+        images = [(image, path) for image, path in ((self.aseg, aseg), (self.subfields, subfields)) if path]
+        for _, path in images:
+            check_writable(path)
+        written = [
+            save_image(np.asanyarray(image.dataobj), image.affine, path, code=orientation_code(image))
+            for image, path in images
+            if image is not None
+        ]
+        if volumes:
+            with atomic_path(volumes) as temporary:
+                temporary.write_text(to_tsv(self.volumes), encoding="utf-8")
+            written.append(Path(volumes))
+        return written
+
+
+def _measured(segmentation: Segmentation, table: str, guide: np.ndarray) -> pd.DataFrame:
+    present = {label: mean for label, mean in segmentation.mean_posterior.items() if segmentation.voxels[label]}
+    return structure_statistics(
+        segmentation.labels,
+        guide,
+        load_label_table(table),
+        soft_volumes=segmentation.soft_volumes,
+        mean_posteriors=present,
+    )
+
+
+def segment(
+    image: ImageOrPath,
+    *,
+    hippocampus: bool = False,
+    weights: str | os.PathLike | None = None,
+    hippocampus_weights: str | os.PathLike | None = None,
+    segmenter: Segmenter | None = None,
+) -> SegmentedImage:
+    """Segment a T1-weighted image.
+
+    Does not strip skulls and does not normalise intensities: the image must be what the weights expect, which for
+    those of the package is the whole head as the scanner made it.
+
+    Parameters
+    ----------
+    image : path or nibabel image (X, Y, Z)
+        NIfTI or MGZ; or an image as :func:`load_image` returns it.
+    hippocampus : bool
+        Segment the hippocampal subfields as well.
+    weights, hippocampus_weights : path or str, optional
+        A weights file or the name of one; those of the package by default.
+    segmenter : Segmenter, optional
+        Keeps the networks from one image to the next, and says on what device they run and how.
+
+    Returns
+    -------
+    SegmentedImage
+
+    Raises
+    ------
+    ImageError
+        The image cannot be used.
+    WeightsError, SegmentationError
+        The weights cannot be used, or do not fit the segmenter's settings.
+    """
+    segmenter = segmenter or Segmenter()
+    head = load_image(image) if isinstance(image, (str, os.PathLike)) else image
+    conformed = conform_and_segment(segmenter, head, weights, hippocampus, hippocampus_weights)
+    labels = conformed.on_grid_of(head)
+    subfields = None if labels.hippocampus is None else _like(labels.hippocampus, head)
+    return SegmentedImage(_like(labels.aseg, head), subfields, labels.notes, conformed)
+
+
+def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
+    """Labels as an image with the affine of another, and its code in both orientations."""
+    made = nib.Nifti1Image(labels, image.affine)
+    code = orientation_code(image)
+    made.set_sform(image.affine, code)
+    made.set_qform(image.affine, code)
+    return made
+
+
+def statistics(
+    labels: ImageOrPath, image: ImageOrPath, *, table: str = "aseg", brain: ImageOrPath | None = None
+) -> pd.DataFrame:
+    """Measure the structures of a label image, of whatever origin.
+
+    Parameters
+    ----------
+    labels : path or nibabel image (X, Y, Z)
+        FreeSurfer's labels; those outside the table are background.
+    image : path or nibabel image
+        The T1-weighted image of the same space. It is resampled linearly to the grid of the labels where it lies on
+        another.
+    table : {"aseg", "aseg_brain", "hippoFS60"}
+        The structures to measure.
+    brain : path or nibabel image, optional
+        A brain mask. With it intensities are corrected for the bias field and white matter is brought to 110, as the
+        app does; without it they are taken as they are.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per structure, with the columns of the app's ``*_stats.tsv``: volumes in mm3, corrected for partial
+        volume and not; what only a network knows is NaN.
+
+    Raises
+    ------
+    ImageError
+        An image cannot be used.
+    ValueError
+        There is no such table.
+    """
+    structures = load_label_table(table)
+    segmented = _labels(labels)
+    data = np.asanyarray(segmented.dataobj)
+    guide = _on_grid(load_image(image) if isinstance(image, (str, os.PathLike)) else image, segmented)
+    if brain is not None:
+        mask = _on_grid(_labels(brain), segmented) >= 0.5
+        guide = normalize(guide, mask, np.isin(data, WHITE_MATTER))
+    voxel_mm3 = abs(float(np.linalg.det(segmented.affine[:3, :3])))
+    return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
+
+
+def _labels(source: ImageOrPath) -> Image:
+    if isinstance(source, (str, os.PathLike)):
+        return load_labels(source)
+    data = np.asanyarray(source.dataobj)
+    whole = np.isfinite(data).all() and (data == np.rint(data)).all()
+    if data.ndim != 3 or not whole or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
+        raise ImageError("a label image has three axes and whole numbers from 0 to 65535")
+    return nib.Nifti1Image(data.astype(np.uint16), source.affine)
+
+
+def _on_grid(image: Image, like: Image) -> np.ndarray:
+    """Intensities on the grid of another image."""
+    data = np.asanyarray(image.dataobj)
+    if same_grid(image.shape, image.affine, like.shape, like.affine):
+        return data
+    return resample(data, image.affine, like.affine, like.shape)
+
+
+def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = "aseg") -> pd.DataFrame:
+    """Say how well a label image agrees with a reference, structure by structure.
+
+    Labels on another grid are resampled to that of the reference. Cortical parcels count as cortex, the corpus
+    callosum as white matter.
+
+    Parameters
+    ----------
+    labels, reference : path or nibabel image (X, Y, Z)
+        FreeSurfer's labels in one space (mm).
+    table : {"aseg", "aseg_brain", "hippoFS60"}
+        The structures to compare; other labels are background.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per structure: ``structure``, ``label``, volumes and their difference in mm3, ``dice``,
+        ``volume_similarity``, and the distances of the surfaces, ``assd_mm`` and ``hd95_mm``.
+
+    Raises
+    ------
+    ImageError
+        An image cannot be used.
+    ValueError
+        There is no such table.
+    """
+    structures = load_label_table(table)
+    found, true = _labels(labels), _labels(reference)
+    pair = [np.asanyarray(image.dataobj) for image in (found, true)]
+    if not same_grid(found.shape, found.affine, true.shape, true.affine):
+        pair[0] = labels_to_grid(pair[0], found.affine, true.affine, true.shape)
+    if table != "hippoFS60":
+        pair = [join_brain_labels(array) for array in pair]
+    zooms = nib.affines.voxel_sizes(true.affine)
+    rows = structure_metrics(*pair, zooms, structures.labels[1:].tolist())
+    rows.insert(0, "structure", structures.names[1:])
+    return rows
