@@ -31,11 +31,9 @@ from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
 keep_freed_memory()
 import torch
 torch.set_num_threads(int(sys.argv[2]))
-from medsegmamba_bids.image.io import load_image
-from medsegmamba_bids.inference.segmenter import Segmenter
-from medsegmamba_bids.inference.single import segment_image
+import medsegmamba_bids.api as msm
 start = time.perf_counter()
-segment_image(Segmenter(), load_image(sys.argv[1]), hippocampus=True)
+msm.segment(sys.argv[1], hippocampus=True)
 print(time.perf_counter() - start)
 """
 

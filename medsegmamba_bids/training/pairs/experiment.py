@@ -21,7 +21,7 @@ from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
-from medsegmamba_bids.inference.single import segment_image
+from medsegmamba_bids.inference.single import conform_and_segment
 from medsegmamba_bids.networks.registry import NETWORKS
 from medsegmamba_bids.training.export import copy_weights, weights_info
 from medsegmamba_bids.training.pairs.finder import Pair
@@ -137,7 +137,7 @@ def segment_test_set(weights: Path, pairs: list[Pair], config: PairsConfig, out:
         if weights_info(config).task == "hippocampus":
             labels = _subfields(segmenter, pair, image, weights)
         else:
-            labels = segment_image(segmenter, image, weights).aseg
+            labels = conform_and_segment(segmenter, image, weights).on_grid_of(image).aseg
         save_image(labels, image.affine, file)
 
 
