@@ -14,18 +14,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import labels_to_grid, resample, same_grid
 from medsegmamba_bids.image.intensity import normalize
-from medsegmamba_bids.image.io import (
-    ImageError,
-    atomic_path,
-    check_writable,
-    load_image,
-    load_labels,
-    orientation_code,
-    save_image,
-)
+from medsegmamba_bids.image.io import atomic_path, check_writable, load_image, load_labels, orientation_code, save_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, join_brain_labels, load_label_table
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation

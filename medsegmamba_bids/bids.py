@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import BIDSError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -19,10 +20,6 @@ IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 _T1W = re.compile(r"^(?P<prefix>sub-[^_]+(?:_[a-zA-Z]+-[^_]+)*)_T1w(?P<extension>\..+)$")
 # What pybids need not look into: it takes seconds where a dataset has many files.
 _OTHER_FOLDERS = "func|dwi|fmap|perf|eeg|meg|ieeg|pet|beh|micr|nirs|motion|mrs"
-
-
-class BIDSError(ValueError):
-    """A dataset that cannot be used; the message names the folder and says what is wrong."""
 
 
 @dataclass(frozen=True)

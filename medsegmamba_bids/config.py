@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.errors import ConfigError
 
 LEVELS = ("participant", "group")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 _PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
 _PATHS |= {"quality_thresholds"}
-
-
-class ConfigError(ValueError):
-    """Options that cannot be carried out; the message says which, why, and what is allowed."""
 
 
 def new_run_id() -> str:

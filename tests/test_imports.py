@@ -14,6 +14,7 @@ ROOT = Path(medsegmamba_bids.__file__).parent
 MAY_IMPORT = {
     "__init__": {"api"},
     "data": set(),
+    "errors": set(),
     "config": {"data"},
     "image": {"data"},
     "datasets": {"data", "image"},
@@ -33,6 +34,8 @@ MAY_IMPORT["evaluation"] = {"data", "datasets", "image", "inference", "networks"
 MAY_IMPORT["api"] = {"data", "evaluation", "image", "inference", "stats"}
 MAY_IMPORT["cli"] = MAY_IMPORT["execution"] | MAY_IMPORT["evaluation"] | {"api", "evaluation", "execution", "training"}
 MAY_IMPORT["__main__"] = {"cli"}
+for _name in MAY_IMPORT.keys() - {"__init__", "data", "errors"}:
+    MAY_IMPORT[_name] |= {"errors"}
 
 # Third-party package -> the subpackages that know it at all.
 MAY_KNOW = {

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.errors import UserError
 
 Main = Callable[[list[str] | None], int]
 
@@ -64,8 +65,8 @@ def set_up_logging(verbosity: int) -> None:
 def user_errors(main: Main) -> Main:
     """Turn what a user can mend into one sentence and exit code 1, an interrupt into 130.
 
-    Errors of the package are ValueErrors and OSErrors with a sentence that names the file;
-    anything else is a fault of the program and keeps its traceback.
+    Those are the package's own errors and the system's; anything else, a ValueError of numpy too, is a fault of the
+    program and keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -73,7 +74,7 @@ def user_errors(main: Main) -> Main:
         try:
             provide_caches()
             return main(argv)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             logging.getLogger(__name__).debug("where it happened", exc_info=True)
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.config import LEVELS, PRECISIONS, ConfigError, RunConfig, options_from_json
+from medsegmamba_bids.config import LEVELS, PRECISIONS, RunConfig, options_from_json
+from medsegmamba_bids.errors import ConfigError
 
 DESCRIPTION = """\
 Segment subcortical structures and hippocampal subfields in the T1w images of a BIDS dataset with MedSegMamba,

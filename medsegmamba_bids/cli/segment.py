@@ -90,7 +90,8 @@ def check_paths(image: Path, outputs: list[Path]) -> None:
     ImageError
         Naming the file.
     """
-    from medsegmamba_bids.image.io import ImageError, check_writable
+    from medsegmamba_bids.errors import ImageError
+    from medsegmamba_bids.image.io import check_writable
 
     for path in outputs:
         check_writable(path)
@@ -103,8 +104,9 @@ def check_paths(image: Path, outputs: list[Path]) -> None:
 def segment(options: argparse.Namespace) -> None:
     """Read the image, segment it, write the labels."""
     from medsegmamba_bids import api
+    from medsegmamba_bids.errors import SegmentationError
     from medsegmamba_bids.image.io import describe_orientation, load_image
-    from medsegmamba_bids.inference.segmenter import SegmentationError, Segmenter
+    from medsegmamba_bids.inference.segmenter import Segmenter
 
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))

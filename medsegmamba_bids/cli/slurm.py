@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.cli.common import user_errors
 from medsegmamba_bids.cli.parser import add_options, make_config, start_parser, stored_options
-from medsegmamba_bids.config import ConfigError, RunConfig, check_folders
+from medsegmamba_bids.config import RunConfig, check_folders
+from medsegmamba_bids.errors import ConfigError
 
 if TYPE_CHECKING:
     from medsegmamba_bids.bids import Inputs

@@ -72,7 +72,8 @@ def list_weights(options: argparse.Namespace) -> int:
 
 
 def _row(path: Path, source: str) -> tuple[str, str, str, str, str]:
-    from medsegmamba_bids.weights.info import WeightsError, read_info
+    from medsegmamba_bids.errors import WeightsError
+    from medsegmamba_bids.weights.info import read_info
 
     try:
         info = read_info(path)
@@ -108,9 +109,9 @@ def _lines(entries: dict, indent: str = "") -> Iterable[str]:
 
 def verify(options: argparse.Namespace) -> int:
     """Check each named weights file; the exit code is 1 if any is unusable."""
+    from medsegmamba_bids.errors import WeightsError
     from medsegmamba_bids.weights.files import verify_weights
     from medsegmamba_bids.weights.folders import find_weights
-    from medsegmamba_bids.weights.info import WeightsError
 
     failures = 0
     for name in options.weights:

@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.datasets.places import LabelFiles, Parts
-from medsegmamba_bids.datasets.scan_names import EvaluationError, listed
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.geometry import labels_to_grid, same_grid
 from medsegmamba_bids.image.io import load_labels
 from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medsegmamba_bids.datasets.scan_names import EvaluationError, ScanName, listed, parse_name, scan_name
+from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, scan_name
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.io import READABLE
 from medsegmamba_bids.image.labels import SUBFIELD_FILES
 

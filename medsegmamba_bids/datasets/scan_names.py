@@ -12,10 +12,6 @@ _ADDED = re.compile(r"_(T1w|aseg|dseg|seg|labels?|synthseg|prediction|pred|segme
 _NUMBERED = ("run", "echo")
 
 
-class EvaluationError(ValueError):
-    """An input that cannot be evaluated; the message names it and says what to do."""
-
-
 @dataclass(frozen=True, order=True)
 class ScanName:
     """A participant and what tells its scans apart.

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medsegmamba_bids.datasets.places import find_images
-from medsegmamba_bids.datasets.scan_names import EvaluationError, listed
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.errors import EvaluationError
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.geometry import Box, nonzero_box
 from medsegmamba_bids.stats.overlap import overlap_counts
 
@@ -53,7 +54,7 @@ def structure_metrics(
 
     Raises
     ------
-    ValueError
+    EvaluationError
         The shapes differ, or a label is below 1.
 
     Examples
@@ -65,9 +66,9 @@ def structure_metrics(
     [[0.5, 1.0, 1.0, 0.0]]
     """
     if found.shape != reference.shape:
-        raise ValueError(f"label images of shapes {found.shape} and {reference.shape} cannot be compared")
+        raise EvaluationError(f"label images of shapes {found.shape} and {reference.shape} cannot be compared")
     if min(labels) < 1:
-        raise ValueError(f"the label {min(labels)} is no structure; labels are 1 and more")
+        raise EvaluationError(f"the label {min(labels)} is no structure; labels are 1 and more")
     box = nonzero_box((found != 0) | (reference != 0)) or (slice(0, 1),) * 3
     pair = [_indices(array[box], labels) for array in (found, reference)]
     counts = overlap_counts(*pair, len(labels) + 1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from medsegmamba_bids.errors import UserError
+
 _NODE = re.compile(r"^Node: (\S+)$", re.MULTILINE)
-_ERROR = re.compile(r"^\s*(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Interrupt|Exit))(?:: (.*))?$")
-_PLAIN = {"ImageError", "SegmentationError", "WeightsError", "DeviceError", "WorkerDiedError"}
+_ERROR = re.compile(r"^\s*((?:[A-Za-z_]\w*\.)*)(\w*(?:Error|Exception|Interrupt|Exit))(?:: (.*))?$")
+_OURS = f"{UserError.__module__}."  # where all errors of ours live: a traceback names them with it
 
 
 def read_crashes(folder: Path) -> dict[str, str]:
@@ -25,13 +27,13 @@ def last_error(text: str) -> str:
 
     Examples
     --------
-    >>> last_error("Traceback:\n  File ...\nmedsegmamba_bids.image.io.ImageError: a.nii: empty\n\n")
+    >>> last_error("Traceback:\n  File ...\nmedsegmamba_bids.errors.ImageError: a.nii: empty\n\n")
     'a.nii: empty'
     >>> last_error("KeyError: 'x'")
     "KeyError: 'x'"
     """
     for line in reversed(text.splitlines()):
         match = _ERROR.match(line)
-        if match and match[1] != "NodeExecutionError":
-            return match[2] if match[1] in _PLAIN and match[2] else line.strip()
+        if match and match[2] != "NodeExecutionError":
+            return match[3] if match[1] == _OURS and match[3] else line.strip()
     return "it failed for an unknown reason"

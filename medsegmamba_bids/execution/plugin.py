@@ -20,6 +20,7 @@ from typing import Any
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
+from medsegmamba_bids.errors import WorkerDiedError
 from medsegmamba_bids.execution.workers import import_networks, start_network_worker, start_worker
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,6 @@ logger = logging.getLogger(__name__)
 _PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
 _FIRST = {"conform", "mask"}  # what networks wait for
 _PATIENCE_S = 5.0
-
-
-class WorkerDiedError(RuntimeError):
-    """A process that ran a node is gone."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "its process was killed, most likely because memory ran out; "
-            "give the job more memory, or lower --mem or --nprocs"
-        )
 
 
 class Worker:

@@ -14,7 +14,8 @@ from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import Inputs, T1wImage, participants_of
-from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import Subjects, Turn, turns
 from medsegmamba_bids.execution.crashes import last_error, read_crashes
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
@@ -127,11 +128,11 @@ def _from_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ValueError("reading YAML needs the package pyyaml; JSON does without") from error
+        raise ConfigError("reading YAML needs the package pyyaml; JSON does without") from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.interfaces.sink import write_new
 
 # What a participant was seen to need (docs/hpc.md), with room for slower machines and larger images.

@@ -8,6 +8,8 @@ import logging
 import numpy as np
 from scipy import ndimage
 
+from medsegmamba_bids.errors import ImageError
+
 logger = logging.getLogger(__name__)
 
 WHITE_MATTER_PEAK = 110.0  # FreeSurfer's convention for normalised T1-weighted images
@@ -133,8 +135,10 @@ def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shr
 
     Raises
     ------
+    ImageError
+        The mask is empty.
     ValueError
-        The mask is empty or of another shape.
+        It is of another shape.
     """
     import SimpleITK as sitk
 
@@ -143,7 +147,7 @@ def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shr
     inside = mask & (data > 0)  # N4 works on logarithms
     small = tuple(slice(shrink // 2, None, shrink) for _ in range(3))
     if not inside[small].any():
-        raise ValueError("the mask is empty: there is no brain to estimate a bias field in")
+        raise ImageError("the mask is empty: there is no brain to estimate a bias field in")
     image = sitk.GetImageFromArray(data.astype(np.float32))
     method = sitk.N4BiasFieldCorrectionImageFilter()
     method.SetNumberOfThreads(threads)
@@ -175,7 +179,7 @@ def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -
 
     Raises
     ------
-    ValueError
+    ImageError
         The mask is empty, or white matter is not above 0.
 
     Examples
@@ -189,7 +193,7 @@ def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -
     else:
         peak = float(white_matter)
     if not peak > 0:
-        raise ValueError("no white matter was found to normalise the intensities with")
+        raise ImageError("no white matter was found to normalise the intensities with")
     scaled = data * np.float32(WHITE_MATTER_PEAK / peak)
     return np.clip(scaled, 0, BRIGHTEST).astype(np.float32, copy=False)
 
@@ -206,13 +210,13 @@ def white_matter_peak(data: np.ndarray, brain: np.ndarray) -> float:
 
     Raises
     ------
-    ValueError
+    ImageError
         The mask is empty, or there is nothing above 0 in it.
     """
     inside = data[brain]
     inside = inside[inside > 0]
     if not inside.size:
-        raise ValueError("the brain is empty: no white matter was found")
+        raise ImageError("the brain is empty: no white matter was found")
     high = float(np.quantile(inside, _FRACTION_HIGH))
     counts, edges = np.histogram(inside, _PEAK_BINS, (0, high))
     smooth = ndimage.gaussian_filter1d(counts.astype(np.float64), _PEAK_SMOOTHING, mode="constant")
@@ -249,13 +253,13 @@ def normalize(
         return data
     try:
         data = correct_bias_field(data, brain, threads)
-    except (ValueError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
+    except (ImageError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the bias field could not be estimated (%s); intensities are scaled only", reason)
     if white_matter is not None and np.count_nonzero(white_matter) >= _ENOUGH_WHITE_MATTER:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ImageError):
             return normalize_white_matter(data, white_matter)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ImageError):
         return normalize_white_matter(data, white_matter_peak(data, brain))
     logger.warning("no white matter was found: intensities are not normalised")
     return data

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ COARSE_MM = 3.0  # thin structures are lost from here on
 COARSEST_MM = 6.9  # slices of 7 mm are refused, however their size was rounded
 _ROUNDING_MM = 0.01
 _CHUNK = 1 << 20
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message names the file and the reason."""
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import ndimage
 
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.geometry import nonzero_box
 
 TABLES = ("aseg", "aseg_brain", "hippoFS60")
@@ -99,21 +100,21 @@ def load_label_table(name: str) -> LabelTable:
 
     Raises
     ------
-    ValueError
+    TableError
         There is no such table.
     """
     if name not in TABLES:
-        raise ValueError(f"label table {name!r} is unknown; there are {list(TABLES)}")
+        raise TableError(f"label table {name!r} is unknown; there are {list(TABLES)}")
     return LabelTable(name, pd.read_csv(data_path(f"labels/{name}.tsv"), sep="\t", skiprows=1))
 
 
 def table_of_labels(labels: np.ndarray) -> LabelTable:
-    """The table with exactly these labels in this order; raises ``ValueError`` if there is none."""
+    """The table with exactly these labels in this order; raises ``TableError`` if there is none."""
     for name in TABLES:
         table = load_label_table(name)
         if np.array_equal(table.labels, labels):
             return table
-    raise ValueError(f"no label table has the classes {list(map(int, labels))}")
+    raise TableError(f"no label table has the classes {list(map(int, labels))}")
 
 
 def covers_brain(labels: Iterable[int]) -> bool:

@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from medsegmamba_bids.errors import DeviceError
+
 logger = logging.getLogger(__name__)
 
 _NAMES = re.compile(r"cpu|cuda(:\d+)?|mps")
@@ -14,10 +16,6 @@ _NAMES = re.compile(r"cpu|cuda(:\d+)?|mps")
 LOW_MEMORY = 3 * 2**29
 
 _EXPECTED = 8 * 27  # eight positions of a 3x3x3 kernel of ones in a 4x4x4 volume of ones
-
-
-class DeviceError(ValueError):
-    """A device cannot be used; the message says which and why."""
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from medsegmamba_bids.errors import SegmentationError
+
 Box = tuple[slice, slice, slice]
 Position = tuple[int, int, int]
 
@@ -53,11 +55,11 @@ class PatchGrid:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"a volume of shape {self.shape}: three sides of 1 or more are needed")
+            raise SegmentationError(f"a volume of shape {self.shape}: three sides of 1 or more are needed")
         if self.patch_size < 1:
-            raise ValueError(f"patch size {self.patch_size}: must be 1 or more")
+            raise SegmentationError(f"patch size {self.patch_size}: must be 1 or more")
         if not 1 <= self.step <= self.patch_size:
-            raise ValueError(f"step {self.step}: must lie in 1..{self.patch_size}, the patch size")
+            raise SegmentationError(f"step {self.step}: must lie in 1..{self.patch_size}, the patch size")
 
     @property
     def padding(self) -> tuple[tuple[int, int], ...]:

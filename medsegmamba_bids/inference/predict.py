@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsegmamba_bids.errors import SegmentationError
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.inference.patches import Box, PatchAverage, PatchGrid, Position, grow_box
 from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
@@ -112,7 +113,7 @@ def predict_volume(
 
     Raises
     ------
-    ValueError
+    SegmentationError
         If an option is out of range, or the network's output is not finite.
     """
     device = torch.device(device)
@@ -140,7 +141,7 @@ def _check_finite(probabilities: torch.Tensor, precision: str) -> None:
     """Refuse NaN and infinity, a class at a time: they spread to the class's sum."""
     if not all(bool(one.sum(dtype=torch.float32).isfinite()) for one in probabilities):
         advice = "" if precision == "float32" else f" in {precision}; use float32"
-        raise ValueError(f"the network gave probabilities that are not finite{advice}")
+        raise SegmentationError(f"the network gave probabilities that are not finite{advice}")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -148,13 +149,13 @@ def check_precision(precision: str, device: torch.device) -> None:
 
     Raises
     ------
-    ValueError
+    SegmentationError
         With what is allowed.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; allowed are {', '.join(PRECISIONS)}")
+        raise SegmentationError(f"precision {precision!r} is unknown; allowed are {', '.join(PRECISIONS)}")
     if precision == "float16" and device.type == "cpu":
-        raise ValueError(
+        raise SegmentationError(
             "precision float16 is for GPUs: CPUs are slower with it and overflow; "
             "allowed on the CPU are float32 and bfloat16"
         )
@@ -164,7 +165,7 @@ def _check(volume: np.ndarray, plan: _Plan, mirror: Sequence[int] | np.ndarray |
     if volume.ndim != 3:
         raise ValueError(f"a volume of shape {volume.shape}: three axes are needed")
     if plan.batch_size < 1:
-        raise ValueError(f"batch size {plan.batch_size}: must be 1 or more")
+        raise SegmentationError(f"batch size {plan.batch_size}: must be 1 or more")
     if mirror is not None and sorted(mirror) != list(range(n_classes)):
         raise ValueError(f"mirror must hold each of the {n_classes} classes once")
     check_precision(plan.precision, plan.run_on)

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from torch import nn
 
+from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.image.labels import covers_brain, table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
@@ -34,10 +35,6 @@ _WHOLE_FOR_STRIPPED = (
     "the weights {name} expect a skull-stripped, intensity-normalised brain, but this image seems to be "
     "a whole head ({litres:.1f} litres above zero): the labels will not be reliable"
 )
-
-
-class SegmentationError(ValueError):
-    """An image that cannot be segmented; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Segmenter:
 
     Raises
     ------
-    ValueError
+    UserError
         If the device does not work or cannot compute in the precision.
     """
 
@@ -319,7 +316,7 @@ class _Job:
         """Class of the other side for each class; None, with a note, for a table without sides."""
         try:
             return table_of_labels(np.array(self.info.labels)).mirror
-        except ValueError as error:
+        except TableError as error:
             self._note(f"no averaging with the mirror image: {error}")
             return None
 

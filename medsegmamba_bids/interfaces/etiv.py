@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, traits
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
@@ -69,7 +70,7 @@ def _registered(image: Any, mask: np.ndarray, template: Template, threads: int) 
     fixed = nib.load(template.path)
     try:
         return register_affine(moving, affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)
-    except (RuntimeError, ValueError) as error:  # ITK's errors are RuntimeErrors
+    except (ImageError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the registration to %s failed (%s): there is no eTIV", template.name, reason)
         return None

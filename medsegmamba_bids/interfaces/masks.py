@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import labels_to_grid
-from medsegmamba_bids.image.io import ImageError, load_image, save_image
+from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 

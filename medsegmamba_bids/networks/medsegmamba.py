@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from medsegmamba_bids.errors import NetworkError
 from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, NormReLU, ResidualBlock, UpSampling
 from medsegmamba_bids.networks.scan_paths import ORIENTATIONS, snake
 from medsegmamba_bids.networks.ss3d import VSS3D
@@ -111,9 +112,9 @@ class MedSegMamba(EncoderDecoder):
 def check_sizes(channels: Sequence[int], patch_size: int) -> None:
     """Refuse channels that GroupNorm cannot divide, and patches that cannot be halved three times."""
     if patch_size % DOWN_SAMPLING or patch_size <= 0:
-        raise ValueError(f"patch size {patch_size}: must be a positive multiple of {DOWN_SAMPLING}")
+        raise NetworkError(f"patch size {patch_size}: must be a positive multiple of {DOWN_SAMPLING}")
     if len(channels) != 4 or any(c % 8 for c in channels):
-        raise ValueError(f"channels {tuple(channels)}: must be four multiples of 8")
+        raise NetworkError(f"channels {tuple(channels)}: must be four multiples of 8")
 
 
 #: The authors' names and ours, tried in order.
@@ -156,7 +157,7 @@ def from_authors_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.T
 
     Raises
     ------
-    ValueError
+    NetworkError
         Stored scan indices differ from ours.
     """
     renamed = {}
@@ -178,4 +179,4 @@ def _check_indices(name: str, stored: torch.Tensor) -> None:
     if name.endswith("index_flat_inv"):
         ours = torch.argsort(ours)
     if stored.numel() != side**3 or not torch.equal(stored.reshape(-1).long().cpu(), ours):
-        raise ValueError(f"{name}: the stored scan indices are not those of the published scan")
+        raise NetworkError(f"{name}: the stored scan indices are not those of the published scan")

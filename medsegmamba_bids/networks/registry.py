@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medsegmamba_bids.errors import NetworkError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -23,13 +25,13 @@ def build_network(name: str, config: dict[str, Any]) -> nn.Module:
 
     Raises
     ------
-    ValueError
+    NetworkError
         The name is unknown, or the network takes no such argument.
     """
     if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is unknown; there are {sorted(NETWORKS)}")
+        raise NetworkError(f"network {name!r} is unknown; there are {sorted(NETWORKS)}")
     module, _, attribute = NETWORKS[name].partition(":")
     try:
         return getattr(import_module(module), attribute)(**config)
     except TypeError as error:
-        raise ValueError(f"network {name!r} cannot be built from {config}: {error}") from error
+        raise NetworkError(f"network {name!r} cannot be built from {config}: {error}") from error

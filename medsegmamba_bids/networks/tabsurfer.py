@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from medsegmamba_bids.errors import NetworkError
 from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, Linear, NormReLU, UpSampling, mlp
 from medsegmamba_bids.networks.medsegmamba import DOWN_SAMPLING, check_sizes
 
@@ -102,7 +103,7 @@ class TABSurfer(nn.Module):
         super().__init__()
         check_sizes(channels, patch_size)
         if embedding % heads:
-            raise ValueError(f"embedding {embedding}: must be a multiple of the {heads} heads")
+            raise NetworkError(f"embedding {embedding}: must be a multiple of the {heads} heads")
         self.patch_size = patch_size
         positions = (patch_size // DOWN_SAMPLING) ** 3
         c1, c2, c3, c4 = channels
@@ -125,7 +126,7 @@ class TABSurfer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Intensities (B, 1, P, P, P), 0 to 1 -> class scores before the softmax (B, C, P, P, P)."""
         if x.shape[2:] != (self.patch_size,) * 3:
-            raise ValueError(f"patches of {tuple(x.shape[2:])}: this TABSurfer was built for {self.patch_size}^3")
+            raise NetworkError(f"patches of {tuple(x.shape[2:])}: this TABSurfer was built for {self.patch_size}^3")
         skips = [x := self.encoder[0](x)]
         for block in self.encoder[1:]:
             skips.append(x := block(self.pool(x)))

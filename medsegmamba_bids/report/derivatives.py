@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.data.names import output_name, product, split_prefix
-from medsegmamba_bids.image.io import ImageError
-from medsegmamba_bids.stats.tables import TableError, read_measures, read_tsv
+from medsegmamba_bids.errors import ImageError, TableError
+from medsegmamba_bids.stats.tables import read_measures, read_tsv
 
 logger = logging.getLogger(__name__)
 

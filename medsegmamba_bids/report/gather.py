@@ -12,16 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, subjects_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
-from medsegmamba_bids.report.quality import ThresholdError, read_flags
-from medsegmamba_bids.stats.tables import TableError
+from medsegmamba_bids.report.quality import read_flags
 
 logger = logging.getLogger(__name__)
-
-
-class GroupError(ValueError):
-    """Results that cannot be gathered; the message says which and why."""
 
 
 @dataclass

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.image.io import ImageError, atomic_path
+from medsegmamba_bids.errors import ImageError, ReportError, TableError
+from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.report import provenance
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of
 from medsegmamba_bids.report.methods import methods_text, references
@@ -30,17 +31,12 @@ from medsegmamba_bids.report.quality import (
     quality_flags,
 )
 from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
-from medsegmamba_bids.stats.tables import TableError
 from medsegmamba_bids.viz.templates import render
 
 logger = logging.getLogger(__name__)
 
 TITLES = {"aseg": "Subcortical structures", "hippoFS60": "Hippocampal subfields"}
 _FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
-
-
-class ReportError(ValueError):
-    """A report that cannot be written; the message says why."""
 
 
 @dataclass

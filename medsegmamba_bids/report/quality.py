@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import ndimage
 
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.image.geometry import nonzero_box
 from medsegmamba_bids.stats.measures import UNKNOWN
 
@@ -23,10 +24,6 @@ _DEFAULTS = "quality/thresholds.json"
 _HIPPOCAMPI = {"left": (17, 1000), "right": (53, 2000)}
 # White and gray matter by label, the first pair that the weights know is taken.
 _CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))
-
-
-class ThresholdError(ValueError):
-    """A file of thresholds that cannot be used; the message names it."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
 
 PLAUSIBLE_MM3 = (900_000.0, 2_100_000.0)
@@ -111,7 +112,7 @@ def register_affine(
 
     Raises
     ------
-    ValueError
+    ImageError
         An image is 0 everywhere.
     RuntimeError
         ITK could not register: the images are too small, or too little of them overlaps.
@@ -146,7 +147,7 @@ def _cropped(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarr
     margin = int(np.ceil(_MARGIN_MM / nib.affines.voxel_sizes(affine).min()))
     box = nonzero_box(data, margin)
     if box is None:
-        raise ValueError("an image is 0 everywhere: there is nothing to register")
+        raise ImageError("an image is 0 everywhere: there is nothing to register")
     return data[box], shift_affine(affine, box)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.stats.measures import Measure
 
 #: What each column of the volume table holds, in order; the JSON beside the table says the same.
@@ -45,10 +46,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 _DECIMALS = {"Volume_mm3": 3, "SoftVolume_mm3": 3, "MeanPosterior": 5}
 _DECIMALS |= {name: 4 for name in COLUMNS if name.startswith("norm")}
 MISSING = "n/a"
-
-
-class TableError(ValueError):
-    """A table that cannot be read; the message names the file."""
 
 
 def to_tsv(rows: pd.DataFrame) -> str:

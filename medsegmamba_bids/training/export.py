@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.errors import ConfigError, WeightsError
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
 from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
-from medsegmamba_bids.training.training_config import Config, ConfigError, SynthesisConfig, WeightsTable
-from medsegmamba_bids.weights.files import InputSpec, WeightsError, WeightsInfo, save_weights
+from medsegmamba_bids.training.training_config import Config, SynthesisConfig, WeightsTable
+from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
 
 _INPUT_KEYS = [f.name for f in dataclasses.fields(InputSpec)]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.training.training_config import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ import logging
 import torch
 from torch import nn
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.training.training_config import Config, ConfigError
+from medsegmamba_bids.training.training_config import Config
 from medsegmamba_bids.weights.files import find_weights, load_weights
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def check_network(config: Config, patch_size: int | None = None) -> nn.Module:
 
     Raises
     ------
-    ValueError
+    UserError
         With the reason.
     """
     if config.initial:
@@ -45,7 +46,7 @@ def new_network(config: Config, classes: int, patch_size: int | None = None) -> 
 
     Raises
     ------
-    ValueError
+    NetworkError
         There is no such network, or it cannot be built from these settings.
     """
     torch.manual_seed(config.seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import ConfigError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,10 +23,6 @@ PRECISIONS = ("float32", "bfloat16")
 FREE_KEYS = ("workers", "save_every", "log_every", "weights")
 #: Keys that came later: they count only where they are set, so that older checkpoints stay valid.
 LATER_SOURCE_KEYS = ("subfield_atlas",)
-
-
-class ConfigError(ValueError):
-    """A training configuration that cannot be used."""
 
 
 @dataclass(frozen=True)

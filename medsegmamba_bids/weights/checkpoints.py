@@ -15,15 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegmamba_bids.errors import NetworkError, WeightsError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.weights.files import (
-    InputSpec,
-    WeightsError,
-    WeightsInfo,
-    check_tensors,
-    save_weights,
-)
+from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, check_tensors, save_weights
 from medsegmamba_bids.weights.folders import (
     AUTHORS_REPOSITORY,
     SUFFIX,
@@ -239,7 +234,7 @@ def _rebuild(state: dict[str, Tensor], kind: _Kind, task: str, path: Path) -> tu
     try:
         network = build_network(kind.network, config)
         renamed = kind.rename(state)
-    except (ValueError, RuntimeError) as error:
+    except (NetworkError, RuntimeError) as error:
         raise WeightsError(f"{path}: does not fit a {kind.title}: {error}") from error
     check_tensors({key: tuple(value.shape) for key, value in renamed.items()}, network, path)
     network.load_state_dict(renamed)

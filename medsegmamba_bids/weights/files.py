@@ -14,16 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.weights.folders import default_weights, find_weights
-from medsegmamba_bids.weights.info import (
-    METADATA_KEY,
-    InputSpec,
-    WeightsError,
-    WeightsInfo,
-    read_header,
-    read_info,
-)
+from medsegmamba_bids.weights.info import METADATA_KEY, InputSpec, WeightsInfo, read_header, read_info
 
 if TYPE_CHECKING:
     import numpy as np

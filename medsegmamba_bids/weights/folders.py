@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from medsegmamba_bids.data import data_path
-from medsegmamba_bids.weights.info import WeightsError, read_info
+from medsegmamba_bids.errors import WeightsError
+from medsegmamba_bids.weights.info import read_info
 
 FOLDER_VARIABLE = "MEDSEGMAMBA_WEIGHTS"
 SUFFIX = ".safetensors"

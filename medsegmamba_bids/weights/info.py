@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
 
 METADATA_KEY = "medsegmamba"
@@ -24,10 +25,6 @@ INTENSITIES = ("conformed", "freesurfer")
 _LARGEST_HEADER = 100_000_000
 # What torch.save writes: a zip archive, or formerly a pickle. Read as a length both are huge.
 _CHECKPOINT_STARTS = (b"PK\x03\x04", b"\x80\x02")
-
-
-class WeightsError(ValueError):
-    """A weights file cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)

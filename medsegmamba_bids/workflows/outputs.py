@@ -10,6 +10,7 @@ from nipype.pipeline.engine import Node, Workflow
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name, product
+from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.interfaces.sink import METADATA, WriteOutputs
 from medsegmamba_bids.workflows.networks import Network, Networks
@@ -101,7 +102,7 @@ def _mask_uri(image: T1wImage, config: RunConfig) -> str:
 def _label_map(network: Network) -> list[str]:
     try:
         return table_of_labels(network.info.labels).table["abbreviation"].tolist()
-    except ValueError:  # a table of someone else's
+    except TableError:  # a table of someone else's
         return [str(label) for label in network.info.labels]
 
 

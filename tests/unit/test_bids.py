@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from medsegmamba_bids.bids import BIDSError, Inputs, T1wImage, collect_inputs, find_mask, participants_of
+from medsegmamba_bids.bids import Inputs, T1wImage, collect_inputs, find_mask, participants_of
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import BIDSError, ImageError
 
 
 def touch(root, *names):
@@ -202,7 +203,7 @@ def test_a_name_that_is_not_bids(bids):
 
 def test_a_broken_link_is_found_and_left_to_the_reader(bids):
     """The sentence with ``datalad get`` is the reader's; the index must neither fail nor drop the image."""
-    from medsegmamba_bids.image.io import ImageError, load_image
+    from medsegmamba_bids.image.io import load_image
 
     (bids / "sub-03/anat").mkdir(parents=True)
     link = bids / "sub-03/anat/sub-03_T1w.nii.gz"

@@ -66,18 +66,19 @@ def test_an_unknown_option_is_named(command):
 
 def test_an_interrupt_ends_with_130_and_an_error_with_1(capsys):
     from medsegmamba_bids.cli.common import user_errors
+    from medsegmamba_bids.errors import ImageError
 
     def interrupted(argv=None):
         raise KeyboardInterrupt
 
     def refused(argv=None):
-        raise ValueError("image.nii: not an image")
+        raise ImageError("image.nii: not an image")
 
     def broken(argv=None):
-        raise RuntimeError("a fault of ours")
+        raise ValueError("operands could not be broadcast together")
 
     assert user_errors(interrupted)() == 130
     assert user_errors(refused)() == 1
     assert capsys.readouterr().err == "interrupted\nerror: image.nii: not an image\n"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="broadcast"):
         user_errors(broken)()

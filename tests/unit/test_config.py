@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.config import ConfigError, RunConfig, check_folders, new_run_id, options_from_json
+from medsegmamba_bids.config import RunConfig, check_folders, new_run_id, options_from_json
+from medsegmamba_bids.errors import ConfigError
 
 
 @pytest.fixture

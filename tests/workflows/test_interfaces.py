@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medsegmamba_bids.image.io import ImageError, save_image
+from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.interfaces.conform import Conform
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative

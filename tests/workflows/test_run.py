@@ -9,8 +9,9 @@ import pytest
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.cli.progress import Progress
-from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import batches
 from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
@@ -25,7 +26,7 @@ Traceback (most recent call last):
   File "x.py", line 1, in run
 nipype.pipeline.engine.nodes.NodeExecutionError: Exception raised while executing Node conform.
 
-\tmedsegmamba_bids.image.io.ImageError: a.nii.gz: the file is empty
+\tmedsegmamba_bids.errors.ImageError: a.nii.gz: the file is empty
 
 """
 

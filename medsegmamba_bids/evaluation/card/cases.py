@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.image.labels import LabelTable
 
 ROTATION_DEGREES = 15.0
@@ -18,10 +19,6 @@ _NOISE_SEED = 1
 _COLUMNS = ("case", "image", "reference", "aim", "twin")
 
 Image = nib.spatialimages.SpatialImage
-
-
-class CaseError(ValueError):
-    """A case that cannot be measured; the message says why."""
 
 
 @dataclass(frozen=True)

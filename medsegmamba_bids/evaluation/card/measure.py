@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, CaseError, Image, mirror_array, swap_sides
+from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import conform, labels_to_grid, same_grid

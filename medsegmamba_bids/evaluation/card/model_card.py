@@ -15,8 +15,9 @@ import pandas as pd
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.card_text import sections
-from medsegmamba_bids.evaluation.card.cases import Case, CaseError, read_cases
+from medsegmamba_bids.evaluation.card.cases import Case, read_cases
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter

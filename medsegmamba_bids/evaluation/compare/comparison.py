@@ -7,7 +7,7 @@ import logging
 
 import pandas as pd
 
-from medsegmamba_bids.datasets.scan_names import EvaluationError
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.comparison_page import PAGE, check_shown, draw, write_figures, write_page
 from medsegmamba_bids.evaluation.compare.results import Results, write_tables
 from medsegmamba_bids.evaluation.compare.scans import Settings, compare_all

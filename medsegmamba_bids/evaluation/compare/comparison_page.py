@@ -16,7 +16,8 @@ from PIL import Image
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.datasets.places import find_images
-from medsegmamba_bids.datasets.scan_names import EvaluationError, ScanName, listed
+from medsegmamba_bids.datasets.scan_names import ScanName, listed
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare import charts
 from medsegmamba_bids.evaluation.compare import side_by_side as pictures
 from medsegmamba_bids.evaluation.compare.results import Results, p_text, write_text

@@ -12,7 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from medsegmamba_bids.datasets.label_images import LabelImage, read_on_grid, read_reference
-from medsegmamba_bids.datasets.scan_names import EvaluationError, listed
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.errors import EvaluationError, UserError
 from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
@@ -105,7 +106,7 @@ def compare_scan(item: Item, settings: Settings) -> Compared:
             rows = compare_labels(found, reference, settings)
             notes += _notes(f"{item.dataset}, {item.name}, {method}", rows, found)
             parts.append(rows.assign(method=method, resampled="yes" if resampled else "no"))
-    except (ValueError, OSError) as error:  # as in cli.common: what a user can mend
+    except (UserError, OSError) as error:  # as in cli.common: what a user can mend
         return Compared(item, problem=f"{item.dataset}, {item.name}: {error}")
     name = item.name
     rows = pd.concat(parts, ignore_index=True).assign(

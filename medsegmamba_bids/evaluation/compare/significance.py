@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.summary import MEASURES, by_dataset, with_absolute_error
 
 CORRECTIONS = {
@@ -90,7 +91,7 @@ def correct(p_values: list[float], correction: str) -> list[float]:
 
     Raises
     ------
-    ValueError
+    EvaluationError
         The correction is unknown.
 
     Examples
@@ -101,7 +102,7 @@ def correct(p_values: list[float], correction: str) -> list[float]:
     [0.02, 0.08, nan]
     """
     if correction not in CORRECTIONS:
-        raise ValueError(f"the correction {correction!r} is unknown; there are {', '.join(CORRECTIONS)}")
+        raise EvaluationError(f"the correction {correction!r} is unknown; there are {', '.join(CORRECTIONS)}")
     p = np.array(p_values, float)
     known = np.flatnonzero(~np.isnan(p))
     ascending = known[np.argsort(p[known], kind="stable")]

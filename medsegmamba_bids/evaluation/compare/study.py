@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from medsegmamba_bids.datasets.places import LabelFiles, Place, find_labels
-from medsegmamba_bids.datasets.scan_names import EvaluationError, ScanName, listed
+from medsegmamba_bids.datasets.scan_names import ScanName, listed
+from medsegmamba_bids.errors import EvaluationError
 
 try:
     import tomllib

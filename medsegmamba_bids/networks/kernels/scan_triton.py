@@ -19,6 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
+from medsegmamba_bids.errors import DeviceError
+
 MOST_STATES = 256
 CHUNK = 32  # steps; the kept states are L / CHUNK times those of one step, the computed ones CHUNK times
 _SUM_BLOCK = 1024
@@ -283,11 +285,11 @@ def triton_scan(
 
     Raises
     ------
-    ValueError
+    DeviceError
         More than 256 states.
     """
     if a.shape[1] > MOST_STATES:
-        raise ValueError(f"{a.shape[1]} states: the triton scan has at most {MOST_STATES}; use another scan backend")
+        raise DeviceError(f"{a.shape[1]} states: the triton scan has at most {MOST_STATES}; use another scan backend")
     channels = u.shape[-1]
     softplus = bias is not None
     bias = bias.contiguous() if softplus else a.new_empty(0)

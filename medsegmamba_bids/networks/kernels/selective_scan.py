@@ -16,6 +16,8 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
+from medsegmamba_bids.errors import DeviceError
+
 logger = logging.getLogger(__name__)
 
 #: Environment variable that chooses the backend by name.
@@ -161,7 +163,7 @@ def choose_backend(device: torch.device | str, name: str | None = None) -> str:
 
     Raises
     ------
-    ValueError
+    DeviceError
         It does not work on the device.
     """
     usable = available_backends(device)
@@ -169,7 +171,7 @@ def choose_backend(device: torch.device | str, name: str | None = None) -> str:
     if name not in usable:
         on_gpu = torch.device(device).type == "cuda" and name in _NEEDS
         reason = f": {why_refused(name, str(device))}" if on_gpu else ""
-        raise ValueError(f"scan backend {name!r} does not work on {device}{reason}; usable here are {usable}")
+        raise DeviceError(f"scan backend {name!r} does not work on {device}{reason}; usable here are {usable}")
     return name
 
 

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from medsegmamba_bids.errors import ConfigError, ExperimentError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.inference.merge import Segmentation
@@ -28,17 +29,13 @@ from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.pairs.pair_trainer import check_groups, train_on_pairs
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.start import check_network
-from medsegmamba_bids.training.training_config import ConfigError, PairsConfig
+from medsegmamba_bids.training.training_config import PairsConfig
 from medsegmamba_bids.weights.files import read_info
 
 logger = logging.getLogger(__name__)
 #: What may differ between the configurations of an experiment.
 _FREE = ("name", "network", "network_name", "initial", "workers", "save_every", "weights")
 _FREE_WEIGHTS = ("name", "origin", "licence", "training_data", "half")
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be run as it was asked for."""
 
 
 def check_conditions(configs: list[PairsConfig]) -> None:

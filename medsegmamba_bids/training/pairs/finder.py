@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.image.labels import SUBFIELD_FILES
 from medsegmamba_bids.training.training_config import PairsConfig
 
@@ -20,10 +21,6 @@ logger = logging.getLogger(__name__)
 ASEG_FILES = (("aseg.mgz", 0),)
 #: Entities in which a label image and its T1-weighted image agree.
 _ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part")
-
-
-class PairError(ValueError):
-    """An image and labels that cannot be trained on."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
 from medsegmamba_bids.inference.patches import grow_box
 from medsegmamba_bids.inference.segmenter import HIPPOCAMPUS_SIDE
-from medsegmamba_bids.training.pairs.finder import Pair, PairError
+from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.training_config import PairsConfig
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.labels import LabelTable, load_label_table
 from medsegmamba_bids.training.export import write_weights
 from medsegmamba_bids.training.learner import Batch, Learner
@@ -24,7 +25,7 @@ from medsegmamba_bids.training.pairs.validation import dice_of_scan
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.run_folder import RunFolder
 from medsegmamba_bids.training.start import new_network, take_initial
-from medsegmamba_bids.training.training_config import ConfigError, PairsConfig
+from medsegmamba_bids.training.training_config import PairsConfig
 
 logger = logging.getLogger(__name__)
 #: Limits of a class's weight in the cross-entropy.

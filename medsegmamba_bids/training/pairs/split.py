@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.errors import SplitError
 from medsegmamba_bids.image.io import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -17,10 +18,6 @@ SETS = ("train", "validation", "test")
 #: Of each five participants of like age and sex; what is left over at the end starts with the first.
 _SHARES = ("train", "validation", "test", "train", "train")
 _MISSING = ("n/a", "na", "nan", "none", "")
-
-
-class SplitError(ValueError):
-    """Participants that cannot be divided, or a division that cannot be used."""
 
 
 def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.DataFrame:

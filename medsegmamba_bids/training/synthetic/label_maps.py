@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import nonzero_box, resample
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels
@@ -75,11 +76,11 @@ class LabelMap:
 
 
 def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Array and image of a 1 mm file with its axes turned to LIA; raises ``ValueError`` for other voxel sizes."""
+    """Array and image of a 1 mm file with its axes turned to LIA; raises ``ImageError`` for other voxel sizes."""
     image = load_image(path)
     zooms = np.array(image.header.get_zooms()[:3])
     if np.abs(zooms - 1).max() > 0.01:
-        raise ValueError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
+        raise ImageError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     turned = image.as_reoriented(turn)
     return np.asarray(turned.dataobj), turned
@@ -129,7 +130,7 @@ def prepare_map(
 
     Raises
     ------
-    ValueError
+    ImageError
         The file is no label image of 1 mm, or a label is not in the tissue table.
     """
     labels, turned = read_lia(path)
@@ -149,12 +150,12 @@ def prepare_map(
 
 
 def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
-    """The same as int32; raises ``ValueError`` for what is no label map."""
+    """The same as int32; raises ``ImageError`` for what is no label map."""
     whole = labels.astype(np.int32)
     if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
-        raise ValueError(f"{path}: its values are not whole numbers; a label map is needed")
+        raise ImageError(f"{path}: its values are not whole numbers; a label map is needed")
     if whole.min() < 0:
-        raise ValueError(f"{path}: has the negative label {whole.min()}")
+        raise ImageError(f"{path}: has the negative label {whole.min()}")
     return whole
 
 
@@ -177,19 +178,19 @@ def build_map(
 
     Raises
     ------
-    ValueError
+    ImageError
         A label is not in the tissue table, or none of its voxels belongs to a class.
     """
     present = np.flatnonzero(np.bincount(labels.ravel()))
     known = set(tissues.rows["label"])
     foreign = [int(v) for v in present if int(v) not in known]
     if foreign:
-        raise ValueError(f"{source or name}: labels {foreign} are not in the tissue table")
+        raise ImageError(f"{source or name}: labels {foreign} are not in the tissue table")
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = tissues.index_of(present)
     box = nonzero_box(labels)
     if box is None or not tissues.targets[lookup[present]].any():
-        raise ValueError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
+        raise ImageError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
     tissue = lookup[labels[box]]
     classes = tissues.targets[tissue]
     counts, centres = _measure(classes, len(tissues.table.labels))

@@ -10,10 +10,11 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.training.synthetic.label_maps import LabelMap, TemplateAtlas, prepare_map, read_lia
 from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
-from medsegmamba_bids.training.training_config import ConfigError, Source, SynthesisConfig
+from medsegmamba_bids.training.training_config import Source, SynthesisConfig
 
 #: Raised whenever preparing a map gives something else than before.
 _VERSION = 2
@@ -28,7 +29,7 @@ def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: 
     ------
     ConfigError
         A source matches no file.
-    ValueError
+    ImageError
         A label map cannot be used; the message names the file.
     """
     data_dir = Path(data_dir)

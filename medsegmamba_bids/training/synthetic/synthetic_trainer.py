@@ -14,13 +14,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.training.learner import Learner
 from medsegmamba_bids.training.loss import segmentation_loss
 from medsegmamba_bids.training.run_folder import RunFolder
 from medsegmamba_bids.training.start import check_network, new_network, take_initial
 from medsegmamba_bids.training.synthetic.label_maps import LabelMap
 from medsegmamba_bids.training.synthetic.synthesizer import SynthesisSettings, Synthesizer, TissueTable
-from medsegmamba_bids.training.training_config import ConfigError, Stage, SynthesisConfig
+from medsegmamba_bids.training.training_config import Stage, SynthesisConfig
 
 logger = logging.getLogger(__name__)
 WARM_UP_STEPS = 50
@@ -128,7 +129,7 @@ def check_synthesis(config: SynthesisConfig) -> None:
 
     Raises
     ------
-    ValueError
+    UserError
         A stage has an unknown key, or the network cannot be built for its patches or carried on to the next stage.
     """
     shapes = {}

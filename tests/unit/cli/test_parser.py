@@ -11,7 +11,8 @@ import pytest
 from medsegmamba_bids import __version__
 from medsegmamba_bids.cli import parser
 from medsegmamba_bids.cli.parser import build_parser, parse_config
-from medsegmamba_bids.config import ConfigError, RunConfig
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import ConfigError
 
 ARGV = ["in", "out", "participant"]
 

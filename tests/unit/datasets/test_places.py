@@ -3,7 +3,8 @@
 import pytest
 
 from medsegmamba_bids.datasets.places import find_labels
-from medsegmamba_bids.datasets.scan_names import EvaluationError, listed, parse_name
+from medsegmamba_bids.datasets.scan_names import listed, parse_name
+from medsegmamba_bids.errors import EvaluationError
 
 
 def touch(root, *names):

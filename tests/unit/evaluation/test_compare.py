@@ -7,7 +7,8 @@ import pytest
 
 from medsegmamba_bids.datasets.label_images import read_labels
 from medsegmamba_bids.datasets.places import LabelFiles
-from medsegmamba_bids.datasets.scan_names import EvaluationError, parse_name
+from medsegmamba_bids.datasets.scan_names import parse_name
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.scans import COLUMNS, Settings, compare_all, compare_scan, grid_notes
 from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.image.io import save_image

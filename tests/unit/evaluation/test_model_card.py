@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids.cli.evaluate import main
+from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card import measure
-from medsegmamba_bids.evaluation.card.cases import Case, CaseError, mirrored, noisy, read_cases, rotated
+from medsegmamba_bids.evaluation.card.cases import Case, mirrored, noisy, read_cases, rotated
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.single import ImageLabels
 from medsegmamba_bids.networks.registry import build_network

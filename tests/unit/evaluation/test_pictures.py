@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids.datasets.places import LabelFiles
-from medsegmamba_bids.datasets.scan_names import EvaluationError, parse_name
+from medsegmamba_bids.datasets.scan_names import parse_name
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare import charts
 from medsegmamba_bids.evaluation.compare import comparison_page as page
 from medsegmamba_bids.evaluation.compare import side_by_side as pictures

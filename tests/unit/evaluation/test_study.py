@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsegmamba_bids.datasets.scan_names import EvaluationError
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.study import Dataset, divide, match_dataset, parse_methods, read_study
 
 

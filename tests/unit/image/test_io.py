@@ -7,14 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medsegmamba_bids.image.io import (
-    ImageError,
-    atomic_path,
-    describe_orientation,
-    load_image,
-    load_labels,
-    save_image,
-)
+from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.io import atomic_path, describe_orientation, load_image, load_labels, save_image
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-1.0, 0, 0, 3], [0, 0, 1.5, -4], [0, -1.2, 0, 5], [0, 0, 0, 1]])

@@ -6,8 +6,9 @@ import numba
 import pytest
 import torch
 
+from medsegmamba_bids.errors import DeviceError
 from medsegmamba_bids.inference import device
-from medsegmamba_bids.inference.device import DeviceError, choose_device, limit_memory, use_threads, why_refused
+from medsegmamba_bids.inference.device import choose_device, limit_memory, use_threads, why_refused
 
 CPU = torch.device("cpu")
 

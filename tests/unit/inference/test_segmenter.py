@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import maximum_filter, minimum_filter
 
+from medsegmamba_bids.errors import SegmentationError, WeightsError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.segmenter import (
     InferenceSettings,
-    SegmentationError,
     Segmenter,
     class_groups,
     hippocampus_box,
@@ -19,7 +19,7 @@ from medsegmamba_bids.inference.segmenter import (
     segment_hippocampus,
 )
 from medsegmamba_bids.inference.single import conform_and_segment
-from medsegmamba_bids.weights.files import WeightsError, WeightsInfo, load_weights
+from medsegmamba_bids.weights.files import WeightsInfo, load_weights
 
 LEVELS = {0: 0.0, 16: 0.3, 17: 0.55, 53: 0.8, 10: 1.0}
 SUBFIELDS = {0: 0.0, 1203: 0.55, 2203: 0.8}

@@ -10,7 +10,7 @@ import pytest
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.report.gather import GroupError
+from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.report.group import write_group
 from medsegmamba_bids.report.quality import Flag, flags_path, flags_to_tsv
 from medsegmamba_bids.stats.measures import Measure

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.errors import ReportError
 from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.report.methods import citation_text, references
-from medsegmamba_bids.report.participant import ReportError, read_results, write_report
+from medsegmamba_bids.report.participant import read_results, write_report
 from medsegmamba_bids.report.quality import flags_path, read_flags
 from medsegmamba_bids.viz.templates import render
 

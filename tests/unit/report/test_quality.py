@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.report.quality import (
     COLUMNS,
     QualityInputs,
-    ThresholdError,
     border_area,
     contrast,
     flags_path,

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.stats.measures import Measure, structure_statistics
 from medsegmamba_bids.stats.tables import (
     COLUMNS,
-    TableError,
     measures_to_json,
     read_measures,
     read_tsv,

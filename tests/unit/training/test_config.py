@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.training.export import weights_info
 from medsegmamba_bids.training.synthetic.synthetic_trainer import check_synthesis
 from medsegmamba_bids.training.training_config import (
-    ConfigError,
     PairsConfig,
     SynthesisConfig,
     find_config,

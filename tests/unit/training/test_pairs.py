@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.training.pairs.finder import Pair, PairError, find_bids_pairs, find_freesurfer_pairs
+from medsegmamba_bids.training.pairs.finder import Pair, find_bids_pairs, find_freesurfer_pairs
 from medsegmamba_bids.training.pairs.pair_patches import PreparedPair, merged_labels, prepare_pair, prepare_pairs
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.training_config import PairsConfig

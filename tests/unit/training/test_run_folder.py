@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.training.export import export_checkpoint, unweigh
 from medsegmamba_bids.training.run_folder import RunFolder, read_checkpoint
 from medsegmamba_bids.training.start import new_network, take_initial
-from medsegmamba_bids.training.training_config import ConfigError, Source, Stage, SynthesisConfig, WeightsTable
+from medsegmamba_bids.training.training_config import Source, Stage, SynthesisConfig, WeightsTable
 from medsegmamba_bids.weights.files import load_weights
 
 NETWORK = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 4, "blocks": 1}

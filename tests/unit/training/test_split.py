@@ -6,17 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medsegmamba_bids.errors import ConfigError, SplitError
 from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.pairs.pair_trainer import check_groups
 from medsegmamba_bids.training.pairs.split import (
-    SplitError,
     describe,
     read_participants,
     read_split,
     split_participants,
     write_split,
 )
-from medsegmamba_bids.training.training_config import ConfigError
 
 
 def people(count, seed=0):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from medsegmamba_bids.cli.weights import main
+from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.scan_paths import scan_paths
 from medsegmamba_bids.weights.checkpoints import import_checkpoint, infer_config
-from medsegmamba_bids.weights.files import WeightsError, load_weights, read_info
+from medsegmamba_bids.weights.files import load_weights, read_info
 
 SMALL = {
     "channels": [8, 8, 16, 16],

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from medsegmamba_bids.cli.weights import main
+from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.weights.files import (
     InputSpec,
-    WeightsError,
     WeightsInfo,
     default_weights,
     find_weights,
