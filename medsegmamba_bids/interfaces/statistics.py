@@ -79,7 +79,6 @@ class Statistics(StepInterface):
             load_label_table(self.inputs.table),
             soft_volumes=soft,
             mean_posteriors=means,
-            threads=self.inputs.num_threads,
         )
 
     def _measures(self, rows: pd.DataFrame) -> list[Measure]:

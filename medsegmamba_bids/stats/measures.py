@@ -56,7 +56,6 @@ def structure_statistics(
     voxel_mm3: float = 1.0,
     soft_volumes: Mapping[int, float] | None = None,
     mean_posteriors: Mapping[int, float] | None = None,
-    threads: int = 1,
 ) -> pd.DataFrame:
     """Measure each structure of a label table.
 
@@ -74,8 +73,6 @@ def structure_statistics(
         Sum of the posteriors of each label that the weights know, mm3. A label without an entry was not looked
         for: its numbers are missing, not 0.
     mean_posteriors : mapping of int to float, optional
-    threads : int
-        The result does not depend on it.
 
     Returns
     -------
@@ -87,7 +84,7 @@ def structure_statistics(
     known = set(map(int, table.labels)) if soft_volumes is None else set(soft_volumes)
     voxels = np.bincount(indices.ravel(), minlength=n_classes)
     rows = pd.DataFrame({"SegId": table.labels, "StructName": table.names, "NVoxels": voxels.astype(float)})
-    rows["Volume_mm3"] = corrected_counts(indices, guide, n_classes, threads) * voxel_mm3
+    rows["Volume_mm3"] = corrected_counts(indices, guide, n_classes) * voxel_mm3
     for column, values in (("SoftVolume_mm3", soft_volumes), ("MeanPosterior", mean_posteriors)):
         rows[column] = [math.nan if values is None else values.get(int(one), math.nan) for one in table.labels]
     rows = rows.join(_intensities(indices, guide, n_classes))

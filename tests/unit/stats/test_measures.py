@@ -90,14 +90,6 @@ def test_labels_outside_the_table_are_background(image):
     assert rows["NVoxels"].sum() == 3
 
 
-def test_same_on_any_number_of_threads():
-    rng = np.random.default_rng(0)
-    table = load_label_table("aseg")
-    labels, guide = rng.choice(table.labels, (20, 21, 22)), rng.uniform(0, 120, (20, 21, 22))
-    one = structure_statistics(labels, guide, table, threads=1)
-    pd.testing.assert_frame_equal(structure_statistics(labels, guide, table, threads=2), one, check_exact=True)
-
-
 # Measures of the whole brain
 
 
