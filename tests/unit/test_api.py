@@ -1,0 +1,180 @@
+"""What Python programs call, on made-up images with networks whose answer is known; the page's examples are run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nibabel.affines import from_matvec
+
+import medsegmamba_bids as msm
+from medsegmamba_bids.image.io import ImageError
+from medsegmamba_bids.weights import folders
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+ASEG = {0: 0.0, 16: 0.3, 17: 0.55, 53: 0.8, 10: 1.0}  # label: intensity of its class
+SUBFIELDS = {0: 0.0, 1203: 0.55, 2203: 0.8}
+AFFINE = from_matvec(np.diag([4.0, 4.0, 4.0]), [-64, -64, -64])
+
+
+ENV = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+
+
+def brain():
+    """Labels of a brain of blocks, left of the middle 17, right 53, within a brain stem."""
+    labels = np.zeros((32, 32, 32), np.uint16)
+    labels[4:28, 4:28, 4:28] = 16
+    labels[6:14, 8:20, 8:20] = 17
+    labels[18:26, 8:20, 8:20] = 53
+    return labels
+
+
+def head():
+    """Intensities of the brain: each label has that of its class."""
+    lookup = np.zeros(64, np.uint8)
+    for label, level in ASEG.items():
+        lookup[label] = round(255 * level)
+    return lookup[brain()]
+
+
+@pytest.fixture
+def files(tmp_path, intensity_weights, monkeypatch):
+    """A folder with images and a reference; networks that know intensities are those of the package."""
+    known = [
+        intensity_weights("aseg", ASEG, voxel_size=4.0),
+        intensity_weights("hippocampus", SUBFIELDS, voxel_size=2.0, patch_size=48, step=48),
+    ]
+    monkeypatch.setattr(folders, "embedded_weights", lambda: known)
+    monkeypatch.setenv("MEDSEGMAMBA_WEIGHTS", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("T1w.nii.gz", "second.nii.gz"):
+        nib.Nifti1Image(head(), AFFINE).to_filename(name)
+    nib.Nifti1Image(brain(), AFFINE).to_filename("reference.nii.gz")
+    return tmp_path
+
+
+def test_the_examples_of_the_page(files):
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    labels = np.asarray(names["found"].aseg.dataobj)
+    assert (labels == brain()).mean() > 0.9
+    np.testing.assert_array_equal(labels[8:12, 10:18, 10:18], 17)
+    subfields = np.asarray(names["found"].subfields.dataobj)
+    np.testing.assert_array_equal(subfields[9:13, 12:18, 12:18], 1203)
+    saved = nib.load(files / "aseg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), labels)
+    np.testing.assert_allclose(saved.affine, AFFINE)
+    rows = names["found"].volumes.set_index("SegId")
+    assert rows.loc[17, "NVoxels"] == pytest.approx((labels == 17).sum() * 64, rel=0.02)
+    assert names["left"] == rows.loc[17, "Volume_mm3"] > 0
+    assert -1 < names["asymmetry"] < 1
+    counts = ((labels == 17).sum(), (labels == 53).sum())
+    assert names["hippocampi"] == dict.fromkeys(["T1w.nii.gz", "second.nii.gz"], counts)
+    assert names["largest"]["StructName"].tolist()[0] == "Brain-Stem"
+    assert names["largest"]["NVoxels"].tolist()[0] == (labels == 16).sum()
+    dice = 2 * ((labels == 17) & (brain() == 17)).sum() / ((labels == 17).sum() + (brain() == 17).sum())
+    assert names["agreement"].set_index("label").loc[17, "dice"] == pytest.approx(dice)
+    assert names["poor"]["structure"].tolist() == ["Left-Hippocampus"]  # the border of other blocks is as bright
+
+
+def test_volumes_are_counted_on_the_conformed_grid(files):
+    found = msm.segment("T1w.nii.gz", hippocampus=True)
+    rows = found.volumes.set_index("SegId")
+    assert rows.index.is_unique
+    assert len(rows) == 35 + 24  # aseg with cortex and white matter, FS60
+    for label, segmentation in ((17, found.conformed.aseg), (2203, found.conformed.hippocampus)):
+        assert rows.loc[label, "NVoxels"] == (segmentation.labels == label).sum() > 1000
+        assert rows.loc[label, "SoftVolume_mm3"] == pytest.approx(segmentation.soft_volumes[label])
+    assert rows.loc[10, "Flag"] == "not found"
+    assert rows.loc[4, "Flag"] == "unknown to the weights"
+    assert np.isnan(rows.loc[4, "NVoxels"])
+    found.save(volumes="rows.tsv")
+    read = pd.read_csv("rows.tsv", sep="\t", na_values="n/a").set_index("SegId")
+    pd.testing.assert_series_equal(read["Volume_mm3"], rows["Volume_mm3"], atol=1e-3, check_index_type=False)
+
+
+def test_what_cannot_be_saved_is_said_before_anything_is_written(files):
+    found = msm.segment("T1w.nii.gz")
+    assert found.subfields is None
+    with pytest.raises(ImageError, match=r"labels.png: cannot be written"):
+        found.save("aseg.nii.gz", subfields="labels.png")
+    assert not Path("aseg.nii.gz").exists()
+    assert found.save(subfields="subfields.nii.gz") == []
+
+
+def test_statistics_on_the_grid_of_the_labels():
+    labels = np.zeros((12, 12, 12), np.uint16)
+    labels[2:6, 2:6, 2:6] = 17
+    image = np.where(labels == 17, 100.0, 20.0).astype(np.float32)
+    affine = np.diag([2.0, 2.0, 1.5, 1])
+    rows = msm.statistics(nib.Nifti1Image(labels, affine), nib.Nifti1Image(image, affine)).set_index("SegId")
+    assert rows.loc[17, ["NVoxels", "normMean", "normStdDev"]].tolist() == [64, 100, 0]
+    assert rows.loc[17, "Volume_mm3"] == pytest.approx(64 * 6)
+    assert rows.loc[53, "Flag"] == "not found"
+    # The same intensities on a grid of half the voxels, shifted by a fourth of one.
+    fine = image.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    shifted = from_matvec(np.diag([1.0, 1.0, 0.75]), [-0.5, -0.5, -0.375])
+    same = msm.statistics(nib.Nifti1Image(labels, affine), nib.Nifti1Image(fine, shifted)).set_index("SegId")
+    assert same.loc[17, "normMean"] == pytest.approx(100)
+    assert same.loc[17, "Volume_mm3"] == pytest.approx(rows.loc[17, "Volume_mm3"])
+
+
+def test_statistics_within_a_brain_bring_white_matter_to_110():
+    rng = np.random.default_rng(0)
+    labels = np.full((24, 24, 24), 2, np.uint16)
+    labels[8:12, 8:12, 8:12] = 17
+    image = np.where(labels == 2, 200, 150) + rng.normal(0, 1, labels.shape)
+    mask = nib.Nifti1Image(np.ones(labels.shape, np.uint8), np.eye(4))
+    head = nib.Nifti1Image(image.astype(np.float32), np.eye(4))
+    rows = msm.statistics(nib.Nifti1Image(labels, np.eye(4)), head, table="aseg_brain", brain=mask).set_index("SegId")
+    assert rows.loc[2, "normMean"] == pytest.approx(110, abs=1)
+    assert rows.loc[17, "normMean"] == pytest.approx(110 * 150 / 200, rel=0.1)  # N4 takes some for shading
+
+
+def test_agreement_of_a_shifted_block():
+    reference = np.zeros((16, 16, 16), np.uint16)
+    reference[4:8, 4:8, 4:8] = 17
+    moved = from_matvec(np.eye(3), [1, 0, 0])  # the same array, 1 mm to the side
+    rows = msm.compare(nib.Nifti1Image(reference, moved), nib.Nifti1Image(reference, np.eye(4)))
+    row = rows.set_index("structure").loc["Left-Hippocampus"]
+    assert row["dice"] == pytest.approx(2 * 48 / 128)
+    assert (row["found_mm3"], row["reference_mm3"], row["error_mm3"]) == (64, 64, 0)
+    parcels = np.where(reference == 17, 1005, 0).astype(np.uint16)
+    cortex = np.where(reference == 17, 3, 0).astype(np.uint16)
+    pair = [nib.Nifti1Image(array, np.eye(4)) for array in (parcels, cortex)]
+    rows = msm.compare(*pair, table="aseg_brain").set_index("label")
+    assert rows.loc[3, "dice"] == 1
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.0], [-1, 1], [0, 70000], [np.nan, 1]])
+def test_what_is_no_label_image_is_refused(values):
+    odd = nib.Nifti1Image(np.resize(np.array(values, np.float32), (4, 4, 4)), np.eye(4))
+    plain = nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
+    with pytest.raises(ImageError, match="whole numbers from 0 to 65535"):
+        msm.compare(odd, plain)
+    with pytest.raises(ValueError, match="label table 'aparc' is unknown"):
+        msm.compare(plain, plain, table="aparc")
+
+
+def test_the_import_loads_nothing():
+    code = (
+        "import sys, medsegmamba_bids as msm\n"
+        "assert {'segment', 'compare', 'Segmenter'} <= set(dir(msm))\n"
+        "print([name for name in ('torch', 'numpy', 'nibabel', 'pandas') if name in sys.modules])\n"
+        "msm.load_image\n"
+        "print('torch' in sys.modules, msm.segment is msm.api.segment)"
+    )
+    finished = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False, env=ENV)
+    assert finished.stdout.splitlines() == ["[]", "True True"], finished.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'segmnet'"):
+        msm.segmnet  # noqa: B018
