@@ -32,8 +32,9 @@ IMAGE = re.compile(r"medsegmamba(-cpu)?(:[\w.-]+)?|\S*medsegmamba(-cpu)?\.sif")
 
 def blocks(text):
     """The lines of code blocks; those that a backslash continues are joined."""
-    for block in re.findall(r"^```(?:console|shell|bash|sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        yield from block.replace("\\\n", " ").splitlines()
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if language in ("", "console", "shell", "bash", "sh"):
+            yield from block.replace("\\\n", " ").splitlines()
 
 
 def inside_container(words):
