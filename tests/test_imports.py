@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "stats": {"data", "image"},
     "inference": {"data", "image", "networks", "weights"},
     "viz": {"data", "image"},
-    "report": {"config", "data", "image", "stats", "viz"},
-    "bids": {"config", "data", "image"},
-    "interfaces": {"config", "data", "image", "inference", "networks", "report", "stats", "weights"},
+    "report": {"config", "data", "datasets", "image", "stats", "viz"},
+    "bids": {"config", "data", "datasets", "image"},
+    "interfaces": {"config", "data", "datasets", "image", "inference", "networks", "report", "stats", "weights"},
 }
 MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
 MAY_IMPORT["execution"] = MAY_IMPORT["workflows"] | {"workflows"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medsegmamba_bids.datasets.participants import Participants, read_participants
 from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, subjects_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
@@ -57,15 +56,18 @@ class Gathered:
         Participant, T1w or file -> what is wrong.
     missing : list of str
         Participants of ``participants.tsv`` without a folder.
-    participants : pandas.DataFrame
-        ``participants.tsv`` as text, by ``participant_id``; empty where there is none.
+    unlisted : list of str
+        Participants with results that ``participants.tsv`` does not name, where there is one.
+    participants : Participants or None
+        ``participants.tsv``.
     """
 
     tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {name: [] for name in SEGMENTATIONS})
     flags: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    participants: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unlisted: list[str] = field(default_factory=list)
+    participants: Participants | None = None
 
     @property
     def scans(self) -> list[Scan]:
@@ -91,12 +93,13 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
         There is nothing to gather.
     """
     found = Gathered()
-    found.participants = _read_participants(participants_file, found)
     wanted = set(labels)
     there = [subject for subject in subjects_of(output_dir) if not wanted or subject in wanted]
     for subject in there:
         _gather_participant(output_dir, subject, found)
-    listed = [str(name).removeprefix("sub-") for name in found.participants.index]
+    found.participants = _read_participants(participants_file, found)
+    listed = found.participants.labels if found.participants else []
+    found.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
     expected = [label for label in (sorted(wanted) or listed) if not wanted or label in wanted]
     found.missing = [f"sub-{label}" for label in expected if label not in set(there)]
     if not any(found.tables.values()):
@@ -154,25 +157,17 @@ def _why_empty(folder: Path) -> str:
     return "it has no results"
 
 
-def _read_participants(path: Path | None, found: Gathered) -> pd.DataFrame:
-    """``participants.tsv``, all columns as text; a damaged file is named and left out."""
+def _read_participants(path: Path | None, found: Gathered) -> Participants | None:
+    """``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
     if path is None or not path.is_file():
-        return pd.DataFrame()
+        return None
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = pd.read_csv(
-            io.StringIO(text), sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, quoting=csv.QUOTE_MINIMAL
-        )
-        rows.columns = [str(name).strip() for name in rows.columns]
-        if "participant_id" not in rows:
-            raise ValueError("it has no column participant_id")
-        repeated = rows["participant_id"][rows["participant_id"].duplicated()].dropna().unique()
-        if len(repeated):
-            raise ValueError(f"it names {', '.join(repeated[:3])} more than once")
-    except (OSError, ValueError) as error:
-        found.failed[path.name] = f"it cannot be joined: {error}"
-        return pd.DataFrame()
-    return rows.dropna(subset=["participant_id"]).set_index("participant_id")
+        people = read_participants(path)
+        people.of_scans([(scan.entities["sub"], scan.entities.get("ses", "")) for scan in found.scans])
+        return people
+    except TableError as error:
+        _fail(found, path.name, error, path.parent)
+        return None
 
 
 def keep_one_version(found: Gathered, segmentation: str) -> None:

@@ -89,3 +89,6 @@ def _tell(found: Gathered) -> None:
     if found.missing:
         some = ", ".join(found.missing[:20]) + (" …" if len(found.missing) > 20 else "")
         logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(found.missing), some)
+    if found.unlisted:
+        some = ", ".join(found.unlisted[:20]) + (" …" if len(found.unlisted) > 20 else "")
+        logger.warning("not in participants.tsv: %d of those with results (%s)", len(found.unlisted), some)

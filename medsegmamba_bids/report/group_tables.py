@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.datasets.participants import Participants
 from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
 from medsegmamba_bids.stats.tables import COLUMNS, MISSING
@@ -83,12 +84,13 @@ def identity(tables: list[ScanTable]) -> pd.DataFrame:
     return pd.DataFrame(rows, [table.scan.prefix for table in tables])
 
 
-def join_participants(ids: pd.DataFrame, participants: pd.DataFrame, taken: set[str]) -> pd.DataFrame:
+def join_participants(ids: pd.DataFrame, participants: Participants | None, taken: set[str]) -> pd.DataFrame:
     """Columns of ``participants.tsv`` for each row; a name that is taken gets ``participants_`` before it."""
-    if participants.empty and not len(participants.columns):
+    if participants is None:
         return pd.DataFrame(index=ids.index)
-    joined = participants.reindex(ids["participant_id"])
-    joined.index = ids.index
+    sessions = ids["session_id"].fillna("") if "session_id" in ids else [""] * len(ids)
+    scans = [(name[4:], session[4:]) for name, session in zip(ids["participant_id"], sessions, strict=True)]
+    joined = participants.of_scans(scans).replace(MISSING, np.nan).set_index(ids.index)
     return joined.rename(columns={name: f"participants_{name}" for name in joined if name in taken})
 
 

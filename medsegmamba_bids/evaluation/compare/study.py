@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from medsegmamba_bids.datasets.participants import read_participants
 from medsegmamba_bids.datasets.places import LabelFiles, Place, find_labels
 from medsegmamba_bids.datasets.scan_names import ScanName, listed
 from medsegmamba_bids.errors import EvaluationError
@@ -216,15 +215,12 @@ def divide(items: list[Item], participants: Path, column: str) -> list[Item]:
 
     Raises
     ------
-    EvaluationError
-        The table or the column cannot be read, or a participant is not in it.
+    TableError, EvaluationError
+        The table or the column cannot be read, a participant is not in it, or is in several datasets.
     """
-    if not participants.is_file():
-        raise EvaluationError(f"{participants}: no such file")
-    rows = pd.read_csv(participants, sep="\t", dtype=str, keep_default_na=False)
-    if absent := {"participant_id", column} - set(rows):
-        raise EvaluationError(f"{participants}: has no column {listed(absent)}; there are {listed(rows)}")
-    datasets = dict(zip(rows["participant_id"].str.removeprefix("sub-"), rows[column], strict=True))
-    if unknown := [item.name for item in items if item.name.participant not in datasets]:
+    table = read_participants(participants)
+    datasets = table.of_scans([(item.name.participant, item.name.session) for item in items], [column])[column]
+    unknown = [item.name for item, dataset in zip(items, datasets, strict=True) if not isinstance(dataset, str)]
+    if unknown:
         raise EvaluationError(f"{participants}: does not know the participants of {listed(unknown)}")
-    return [replace(item, dataset=datasets[item.name.participant]) for item in items]
+    return [replace(item, dataset=dataset) for item, dataset in zip(items, datasets, strict=True)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.datasets import participants
 from medsegmamba_bids.errors import SplitError
 from medsegmamba_bids.image.io import atomic_path
 
@@ -23,8 +24,8 @@ _MISSING = ("n/a", "na", "nan", "none", "")
 def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.DataFrame:
     """Participants with age (years, NaN where unknown) and sex (one letter, "" where unknown).
 
-    Several rows of a participant count once, with the first row's age and sex. In a BIDS dataset only
-    participants that have a folder count.
+    Several rows of a participant, such as one per session, count once, with the first row's age. In a BIDS dataset
+    only participants that have a folder count.
 
     Parameters
     ----------
@@ -40,23 +41,24 @@ def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.Data
 
     Raises
     ------
-    SplitError
-        There is no such file, or a column is missing or holds something else.
+    SplitError, TableError
+        There is no such file, it cannot be read, a column is missing or holds something else, or a participant's rows
+        differ in sex.
     """
     path = Path(path)
     file = path / "participants.tsv" if path.is_dir() else path
     if not file.is_file():
         raise SplitError(f"{file}: no such file; a participants.tsv with age and sex is needed")
-    rows = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    missing = [column for column in ("participant_id", age, sex) if column not in rows]
+    table = participants.read_participants(file)
+    missing = [column for column in (age, sex) if column not in table.rows]
     if missing:
-        raise SplitError(f"{file}: the columns {missing} are missing; it has {list(rows)}")
-    rows = rows.drop_duplicates("participant_id")
+        raise SplitError(f"{file}: the columns {missing} are missing; it has {list(table.rows)}")
+    sexes = table.of_scans([(label, "") for label in table.labels], [sex])[sex]
     people = pd.DataFrame(
         {
-            "participant_id": [_with_prefix(name) for name in rows["participant_id"]],
-            "age": [_years(text, file) for text in rows[age]],
-            "sex": ["" if _is_missing(text) else text.strip()[0].upper() for text in rows[sex]],
+            "participant_id": [f"sub-{label}" for label in table.labels],
+            "age": [_years(text, file) for text in table.rows.drop_duplicates(participants.ID)[age]],
+            "sex": ["" if _is_missing(text) else text[0].upper() for text in sexes],
         }
     )
     return _with_folder(people, path) if path.is_dir() else people
@@ -70,7 +72,7 @@ def _with_folder(people: pd.DataFrame, dataset: Path) -> pd.DataFrame:
 
 
 def _with_prefix(name: str) -> str:
-    return name if name.startswith("sub-") else f"sub-{name}"
+    return f"sub-{name.strip().removeprefix('sub-')}"
 
 
 def _is_missing(text: str) -> bool:
@@ -182,10 +184,10 @@ def read_split(path: Path) -> dict[str, str]:
 
 
 def _table_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    return list(zip(map(_with_prefix, rows["participant_id"]), rows["set"], strict=True))
+    rows = participants.read_participants(path).rows
+    return list(zip(rows[participants.ID], rows["set"], strict=True))
 
 
 def _json_pairs(path: Path) -> list[tuple[str, str]]:
-    lists = json.loads(path.read_text())
+    lists = json.loads(path.read_text(encoding="utf-8-sig"))
     return [(_with_prefix(p), name) for name, group in lists.items() if name != "seed" for p in group]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsegmamba_bids.errors import EvaluationError
+from medsegmamba_bids.errors import EvaluationError, TableError
 from medsegmamba_bids.evaluation.compare.study import Dataset, divide, match_dataset, parse_methods, read_study
 
 
@@ -119,8 +119,21 @@ def test_a_column_divides_into_datasets(tmp_path):
     table = tmp_path / "participants.tsv"
     table.write_text("participant_id\tsite\nsub-1\tnorth\nsub-2\tsouth\n")
     assert [item.dataset for item in divide(items, table, "site")] == ["north", "south"]
-    with pytest.raises(EvaluationError, match="has no column scanner; there are participant_id, site"):
+    with pytest.raises(TableError, match="has no column scanner; there are participant_id, site"):
         divide(items, table, "scanner")
     table.write_text("participant_id\tsite\nsub-1\tnorth\n")
     with pytest.raises(EvaluationError, match="does not know the participants of sub-2"):
+        divide(items, table, "site")
+
+
+def test_a_row_per_session_counts_for_its_session(tmp_path):
+    """The last row of a participant counted once for all its sessions."""
+    reference = folder(tmp_path / "truth", "sub-1_ses-a", "sub-1_ses-b", "sub-2")
+    items, _ = match_dataset(Dataset("all", reference, {"mine": reference}), "aseg")
+    table = tmp_path / "participants.tsv"
+    table.write_text("participant_id\tsession_id\tsite\n 1\tses-a\tnorth\t\nsub-1\tb\tsouth\n2 \tn/a\twest\n")
+    divided = {str(item.name): item.dataset for item in divide(items, table, "site")}
+    assert divided == {"sub-1_ses-a": "north", "sub-1_ses-b": "south", "sub-2": "west"}
+    table.write_text("participant_id\tsite\nsub-1\tnorth\nsub-1\tsouth\nsub-2\twest\n")
+    with pytest.raises(TableError, match=r"sub-1 has several rows \(lines 2, 3\) that differ in site"):
         divide(items, table, "site")

@@ -98,6 +98,37 @@ def test_joins_participants(out):
     assert json.loads((out / ASEG).with_suffix(".json").read_text())["Missing"] == ["sub-07"]
 
 
+@pytest.mark.parametrize("form", ["{}", " {} ", "sub-{}", " sub-{}"])
+def test_participants_join_whatever_the_form_of_their_ids(out, form, caplog):
+    rows = [f"{form.format(label)}\t{age}\t" for label, age in (("02", 31), ("01", 25))]
+    out.joinpath("participants.tsv").write_text("\r\n".join(["participant_id\tage", *rows]), encoding="utf-8-sig")
+    assert write_group(config(out)) == 0
+    assert read(out / ASEG)["age"].tolist() == [25, 25, 31]
+    assert "not in participants.tsv" not in caplog.text
+
+
+def test_participants_that_the_table_does_not_name_are_named(out, caplog):
+    out.joinpath("participants.tsv").write_text("participant_id\tage\n1\t25\nsub-02\t31\n")
+    write_group(config(out))
+    assert "not in participants.tsv: 1 of those with results (sub-01)" in caplog.text
+    assert json.loads((out / ASEG).with_suffix(".json").read_text())["Missing"] == ["sub-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("participant_id\tage\nsub-01\t25\nsub-01\t26\nsub-02\t31\n", "differ in age"),
+        ("participant_id\tname\tage\nsub-01\tRené\t25\n", "line 2 is not UTF-8"),
+        ('participant_id\tage\n"sub-01"\t25\n', "must be a label"),
+    ],
+)
+def test_a_table_that_cannot_be_joined_is_named(out, text, reason):
+    out.joinpath("participants.tsv").write_bytes(text.encode("latin-1"))
+    assert write_group(config(out)) == 1
+    assert "age" not in read(out / ASEG)
+    assert reason in json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]["participants.tsv"]
+
+
 def test_the_raw_dataset_goes_first(out):
     for folder, age in ((out, 20), (out.parent / "bids", 50)):
         folder.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medsegmamba_bids.errors import ConfigError, SplitError
+from medsegmamba_bids.errors import ConfigError, SplitError, TableError
 from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.pairs.pair_trainer import check_groups
 from medsegmamba_bids.training.pairs.split import (
@@ -117,11 +117,13 @@ def test_participants_of_a_dataset(tmp_path, caplog):
     [
         ("participant_id\tsex\n01\tF\n", "the columns \\['age'\\] are missing"),
         ("participant_id\tage\tsex\n01\told\tF\n", "the age 'old' is not a number"),
+        ("participant_id\tage\tsex\n01\t20\tF\nsub-01\t21\tM\n", "sub-01 has several rows .* that differ in sex"),
+        ("participant_id\tage\tsex\n01\t20\tF\tx\n", "line 2 has 4 cells"),
     ],
 )
 def test_participants_that_cannot_be_read(tmp_path, text, message):
     (tmp_path / "participants.tsv").write_text(text)
-    with pytest.raises(SplitError, match=message):
+    with pytest.raises((SplitError, TableError), match=message):
         read_participants(tmp_path / "participants.tsv")
     with pytest.raises(SplitError, match="no such file"):
         read_participants(tmp_path / "none.tsv")
