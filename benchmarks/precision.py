@@ -46,8 +46,9 @@ def agreement(found, reference):
 def dice_loss(found, exact, reference):
     """How much Dice against an image of labels is lost from one Segmentation to another of the same image."""
     from medsegmamba_bids.image.geometry import labels_to_grid
+    from medsegmamba_bids.image.grid import Grid
 
-    truth = labels_to_grid(np.asanyarray(reference.dataobj), reference.affine, exact.affine, exact.labels.shape)
+    truth = labels_to_grid(np.asanyarray(reference.dataobj), Grid.of(reference), exact.grid)
     present = [label for label in exact.voxels if (truth == label).any()]
     dice = [mean_dice(one.labels, truth, present) for one in (exact, found)]
     return {"mean_dice_loss": dice[0] - dice[1], "mean_dice_float32": dice[0], "mean_dice_here": dice[1]}

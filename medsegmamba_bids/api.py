@@ -16,7 +16,8 @@ import pandas as pd
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.evaluation.metrics import structure_metrics
-from medsegmamba_bids.image.geometry import labels_to_grid, resample, same_grid
+from medsegmamba_bids.image.geometry import labels_to_grid, resample
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import atomic_path, check_writable, load_image, load_labels, orientation_code, save_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, join_brain_labels, load_label_table
@@ -230,9 +231,9 @@ def _labels(source: ImageOrPath) -> Image:
 def _on_grid(image: Image, like: Image) -> np.ndarray:
     """Intensities on the grid of another image."""
     data = np.asanyarray(image.dataobj)
-    if same_grid(image.shape, image.affine, like.shape, like.affine):
+    if Grid.of(image).same_as(Grid.of(like)):
         return data
-    return resample(data, image.affine, like.affine, like.shape)
+    return resample(data, Grid.of(image), Grid.of(like))
 
 
 def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = "aseg") -> pd.DataFrame:
@@ -264,8 +265,8 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = "aseg")
     structures = load_label_table(table)
     found, true = _labels(labels), _labels(reference)
     pair = [np.asanyarray(image.dataobj) for image in (found, true)]
-    if not same_grid(found.shape, found.affine, true.shape, true.affine):
-        pair[0] = labels_to_grid(pair[0], found.affine, true.affine, true.shape)
+    if not Grid.of(found).same_as(Grid.of(true)):
+        pair[0] = labels_to_grid(pair[0], Grid.of(found), Grid.of(true))
     if table != "hippoFS60":
         pair = [join_brain_labels(array) for array in pair]
     zooms = nib.affines.voxel_sizes(true.affine)

@@ -11,7 +11,8 @@ import numpy as np
 from medsegmamba_bids.datasets.places import LabelFiles, Parts
 from medsegmamba_bids.datasets.scan_names import listed
 from medsegmamba_bids.errors import EvaluationError
-from medsegmamba_bids.image.geometry import labels_to_grid, same_grid
+from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_labels
 from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
 
@@ -31,6 +32,11 @@ class LabelImage:
     path: str
     data: np.ndarray
     affine: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """Where the labels lie."""
+        return Grid(self.affine, self.data.shape)
 
 
 def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = ()) -> LabelImage:
@@ -55,7 +61,7 @@ def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = (
     first = images[0]
     merged = np.zeros(first.shape, np.uint16)
     for image, (_, added) in zip(images, parts, strict=True):
-        if not same_grid(image.shape, image.affine, first.shape, first.affine):
+        if not Grid.of(image).same_as(Grid.of(first)):
             raise EvaluationError(f"{path}: lie on different grids")
         values = np.asarray(image.dataobj)
         fresh = (values > 0) & (merged == 0)
@@ -113,9 +119,9 @@ def read_on_grid(
     """
     parts = next((one for one in files.choices if _on_grid(one, like)), files.choices[0])
     image = read_labels(parts, table, background)
-    if same_grid(image.data.shape, image.affine, like.data.shape, like.affine):
+    if image.grid.same_as(like.grid):
         return LabelImage(image.path, image.data, like.affine), False
-    moved = labels_to_grid(image.data, image.affine, like.affine, like.data.shape)
+    moved = labels_to_grid(image.data, image.grid, like.grid)
     if image.data.any() and not moved.any():
         raise EvaluationError(
             f"{image.path}: none of its labels lies within the field of view of {like.path}; "
@@ -130,4 +136,4 @@ def _on_grid(parts: Parts, like: LabelImage) -> bool:
         headers = [nib.load(path) for path, _ in parts]
     except (OSError, nib.filebasedimages.ImageFileError):
         return False
-    return all(same_grid(one.shape[:3], one.affine, like.data.shape, like.affine) for one in headers)
+    return all(Grid.of(one).same_as(like.grid) for one in headers)

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import ndimage
 
 from medsegmamba_bids.errors import EvaluationError
-from medsegmamba_bids.image.geometry import Box, nonzero_box
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.stats.overlap import overlap_counts
 
 COLUMNS = (
@@ -69,7 +69,7 @@ def structure_metrics(
         raise EvaluationError(f"label images of shapes {found.shape} and {reference.shape} cannot be compared")
     if min(labels) < 1:
         raise EvaluationError(f"the label {min(labels)} is no structure; labels are 1 and more")
-    box = nonzero_box((found != 0) | (reference != 0)) or (slice(0, 1),) * 3
+    box = Box.around((found != 0) | (reference != 0)) or Box.whole((1, 1, 1))
     pair = [_indices(array[box], labels) for array in (found, reference)]
     counts = overlap_counts(*pair, len(labels) + 1)
     boxes = [ndimage.find_objects(indices, len(labels)) for indices in pair]
@@ -78,7 +78,7 @@ def structure_metrics(
         both, here, there = (int(count[number]) for count in counts)
         distances = (math.nan, math.nan)
         if here and there:
-            around = _union(boxes[0][number - 1], boxes[1][number - 1])
+            around = Box.hull([boxes[0][number - 1], boxes[1][number - 1]])
             distances = summarise(*surface_distances(*(indices[around] == number for indices in pair), zooms))
         rows.append((label, *_volumes(both, here, there, float(np.prod(zooms))), *distances))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -89,10 +89,6 @@ def _indices(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     lookup = np.zeros(max(int(array.max()), *labels) + 1, np.uint16)
     lookup[list(labels)] = np.arange(1, len(labels) + 1)
     return lookup[array]
-
-
-def _union(one: Box, other: Box) -> Box:
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
 def _volumes(both: int, here: int, there: int, voxel_mm3: float) -> tuple[float, ...]:

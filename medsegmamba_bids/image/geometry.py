@@ -1,7 +1,4 @@
-"""Grids: conforming, resampling and boxes. Arrays and affines in, arrays and affines out.
-
-Affines map voxel indices to mm (RAS+), as in nibabel; a voxel's index is that of its centre.
-"""
+"""From grid to grid: conforming and resampling images and labels. Arrays and grids in, arrays out."""
 
 from __future__ import annotations
 
@@ -11,19 +8,16 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.intensity import BRIGHTEST, rescale_uint8, robust_scale
 
 logger = logging.getLogger(__name__)
 
 CONFORMED_SIDE = 256
-CONFORMED_AXES = ("L", "I", "A")
 _CONFORMED_SHAPE = (CONFORMED_SIDE,) * 3
 _LIA = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 _SIGNAL = 0.1  # of the intensity range: darker voxels are taken for noise
-_SAME_GRID_MM = 1e-3
 _PARALLEL = 1e-7  # voxels per voxel
-
-Box = tuple[slice, slice, slice]
 
 
 def is_conformed(image: nib.spatialimages.SpatialImage) -> bool:
@@ -55,33 +49,33 @@ def conform(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
     data = np.asanyarray(image.dataobj)
     if is_conformed(image):
         return nib.Nifti1Image(data, image.affine)
-    affine = conformed_affine(image.affine, image.shape)
+    grid = Grid.of(image)
+    to_grid = conformed_grid(grid)
     offset, factor = (0.0, 1.0) if data.dtype == np.uint8 else robust_scale(data)
-    _warn_of_loss(data, offset + _SIGNAL * BRIGHTEST / factor, image.affine, affine)
-    moved = resample(data, image.affine, affine, _CONFORMED_SHAPE, fill=offset)
-    return nib.Nifti1Image(rescale_uint8(moved, offset, factor), affine)
+    _warn_of_loss(data, offset + _SIGNAL * BRIGHTEST / factor, grid, to_grid)
+    moved = resample(data, grid, to_grid, fill=offset)
+    return nib.Nifti1Image(rescale_uint8(moved, offset, factor), to_grid.affine)
 
 
-def conformed_affine(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Affine (4, 4) of the conformed grid around the same centre, which is the voxel at half the shape.
+def conformed_grid(grid: Grid) -> Grid:
+    """The conformed grid around the same centre.
 
     Examples
     --------
-    >>> conformed_affine(np.eye(4), (256, 256, 256))[:3, 3].tolist()
+    >>> conformed_grid(Grid(np.eye(4), (256, 256, 256))).affine[:3, 3].tolist()
     [256.0, 0.0, 256.0]
     """
-    centre = affine @ np.array([*np.array(shape[:3]) / 2, 1.0])
-    out = np.eye(4)
-    out[:3, :3] = _LIA
-    out[:3, 3] = centre[:3] - _LIA @ np.full(3, CONFORMED_SIDE / 2)
-    return out
+    affine = np.eye(4)
+    affine[:3, :3] = _LIA
+    affine[:3, 3] = grid.centre - _LIA @ np.full(3, CONFORMED_SIDE / 2)
+    return Grid(affine, _CONFORMED_SHAPE)
 
 
-def _warn_of_loss(data: np.ndarray, signal: float, affine: np.ndarray, to_affine: np.ndarray) -> None:
+def _warn_of_loss(data: np.ndarray, signal: float, grid: Grid, to_grid: Grid) -> None:
     """Warn when voxels brighter than ``signal`` fall outside the conformed grid."""
-    lost = count_outside(data, signal, affine, to_affine, _CONFORMED_SHAPE)
+    lost = count_outside(data, signal, grid, to_grid)
     if lost:
-        litres = lost * abs(np.linalg.det(affine[:3, :3])) / 1e6
+        litres = lost * grid.voxel_mm3 / 1e6
         logger.warning(
             "%d voxels with signal (%.2f litres) lie outside the conformed cube of 256 mm and are left out",
             lost,
@@ -89,30 +83,22 @@ def _warn_of_loss(data: np.ndarray, signal: float, affine: np.ndarray, to_affine
         )
 
 
-def count_outside(
-    data: np.ndarray,
-    above: float,
-    affine: np.ndarray,
-    to_affine: np.ndarray,
-    to_shape: tuple[int, ...],
-) -> int:
+def count_outside(data: np.ndarray, above: float, grid: Grid, to_grid: Grid) -> int:
     """Number of voxels brighter than ``above`` whose centres lie outside another grid.
 
     Examples
     --------
-    >>> bright = np.ones((2, 2, 6))
-    >>> count_outside(bright, 0, np.eye(4), np.eye(4), (2, 2, 5))
+    >>> count_outside(np.ones((2, 2, 6)), 0, Grid(np.eye(4), (2, 2, 6)), Grid(np.eye(4), (2, 2, 5)))
     4
     """
-    matrix = np.linalg.inv(to_affine) @ affine
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in data.shape])).reshape(3, -1)
-    if not _outside(matrix[:3, :3] @ corners + matrix[:3, 3:], to_shape).any():
+    matrix = grid.to_voxels_of(to_grid)
+    if not _outside(matrix[:3, :3] @ grid.box.corners + matrix[:3, 3:], to_grid.shape).any():
         return 0
     second, third = np.ogrid[: data.shape[1], : data.shape[2]]
     count = 0
     for first in range(data.shape[0]):  # a plane at a time, to save memory
         there = (m[0] * first + m[3] + m[1] * second + m[2] * third for m in matrix[:3])
-        count += int(np.count_nonzero((data[first] > above) & _outside(there, to_shape)))
+        count += int(np.count_nonzero((data[first] > above) & _outside(there, to_grid.shape)))
     return count
 
 
@@ -122,50 +108,33 @@ def _outside(coordinates: object, shape: tuple[int, ...]) -> np.ndarray:
     return out[0] | out[1] | out[2]
 
 
-def resample(
-    data: np.ndarray,
-    affine: np.ndarray,
-    to_affine: np.ndarray,
-    to_shape: tuple[int, ...],
-    order: int = 1,
-    fill: float = 0.0,
-) -> np.ndarray:
-    """An array on another grid, float32; outside the old one's voxel centres lies ``fill``.
+def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> np.ndarray:
+    """An array on another grid, interpolated linearly, float32; outside the old one's voxel centres lies ``fill``.
 
     Does not smooth, so that a much coarser grid sees single voxels.
 
     Parameters
     ----------
     data : (X, Y, Z)
-    affine, to_affine : float (4, 4), of the old and the new grid
-    to_shape : of the new grid
-    order : int
-        Of the spline, 0 (nearest) or 1 (linear).
-
-    Raises
-    ------
-    ValueError
-        The order is another one.
+    grid, to_grid : Grid
 
     Examples
     --------
-    >>> resample(np.arange(4.0).reshape(1, 1, 4), np.eye(4), np.diag([1, 1, 2, 1]), (1, 1, 2))[0, 0].tolist()
+    >>> coarse = Grid(np.diag([1, 1, 2, 1]), (1, 1, 2))
+    >>> resample(np.arange(4.0).reshape(1, 1, 4), Grid(np.eye(4), (1, 1, 4)), coarse)[0, 0].tolist()
     [0.0, 2.0]
     """
-    if order not in (0, 1):
-        raise ValueError(f"a spline of order {order} is not offered; allowed are 0 and 1")
-    return _transform(data, np.linalg.inv(affine) @ to_affine, to_shape, order, "constant", fill)
+    return _transform(data, to_grid.to_voxels_of(grid), to_grid.shape, "constant", fill)
 
 
 def _transform(
     data: np.ndarray,
     matrix: np.ndarray,
     to_shape: tuple[int, ...],
-    order: int,
     mode: str,
     fill: float = 0.0,
 ) -> np.ndarray:
-    """Resample with a matrix (4, 4) from new to old voxel indices.
+    """Resample linearly with a matrix (4, 4) from new to old voxel indices.
 
     The old array is first laid out in the order in which the new one walks through it: twice as fast. So is,
     again, the scaling alone that then remains for grids with parallel axes.
@@ -177,37 +146,16 @@ def _transform(
         np.ascontiguousarray(data.transpose(axes)),
         scaling if np.abs(linear - np.diag(scaling)).max() < _PARALLEL else linear,
         matrix[axes, 3],
-        output_shape=tuple(to_shape),
+        output_shape=to_shape,
         output=np.float32,
-        order=order,
+        order=1,
         mode=mode,
         cval=fill,
         prefilter=False,
     )
 
 
-def rescale_grid(affine: np.ndarray, shape: tuple[int, ...], voxel_size: float) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of a grid over the same volume with other, isotropic voxels.
-
-    Examples
-    --------
-    >>> affine, shape = rescale_grid(np.eye(4), (6, 6, 6), 1.5)
-    >>> shape, affine[:3, 3].tolist()
-    ((4, 4, 4), [0.25, 0.25, 0.25])
-    """
-    zooms = nib.affines.voxel_sizes(affine)
-    new_shape = tuple(int(np.ceil(n * z / voxel_size - 1e-6)) for n, z in zip(shape, zooms, strict=True))
-    scale = voxel_size / zooms
-    out = affine.copy()
-    out[:3, :3] = affine[:3, :3] * scale
-    corner = (scale - 1) / 2  # the outer faces of the first voxels coincide
-    out[:3, 3] = affine[:3, 3] + affine[:3, :3] @ corner
-    return out, new_shape
-
-
-def labels_to_grid(
-    labels: np.ndarray, affine: np.ndarray, to_affine: np.ndarray, to_shape: tuple[int, ...]
-) -> np.ndarray:
+def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
     """Labels on another grid: every label's mask is interpolated linearly and the largest share wins.
 
     One label at a time, each within its own box, so that two float32 arrays of the labelled part of the new grid
@@ -219,38 +167,39 @@ def labels_to_grid(
     ----------
     labels : unsigned int (X, Y, Z)
         0 is the background.
-    affine, to_affine : float (4, 4), of the old and the new grid
+    grid, to_grid : Grid
 
     Returns
     -------
-    array of the labels' type (to_shape), 0 outside the old grid
+    array of the labels' type, on the new grid; 0 outside the old one
 
     Examples
     --------
-    >>> labels_to_grid(np.array([[[0, 4, 4, 5]]], np.uint8), np.eye(4), np.diag([1, 1, 0.5, 1]), (1, 1, 8)).tolist()
+    >>> fine = Grid(np.diag([1, 1, 0.5, 1]), (1, 1, 8))
+    >>> labels_to_grid(np.array([[[0, 4, 4, 5]]], np.uint8), Grid(np.eye(4), (1, 1, 4)), fine).tolist()
     [[[0, 4, 4, 4, 4, 4, 5, 5]]]
     """
-    if same_grid(labels.shape, affine, to_shape, to_affine):
+    if grid.same_as(to_grid):
         return labels.copy()
-    winner = np.zeros(to_shape, labels.dtype)
-    matrix = np.linalg.inv(affine) @ to_affine
-    sources = {n: _grow(box) for n, box in enumerate(ndimage.find_objects(labels.astype(np.int32)), 1) if box}
-    targets = {n: _target_box(box, matrix, to_shape) for n, box in sources.items()}
-    targets = {n: box for n, box in targets.items() if box}
+    winner = np.zeros(to_grid.shape, labels.dtype)
+    matrix = to_grid.to_voxels_of(grid)
+    found = enumerate(ndimage.find_objects(labels.astype(np.int32)), 1)
+    sources = {label: Box(box).grow(1) for label, box in found if box}
+    targets = {label: _target_box(box, matrix, to_grid.shape) for label, box in sources.items()}
+    targets = {label: box for label, box in targets.items() if box}
     if not targets:
         return winner
-    region = _hull(list(targets.values()))
-    best, total = (np.zeros([s.stop - s.start for s in region], np.float32) for _ in range(2))
+    region = Box.hull(targets.values())
+    best, total = (np.zeros(region.shape, np.float32) for _ in range(2))
     for label, target in targets.items():
-        source = tuple(slice(max(s.start, 0), s.stop) for s in sources[label])
+        source = sources[label].grow(0, grid.shape)
         share = _transform(
             (labels[source] == label).astype(np.float32),
             _between_boxes(matrix, source, target),
-            tuple(s.stop - s.start for s in target),
-            order=1,
+            target.shape,
             mode="grid-constant",
         )
-        here = tuple(slice(t.start - r.start, t.stop - r.start) for t, r in zip(target, region, strict=True))
+        here = target.within(region)
         total[here] += share
         better = share > best[here]
         best[here][better] = share[better]
@@ -259,71 +208,17 @@ def labels_to_grid(
     return winner
 
 
-def same_grid(shape: tuple[int, ...], affine: np.ndarray, other_shape: tuple[int, ...], other: np.ndarray) -> bool:
-    """Whether two grids agree: one shape, and the outermost voxels within 0.001 mm.
-
-    Examples
-    --------
-    >>> same_grid((2, 2, 2), np.eye(4), (2, 2, 2), np.eye(4) + 1e-6)
-    True
-    """
-    if tuple(shape) != tuple(other_shape):
-        return False
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    apart = (affine - other)[:3] @ np.vstack([corners, np.ones(corners.shape[1])])
-    return bool(np.abs(apart).max() <= _SAME_GRID_MM)
-
-
-def _grow(box: Box) -> Box:
-    return tuple(slice(s.start - 1, s.stop + 1) for s in box)
-
-
-def _hull(boxes: list[Box]) -> Box:
-    """Smallest box around boxes."""
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in zip(*boxes, strict=True))
-
-
 def _target_box(source: Box, matrix: np.ndarray, to_shape: tuple[int, ...]) -> Box | None:
     """Voxels of the new grid that a box of the old one can reach; None where there are none."""
     back = np.linalg.inv(matrix)
-    corners = np.stack(np.meshgrid(*[(s.start, s.stop - 1) for s in source])).reshape(3, -1)
-    there = back[:3, :3] @ corners + back[:3, 3:]
+    there = back[:3, :3] @ source.corners + back[:3, 3:]
     low = np.maximum(np.floor(there.min(1)).astype(int), 0)
     high = np.minimum(np.ceil(there.max(1)).astype(int) + 1, to_shape)
-    return tuple(map(slice, low.tolist(), high.tolist())) if (low < high).all() else None
+    return Box(map(slice, low.tolist(), high.tolist())) if (low < high).all() else None
 
 
 def _between_boxes(matrix: np.ndarray, source: Box, target: Box) -> np.ndarray:
     """The matrix from new to old voxels, both counted from their boxes."""
-    out = shift_affine(matrix, target)
-    out[:3, 3] -= [s.start for s in source]
+    out = target.shift(matrix)
+    out[:3, 3] -= source.start
     return out
-
-
-def shift_affine(affine: np.ndarray, box: Box) -> np.ndarray:
-    """Affine of the part of an array that a box cuts out.
-
-    Examples
-    --------
-    >>> shift_affine(np.diag([2.0, 2, 2, 1]), (slice(3, 5),) * 3)[:3, 3].tolist()
-    [6.0, 6.0, 6.0]
-    """
-    out = affine.copy()
-    out[:3, 3] = affine[:3, :3] @ [s.start for s in box] + affine[:3, 3]
-    return out
-
-
-def nonzero_box(mask: np.ndarray, margin: int = 0) -> Box | None:
-    """Smallest box around the non-zero voxels, wider by a margin within the array; None where all are zero.
-
-    Examples
-    --------
-    >>> nonzero_box(np.pad(np.ones((2, 2, 2)), 3), margin=1)
-    (slice(2, 6, None), slice(2, 6, None), slice(2, 6, None))
-    """
-    found = ndimage.find_objects((mask != 0).astype(np.uint8))
-    if not found:
-        return None
-    return tuple(
-        slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(found[0], mask.shape, strict=True)
-    )

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
@@ -256,11 +257,10 @@ def describe_orientation(image: nib.spatialimages.SpatialImage, tolerance_mm: fl
     if not (sform_code and qform_code):
         return ""
     try:
-        difference = header.get_sform() - header.get_qform()
+        sform, qform = (Grid(affine, image.shape[:3]) for affine in (header.get_sform(), header.get_qform()))
     except nib.spatialimages.HeaderDataError:
         return "the qform cannot be read; the sform is used"
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
-    apart = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
+    apart = sform.distance(qform)
     if apart <= tolerance_mm:
         return ""
     return f"sform and qform disagree by up to {apart:.1f} mm; the sform is used"

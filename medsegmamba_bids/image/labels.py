@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import TableError
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 
 TABLES = ("aseg", "aseg_brain", "hippoFS60")
 CALLOSUM = (251, 252, 253, 254, 255)
@@ -67,10 +67,6 @@ class LabelTable:
         """
         position = {name: i for i, name in enumerate(self.names)}
         return np.array([position[_other_side(name)] for name in self.names])
-
-    def to_labels(self, indices: np.ndarray) -> np.ndarray:
-        """FreeSurfer labels, int32, of class indices."""
-        return self.labels[indices]
 
     def to_indices(self, labels: np.ndarray) -> np.ndarray:
         """Class indices, int64, of FreeSurfer labels; labels outside the table become background.
@@ -144,10 +140,10 @@ def join_brain_labels(labels: np.ndarray) -> np.ndarray:
 
 def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: int = 16) -> None:
     """Gives the voxels of a mask the label of the nearest voxel that may take them."""
-    box = nonzero_box(mask, margin)
+    box = Box.around(mask, margin)
     distance, nearest = ndimage.distance_transform_edt(~into[box], return_indices=True)
     if distance[mask[box]].max() > margin:  # the nearest one may lie outside the box
-        box = (slice(None),) * 3
+        box = Box.whole(mask.shape)
         nearest = ndimage.distance_transform_edt(~into, return_distances=False, return_indices=True)
     part, inside = labels[box], mask[box]
     part[inside] = part[tuple(axis[inside] for axis in nearest)]

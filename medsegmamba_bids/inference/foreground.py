@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 
 # More than any brain (the largest are below 2 litres), less than the head of a child.
 _LARGEST_BRAIN_MM3 = 2.3e6
@@ -65,7 +65,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     [[[False, False, True, True]]]
     """
     out = np.zeros(mask.shape, bool)
-    box = nonzero_box(mask)
+    box = Box.around(mask)
     if box is None:
         return out
     parts, _ = ndimage.label(mask[box])
@@ -78,7 +78,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """A mask with all cavities filled that no path by faces connects to the outside."""
     out = mask.copy()
-    box = nonzero_box(mask)
+    box = Box.around(mask)
     if box is None:
         return out
     outside, _ = ndimage.label(np.pad(~mask[box], 1, constant_values=True))

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import covers_brain
 from medsegmamba_bids.inference.foreground import fill_holes, largest_component
-from medsegmamba_bids.inference.patches import Box
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
 
@@ -71,6 +70,11 @@ class Segmentation:
     brain_mask: np.ndarray | None
     device: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Of all arrays here."""
+        return Grid(self.affine, self.labels.shape)
 
 
 def background_only(
@@ -158,8 +162,7 @@ class _Merger:
     def __init__(self, grids: AlignedGrids, prediction: Prediction, n_classes: int) -> None:
         self.grids, self.prediction = grids, prediction
         self.box = grids.to_conformed_box(prediction.box)
-        shape = tuple(s.stop - s.start for s in self.box)
-        device = prediction.probabilities.device
+        shape, device = self.box.shape, prediction.probabilities.device
         self.best = torch.zeros(shape, device=device)
         self.entropy = torch.zeros(shape, device=device)
         self.winner = torch.zeros(shape, dtype=torch.int16, device=device)
@@ -170,9 +173,9 @@ class _Merger:
         """Interpolate a class and let it compete; return where it lies and its posterior there."""
         source = self._source(index)
         target = self.grids.to_conformed_box(source)
-        values = self.prediction.probabilities[(index, *_within(source, self.prediction.box))]
+        values = self.prediction.probabilities[(index, *source.within(self.prediction.box))]
         posterior = self.grids.to_conformed(values, source, target)
-        here = _within(target, self.box)
+        here = target.within(self.box)
         better = posterior > self.best[here]
         self.winner[here].masked_fill_(better, index)
         torch.maximum(self.best[here], posterior, out=self.best[here])
@@ -187,8 +190,8 @@ class _Merger:
         if index == 0:
             return self.prediction.box
         likely = (self.prediction.probabilities[index] > _FLOOR).cpu().numpy()
-        found = nonzero_box(likely, margin=1) or (slice(0, 0),) * 3
-        return _shifted(found, self.prediction.box)
+        found = Box.around(likely, margin=1) or Box.empty()
+        return found.out_of(self.prediction.box)
 
     def drop_islands(self, groups: Sequence[Sequence[int]]) -> None:
         """Keep the largest component of each group; the rest becomes background."""
@@ -207,35 +210,20 @@ class _Merger:
         counts = np.bincount(winner.ravel(), minlength=len(labels))
         with np.errstate(invalid="ignore"):
             means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
-        whole = self._placed(labels.astype(np.uint16)[winner], 0)
-        voxel = abs(float(np.linalg.det(affine[:3, :3])))
+        grid = Grid(affine, self.grids.shape)
+        whole = grid.paste(labels.astype(np.uint16)[winner], self.box)
         return Segmentation(
             labels=whole,
             affine=affine,
-            posterior=self._placed(best, 1),
-            entropy=self._placed(self.entropy.cpu().numpy(), 0),
+            posterior=grid.paste(best, self.box, 1),
+            entropy=grid.paste(self.entropy.cpu().numpy(), self.box),
             voxels=_by_label(labels, counts, int),
-            soft_volumes=_by_label(labels, self.sums * voxel, float),
+            soft_volumes=_by_label(labels, self.sums * grid.voxel_mm3, float),
             mean_posterior=_by_label(labels, means, float),
             brain_mask=fill_holes(whole > 0) if covers_brain(labels.tolist()) else None,
             device=str(self.prediction.device),
             notes=tuple(notes),
         )
-
-    def _placed(self, part: np.ndarray, outside: float) -> np.ndarray:
-        whole = np.full(self.grids.shape, outside, part.dtype)
-        whole[self.box] = part
-        return whole
-
-
-def _within(box: Box, outer: Box) -> Box:
-    """A box counted from the start of another."""
-    return tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer, strict=True))
-
-
-def _shifted(box: Box, outer: Box) -> Box:
-    """A box within another, counted from the start of the volume."""
-    return tuple(slice(s.start + o.start, s.stop + o.start) for s, o in zip(box, outer, strict=True))
 
 
 def _by_label(labels: np.ndarray, values: np.ndarray, kind: type) -> dict[int, float]:

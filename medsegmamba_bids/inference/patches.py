@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from medsegmamba_bids.errors import SegmentationError
+from medsegmamba_bids.image.grid import Box
 
-Box = tuple[slice, slice, slice]
 Position = tuple[int, int, int]
 
 # Standard deviation of the Gaussian window as a fraction of the patch, and its smallest weight:
@@ -83,7 +83,7 @@ class PatchGrid:
 
     def box(self, position: Position) -> Box:
         """Voxels of the patch at ``position``, in the padded volume."""
-        return tuple(slice(start, start + self.patch_size) for start in position)
+        return Box(slice(start, start + self.patch_size) for start in position)
 
     def pad(self, volume: torch.Tensor) -> torch.Tensor:
         """The volume (X, Y, Z) with zeros around it where a side is shorter than a patch."""
@@ -154,23 +154,3 @@ class PatchAverage:
     def result(self) -> torch.Tensor:
         """The mean without padding, a view (C, X, Y, Z)."""
         return self.grid.crop(self.mean)
-
-
-def grow_box(box: Box, shape: tuple[int, ...], least: int) -> Box:
-    """Widen a box about its centre to at least ``least`` voxels a side, as far as the volume goes.
-
-    At the border of the volume the box is shifted inwards.
-
-    Examples
-    --------
-    >>> grow_box((slice(0, 2), slice(4, 6), slice(0, 9)), (10, 10, 10), 6)
-    (slice(0, 6, None), slice(2, 8, None), slice(0, 9, None))
-    """
-    return tuple(_grow(side, length, least) for side, length in zip(box, shape, strict=True))
-
-
-def _grow(side: slice, length: int, least: int) -> slice:
-    width = min(max(side.stop - side.start, least), length)
-    start = side.start - (width - (side.stop - side.start)) // 2
-    start = min(max(start, 0), length - width)
-    return slice(start, start + width)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from medsegmamba_bids.errors import SegmentationError
-from medsegmamba_bids.image.geometry import nonzero_box
-from medsegmamba_bids.inference.patches import Box, PatchAverage, PatchGrid, Position, grow_box
+from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid, Position
 from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ def predict_volume(
     device = torch.device(device)
     plan = _Plan(1 if low_memory else int(batch_size), device, CPU if low_memory else device, precision)
     _check(volume, plan, mirror, n_classes)
-    box = box or nonzero_box(volume) or tuple(slice(0, side) for side in volume.shape)
-    box = grow_box(box, volume.shape, patch_size)
+    box = Box(box or Box.around(volume) or Box.whole(volume.shape))
+    box = box.at_least(patch_size, volume.shape)
     inside = torch.from_numpy(np.ascontiguousarray(volume[box], dtype=np.float32))
     grid = PatchGrid(tuple(inside.shape), patch_size, step, gaussian)
     padded = grid.pad(inside)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medsegmamba_bids.inference.patches import Box
+from medsegmamba_bids.image.grid import Box
 
 
 @dataclass(frozen=True)
 class AlignedGrids:
     """A conformed grid and the grid of a network over the same volume.
 
-    The outer faces of both grids' first voxels coincide, as in ``image.geometry.rescale_grid``.
+    The outer faces of both grids' first voxels coincide.
 
     Attributes
     ----------
@@ -47,14 +47,14 @@ class AlignedGrids:
 
     def to_network_box(self, box: Box) -> Box:
         """The voxels of the network's grid that touch a box of the conformed one."""
-        return tuple(
+        return Box(
             slice(math.floor(s.start / self.ratio + 1e-6), min(n, math.ceil(s.stop / self.ratio - 1e-6)))
             for s, n in zip(box, self.network_shape, strict=True)
         )
 
     def to_conformed_box(self, box: Box) -> Box:
         """The voxels of the conformed grid whose centres lie in a box of the network's."""
-        return tuple(
+        return Box(
             slice(math.ceil(s.start * self.ratio - 0.5), min(n, math.ceil(s.stop * self.ratio - 0.5)))
             for s, n in zip(box, self.shape, strict=True)
         )
@@ -64,9 +64,7 @@ class AlignedGrids:
         volume = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         if self.ratio == 1:
             return volume.numpy()
-        targets = [slice(0, side) for side in self.network_shape]
-        sources = [slice(0, side) for side in self.shape]
-        return _apply(volume, sources, targets, self.ratio).numpy()
+        return _apply(volume, Box.whole(self.shape), Box.whole(self.network_shape), self.ratio).numpy()
 
     def to_conformed(self, values: torch.Tensor, box: Box, target: Box) -> torch.Tensor:
         """Values in ``box`` of the network's grid, interpolated in ``target`` of the conformed one.
@@ -77,7 +75,7 @@ class AlignedGrids:
         return values if self.ratio == 1 and box == target else _apply(values, box, target, 1 / self.ratio)
 
 
-def _apply(values: torch.Tensor, sources: Box | list, targets: Box | list, ratio: float) -> torch.Tensor:
+def _apply(values: torch.Tensor, sources: Box, targets: Box, ratio: float) -> torch.Tensor:
     """Interpolate along each axis in turn: (x, y, z) -> (X, Y, Z)."""
     matrices = [
         torch.from_numpy(interpolation_matrix(source, target, ratio)).to(values.device)

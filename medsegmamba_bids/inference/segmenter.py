@@ -15,12 +15,11 @@ import numpy as np
 from torch import nn
 
 from medsegmamba_bids.errors import SegmentationError, TableError
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import covers_brain, table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
-from medsegmamba_bids.inference.patches import Box, grow_box
 from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
 from medsegmamba_bids.inference.rescale import AlignedGrids
 from medsegmamba_bids.weights.files import WeightsInfo, find_weights, load_weights
@@ -227,7 +226,7 @@ def hippocampus_box(labels: np.ndarray, side: int = HIPPOCAMPUS_SIDE) -> Box:
         raise SegmentationError("no hippocampus was found (labels 17 and 53), so it has no subfields")
     if missing:
         logger.warning("no %s hippocampus was found; the box lies around the other", missing[0])
-    return grow_box(nonzero_box(np.isin(labels, list(HIPPOCAMPI))), labels.shape, side)
+    return Box.around(np.isin(labels, list(HIPPOCAMPI))).at_least(side, labels.shape)
 
 
 def missing_hippocampi(labels: np.ndarray) -> list[str]:
@@ -263,8 +262,8 @@ class _Job:
             if whole:
                 litres = np.count_nonzero(self.data) / 1e6
                 self._note(_WHOLE_FOR_STRIPPED.format(name=self.info.name, litres=litres))
-            return nonzero_box(self.volume)
-        return self._find_brain(self.grids.to_network_box(nonzero_box(head_mask(self.data))))
+            return Box.around(self.volume)
+        return self._find_brain(self.grids.to_network_box(Box.around(head_mask(self.data))))
 
     def _find_brain(self, head: Box) -> Box | None:
         """Locate the brain in the box of a head by one pass with patches side by side."""
@@ -274,13 +273,8 @@ class _Job:
         if self.groups:
             brain = largest_component(brain)
         margin = int(np.ceil(_BRAIN_MARGIN_MM / self.grids.ratio))
-        box = nonzero_box(brain)
-        if box is None:
-            return None
-        return tuple(
-            slice(max(0, h.start + b.start - margin), min(n, h.start + b.stop + margin))
-            for h, b, n in zip(quick.box, box, self.volume.shape, strict=True)
-        )
+        box = Box.around(brain)
+        return box and box.out_of(quick.box).grow(margin, self.volume.shape)
 
     def predict(self, box: Box) -> Prediction:
         """Run the overlapping patches in a box of the network's grid."""

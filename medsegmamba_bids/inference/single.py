@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import Segmenter, missing_hippocampi
 
@@ -61,7 +62,7 @@ class ConformedSegmentation:
 
 
 def _to_grid(segmentation: Segmentation, image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    return labels_to_grid(segmentation.labels, segmentation.affine, image.affine, image.shape)
+    return labels_to_grid(segmentation.labels, segmentation.grid, Grid.of(image))
 
 
 def conform_and_segment(

@@ -11,7 +11,7 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import PLAUSIBLE_MM3, Template, estimate_etiv, register_affine, to_xfm
@@ -65,8 +65,8 @@ class EstimateIntracranial(StepInterface):
 def _registered(image: Any, mask: np.ndarray, template: Template, threads: int) -> np.ndarray | None:
     moving, affine = np.asanyarray(image.dataobj), image.affine
     if template.stripped:
-        box = nonzero_box(mask, margin=_MARGIN)  # less to smooth
-        moving, affine = np.where(mask[box], moving[box], np.float32(0)), shift_affine(affine, box)
+        box = Box.around(mask, margin=_MARGIN)  # less to smooth
+        moving, affine = np.where(mask[box], moving[box], np.float32(0)), box.shift(affine)
     fixed = nib.load(template.path)
     try:
         return register_affine(moving, affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)

@@ -11,6 +11,7 @@ from nipype.interfaces.base import File
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
@@ -38,7 +39,7 @@ class GivenMask(StepInterface):
         """Load, resample, save."""
         given, reference = load_image(self.inputs.in_file), nib.load(self.inputs.reference)
         brain = (np.asanyarray(given.dataobj) > 0).astype(np.uint8)
-        mask = labels_to_grid(brain, given.affine, reference.affine, reference.shape)
+        mask = labels_to_grid(brain, Grid.of(given), Grid.of(reference))
         if not mask.any():
             raise ImageError(f"{self.inputs.in_file}: the mask is empty where the T1w is; is it in another space?")
         return {"out_file": str(save_image(mask, reference.affine, folder / "mask.nii.gz"))}

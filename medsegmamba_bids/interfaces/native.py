@@ -10,6 +10,7 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
@@ -37,7 +38,6 @@ class ToNative(StepInterface):
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, resample, save."""
         image = nib.load(self.inputs.in_file)
-        affine = np.array(self.inputs.native_affine)
-        labels = np.asanyarray(image.dataobj)
-        moved = labels_to_grid(labels, image.affine, affine, tuple(self.inputs.native_shape))
-        return {"out_file": str(save_image(moved, affine, folder / "native.nii.gz"))}
+        native = Grid(self.inputs.native_affine, self.inputs.native_shape)
+        moved = labels_to_grid(np.asanyarray(image.dataobj), Grid.of(image), native)
+        return {"out_file": str(save_image(moved, native.affine, folder / "native.nii.gz"))}

@@ -9,7 +9,7 @@ from types import TracebackType
 import nibabel as nib
 import numpy as np
 
-from medsegmamba_bids.image.geometry import Box
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path
 
 _LEVELS = 255  # probabilities are stored in steps of 1/255
@@ -24,14 +24,13 @@ class PosteriorFile:
     ----------
     path : Path
         ``.nii.gz``
-    shape : tuple of int
-        Of the conformed grid (X, Y, Z).
-    affine : float (4, 4), mm
+    grid : Grid
+        The conformed one.
     n_classes : int
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], affine: np.ndarray, n_classes: int) -> None:
-        self.shape, self.affine, self.n_classes = tuple(shape), affine, n_classes
+    def __init__(self, path: Path, grid: Grid, n_classes: int) -> None:
+        self.grid, self.n_classes = grid, n_classes
         self.done = 0
         self._context = atomic_path(path)
 
@@ -40,15 +39,15 @@ class PosteriorFile:
         # A modification time of 0 makes equal contents equal files.
         self._raw = self._temporary.open("wb")
         self._file = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._raw, mtime=0)
-        self._file.write(_header((*self.shape, self.n_classes), self.affine))
+        self._file.write(_header((*self.grid.shape, self.n_classes), self.grid.affine))
         return self
 
     def __call__(self, index: int, box: Box, posterior: np.ndarray) -> None:
         """Add a class, as ``inference.merge.OnPosterior`` says; classes come in order."""
         if index != self.done:
             raise ValueError(f"class {index} came where class {self.done} was expected")
-        volume = np.full(self.shape, _LEVELS if index == 0 else 0, np.uint8)
-        volume[box] = np.rint(np.clip(posterior, 0, 1) * _LEVELS)
+        levels = np.rint(np.clip(posterior, 0, 1) * _LEVELS).astype(np.uint8)
+        volume = self.grid.paste(levels, box, _LEVELS if index == 0 else 0)
         self._file.write(volume.tobytes(order="F"))
         self.done += 1
 
@@ -57,7 +56,7 @@ class PosteriorFile:
     ) -> None:
         try:
             if kind is None:
-                nothing = (slice(0, 0),) * 3
+                nothing = Box.empty()
                 while self.done < self.n_classes:  # nothing was found: background alone
                     self(self.done, nothing, np.zeros((0, 0, 0), np.float32))
             self._file.close()

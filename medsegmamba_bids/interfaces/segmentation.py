@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path, save_image
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
@@ -84,7 +85,7 @@ class SegmentAseg(StepInterface):
     def _posteriors(self, folder: Path, image: Any, info: WeightsInfo) -> Any:
         if not self.inputs.save_posteriors:
             return contextlib.nullcontext()
-        return PosteriorFile(folder / "posteriors.nii.gz", image.shape, image.affine, len(info.labels))
+        return PosteriorFile(folder / "posteriors.nii.gz", Grid.of(image), len(info.labels))
 
     def _segmenter(self) -> Segmenter:
         from medsegmamba_bids.inference.device import use_threads

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from medsegmamba_bids.image.geometry import Box
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import CEREBRUM
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of, to_uri
@@ -70,8 +70,8 @@ def draw_pictures(
     nothing = np.zeros(data.shape, np.uint8)
     aseg = labels.get("aseg", nothing)
     inside = brain > 0 if brain is not None else aseg > 0
-    deep = slices.grown(slices.box_of((aseg > 0) & ~np.isin(aseg, CEREBRUM)), 4, data.shape)
-    shown = slices.grown(slices.box_of(inside), 6 if brain is not None else 30, data.shape)
+    deep = slices.box_of((aseg > 0) & ~np.isin(aseg, CEREBRUM)).grow(4, data.shape)
+    shown = slices.box_of(inside).grow(6 if brain is not None else 30, data.shape)
     top = slices.bright(data, inside)
     colors = colors_of("aseg")
     planes = [
@@ -136,8 +136,8 @@ def _hippocampus(
             continue
         box = slices.box_of(half)
         shift = middle if side == "right" else 0
-        box = (slice(box[0].start + shift, box[0].stop + shift), *box[1:])
-        shown = slices.grown(box, 7, data.shape)
+        box = Box((slice(box[0].start + shift, box[0].stop + shift), *box[1:]))
+        shown = box.grow(7, data.shape)
         for plane in ("coronal", "sagittal"):
             plan = slices.plan(shown, box, plane, _CLOSE_UP[plane], 6, 4.6 * detail)
             title = f"{side} hippocampus, {plane}"

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ThresholdError
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.stats.measures import UNKNOWN
 
 _DEFAULTS = "quality/thresholds.json"
@@ -300,7 +300,7 @@ def stray_shares(labels: np.ndarray) -> dict[int, float]:
     """
     found = {}
     structure = np.ones((3, 3, 3), bool)
-    box = nonzero_box(labels)
+    box = Box.around(labels)
     if box is None:
         return found
     inside = labels[box].astype(np.int32, copy=False)

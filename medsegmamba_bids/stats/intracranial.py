@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.geometry import nonzero_box, shift_affine
+from medsegmamba_bids.image.grid import Box
 
 PLAUSIBLE_MM3 = (900_000.0, 2_100_000.0)
 
@@ -145,10 +145,10 @@ def register_affine(
 def _cropped(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The part that is not background, and its affine: half the time for a brain in 256^3 voxels."""
     margin = int(np.ceil(_MARGIN_MM / nib.affines.voxel_sizes(affine).min()))
-    box = nonzero_box(data, margin)
+    box = Box.around(data, margin)
     if box is None:
         raise ImageError("an image is 0 everywhere: there is nothing to register")
-    return data[box], shift_affine(affine, box)
+    return data[box], box.shift(affine)
 
 
 def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import LabelTable
 from medsegmamba_bids.stats.partial_volume import corrected_counts
 
@@ -100,7 +100,7 @@ def structure_statistics(
 
 def _intensities(indices: np.ndarray, guide: np.ndarray, n_classes: int) -> pd.DataFrame:
     """Mean, standard deviation (of a sample, as FreeSurfer's), lowest, highest and range of each class."""
-    box = nonzero_box(indices) or (slice(0, 0),) * 3
+    box = Box.around(indices) or Box.empty()
     inside = indices[box] > 0
     classes, values = indices[box][inside], guide[box][inside].astype(np.float64)
     counts = np.bincount(classes, minlength=n_classes)
@@ -181,7 +181,7 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
     """
     reach = math.ceil(_CLOSING_MM / voxel_mm) + _COARSE
     out = brain.copy()
-    box = nonzero_box(brain)
+    box = Box.around(brain)
     if box is None:
         return out
     coarse = np.pad(_halved(brain[box]), reach)
@@ -191,7 +191,7 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
     closed = ndimage.binary_fill_holes(closed)[(slice(reach, -reach),) * 3]
     for axis in range(3):
         closed = closed.repeat(_COARSE, axis)
-    out[box] |= closed[tuple(slice(0, side) for side in out[box].shape)]
+    out[box] |= closed[Box.whole(out[box].shape)]
     return out
 
 

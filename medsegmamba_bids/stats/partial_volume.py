@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 
 _HALF = 7  # the window in which a label's mean intensity is taken has 15 voxels a side
 # A count of voxels and the sum of their intensities share 64 bits: 15^3 voxels below 2^38 stay below 2^51.
@@ -55,7 +55,7 @@ def corrected_counts(classes: np.ndarray, guide: np.ndarray, n_classes: int) -> 
     """
     if classes.shape != guide.shape:
         raise ValueError(f"classes of shape {classes.shape} and intensities of shape {guide.shape}")
-    box = nonzero_box(classes, margin=_HALF + 1)
+    box = Box.around(classes, margin=_HALF + 1)
     if box is None:
         return np.bincount([0], [classes.size], minlength=n_classes)
     inside = np.ascontiguousarray(classes[box], np.int16)

@@ -5,7 +5,7 @@ All images are in RAS+ order. Pictures show the participant's left on the left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from medsegmamba_bids.image.geometry import Box, nonzero_box
+from medsegmamba_bids.image.grid import Box
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 _SIGMA = 0.6  # voxels, smooths outlines
@@ -101,16 +101,9 @@ def plan(shown: Box, of_interest: Box, plane: str, number: int, columns: int, zo
     return Mosaic(axis, spread(of_interest, axis, number), shown, columns, zoom)
 
 
-def grown(box: Box, margin: int, shape: Sequence[int]) -> Box:
-    """A box with a margin, within the image."""
-    return tuple(
-        slice(max(0, side.start - margin), min(n, side.stop + margin)) for side, n in zip(box, shape, strict=True)
-    )
-
-
 def box_of(mask: np.ndarray) -> Box:
     """Smallest box around a mask, the middle half of the image where the mask is empty."""
-    return nonzero_box(mask) or tuple(slice(n // 4, 3 * n // 4 + 1) for n in mask.shape)
+    return Box.around(mask) or Box(slice(n // 4, 3 * n // 4 + 1) for n in mask.shape)
 
 
 def draw_base(mosaic: Mosaic, data: np.ndarray, affine: np.ndarray, top: float) -> np.ndarray:

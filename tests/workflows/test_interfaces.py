@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.interfaces.conform import Conform
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
@@ -119,7 +120,7 @@ def test_posteriors_are_written_a_class_at_a_time(folder):
     path = folder / "p.nii.gz"
     box = (slice(1, 3),) * 3
     values = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 2, 2)
-    with PosteriorFile(path, (4, 4, 4), AFFINE, 3) as posteriors:
+    with PosteriorFile(path, Grid(AFFINE, (4, 4, 4)), 3) as posteriors:
         posteriors(0, box, 1 - values)
         posteriors(1, box, values)
     found = nib.load(path).get_fdata()
@@ -132,7 +133,7 @@ def test_posteriors_are_written_a_class_at_a_time(folder):
 def test_posteriors_out_of_order_leave_no_file(folder):
     with (
         pytest.raises(ValueError, match="class 1 came where class 0"),
-        PosteriorFile(folder / "p.nii.gz", (4, 4, 4), AFFINE, 3) as posteriors,
+        PosteriorFile(folder / "p.nii.gz", Grid(AFFINE, (4, 4, 4)), 3) as posteriors,
     ):
         posteriors(1, (slice(0, 0),) * 3, np.zeros((0, 0, 0)))
     assert list(folder.iterdir()) == []

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.labels import LabelTable
 
 ROTATION_DEGREES = 15.0
@@ -123,7 +124,7 @@ def rotated(image: Image, degrees: float = ROTATION_DEGREES) -> Image:
 
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_rotvec(np.deg2rad(degrees) * np.ones(3) / np.sqrt(3)).as_matrix()
-    centre = (image.affine @ [*(np.array(image.shape) / 2), 1])[:3]
+    centre = Grid.of(image).centre
     turn[:3, 3] = centre - turn[:3, :3] @ centre
     return nib.Nifti1Image(np.asanyarray(image.dataobj), turn @ image.affine)
 

@@ -14,7 +14,8 @@ from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
-from medsegmamba_bids.image.geometry import conform, labels_to_grid, same_grid
+from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels, table_of_labels
 from medsegmamba_bids.inference.foreground import fill_holes
@@ -99,7 +100,7 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
 def read_reference(case: Case, image: Image) -> np.ndarray:
     """FreeSurfer's labels on an image's grid, the corpus callosum as white matter: uint16 (X, Y, Z)."""
     reference = load_image(case.reference)
-    if not same_grid(reference.shape, reference.affine, image.shape, image.affine):
+    if not Grid.of(reference).same_as(Grid.of(image)):
         raise CaseError(f"{case.reference}: does not lie on the grid of its image {case.image}")
     return join_brain_labels(np.asarray(reference.dataobj).astype(np.uint16))
 
@@ -159,7 +160,7 @@ def _measure_twin(case: Case, networks: Networks) -> pd.DataFrame:
     own, twin = (
         networks.segmenter.segment(conform(load_image(path)), networks.aseg) for path in (case.image, case.twin)
     )
-    moved = labels_to_grid(own.labels, own.affine, twin.affine, twin.labels.shape)
+    moved = labels_to_grid(own.labels, own.grid, twin.grid)
     return compare(moved, twin.labels, np.ones(3), networks.aseg_table)
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from medsegmamba_bids.datasets.label_images import LabelImage, read_on_grid, read_reference
 from medsegmamba_bids.evaluation.compare.scans import Settings
 from medsegmamba_bids.evaluation.compare.study import REFERENCE, Item
-from medsegmamba_bids.image.geometry import Box, labels_to_grid, nonzero_box, resample, shift_affine
+from medsegmamba_bids.image.geometry import labels_to_grid, resample
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of
@@ -68,43 +69,38 @@ def load_side_by_side(item: Item, settings: Settings, image: Path | None = None)
     images = {REFERENCE: reference}
     for method, files in item.methods.items():
         images[method] = read_on_grid(files, reference, table, settings.background)[0]
-    affine, shape = _picture_grid(images, image is not None)
+    grid = _picture_grid(images, image is not None)
     structures = list(settings.structures)
-    labels = {name: _placed(one, affine, shape, structures) for name, one in images.items()}
+    labels = {name: _placed(one, grid, structures) for name, one in images.items()}
     # Subfields are grey matter alone: what is bright is seen around them.
     inside = None if settings.table == "hippoFS60" else labels[REFERENCE] > 0
-    shades = None if image is None else _shades(image, affine, shape, inside)
-    return SideBySide(labels, affine, shades, settings.table)
+    shades = None if image is None else _shades(image, grid, inside)
+    return SideBySide(labels, grid.affine, shades, settings.table)
 
 
-def _picture_grid(images: Mapping[str, LabelImage], whole_head: bool) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Affine and shape of a RAS grid of 1 mm around all labels."""
-    corners = []
-    for one in images.values():
-        box = nonzero_box(one.data)
-        if box is not None:
-            ends = np.stack(np.meshgrid(*[(side.start, side.stop - 1) for side in box])).reshape(3, -1)
-            corners.append(one.affine[:3, :3] @ ends + one.affine[:3, 3:])
-    points = np.concatenate(corners, axis=1)
+def _picture_grid(images: Mapping[str, LabelImage], whole_head: bool) -> Grid:
+    """A RAS grid of 1 mm around all labels."""
+    boxes = [(image, Box.around(image.data)) for image in images.values()]
+    points = np.concatenate([image.grid.to_world(box.corners.T) for image, box in boxes if box])
     margin = 2 * _MARGIN_MM if whole_head else _MARGIN_MM
-    low, high = np.floor(points.min(1)) - margin, np.ceil(points.max(1)) + margin
+    low, high = np.floor(points.min(0)) - margin, np.ceil(points.max(0)) + margin
     affine = np.eye(4)
     affine[:3, 3] = low
-    return affine, tuple((high - low + 1).astype(int).tolist())
+    return Grid(affine, high - low + 1)
 
 
-def _placed(one: LabelImage, affine: np.ndarray, shape: tuple[int, ...], structures: list[int]) -> np.ndarray:
-    box = nonzero_box(one.data)
+def _placed(one: LabelImage, grid: Grid, structures: list[int]) -> np.ndarray:
+    box = Box.around(one.data)
     if box is None:
-        return np.zeros(shape, np.uint16)
-    moved = labels_to_grid(one.data[box], shift_affine(one.affine, box), affine, shape)
+        return np.zeros(grid.shape, np.uint16)
+    moved = labels_to_grid(one.data[box], one.grid.cut(box), grid)
     return np.where(np.isin(moved, structures), moved, 0)
 
 
-def _shades(path: Path, affine: np.ndarray, shape: tuple[int, ...], inside: np.ndarray | None) -> np.ndarray:
+def _shades(path: Path, grid: Grid, inside: np.ndarray | None) -> np.ndarray:
     """An image from 0 (black) to 1 (as bright as the brightest inside, or anywhere)."""
     image = load_image(path)
-    data = resample(np.asarray(image.dataobj, np.float32), image.affine, affine, shape)
+    data = resample(np.asarray(image.dataobj, np.float32), Grid.of(image), grid)
     return np.clip(data / slices.bright(data, inside), 0, 1)
 
 
@@ -145,8 +141,8 @@ def _plans(sides: SideBySide) -> dict[str, slices.Mosaic]:
     reference = next(iter(sides.labels.values()))
     box = sides.box
     if sides.image is not None and sides.table != "hippoFS60":
-        box = tuple(slice(0, n) for n in reference.shape)
-    shown = slices.grown(box, 2 * _MARGIN_MM, reference.shape)
+        box = Box.whole(reference.shape)
+    shown = box.grow(2 * _MARGIN_MM, reference.shape)
     found = {}
     for plane, axis in slices.PLANES.items():
         other = next(side for number, side in enumerate(shown) if number != axis)

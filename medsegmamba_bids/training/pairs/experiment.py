@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from medsegmamba_bids.errors import ConfigError, ExperimentError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
@@ -143,11 +144,11 @@ def _subfields(segmenter: Segmenter, pair: Pair, image: nib.spatialimages.Spatia
     aseg = pair.image.with_name("aseg.mgz")
     if aseg.is_file():
         given = load_image(aseg)
-        around = labels_to_grid(np.asanyarray(given.dataobj), given.affine, conformed.affine, conformed.shape)
+        around = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(conformed))
     else:
         around = segmenter.segment(conformed).labels
     found: Segmentation = segmenter.segment_hippocampus(conformed, around, weights)
-    return labels_to_grid(found.labels, found.affine, image.affine, image.shape)
+    return labels_to_grid(found.labels, found.grid, Grid.of(image))
 
 
 def evaluation_arguments(

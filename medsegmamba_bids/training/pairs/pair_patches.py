@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medsegmamba_bids.errors import PairError
-from medsegmamba_bids.image.geometry import conform, labels_to_grid, nonzero_box
+from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
-from medsegmamba_bids.inference.patches import grow_box
 from medsegmamba_bids.inference.segmenter import HIPPOCAMPUS_SIDE
 from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.processes import Processes
@@ -111,7 +111,7 @@ def prepare_pair(pair: Pair, config: PairsConfig, table: LabelTable) -> Prepared
     image = load_image(pair.image)
     labels = merged_labels(pair, image)
     conformed = conform(image)
-    labels = labels_to_grid(labels, image.affine, conformed.affine, conformed.shape)
+    labels = labels_to_grid(labels, Grid.of(image), Grid.of(conformed))
     if CORTEX in table.labels:
         labels = join_brain_labels(labels)
     classes = class_indices(labels, config, table, pair)
@@ -147,8 +147,7 @@ def _check_grid(
 ) -> None:
     if labels.shape != image.shape:
         raise PairError(f"{path}: has {labels.shape} voxels, but its image {image_path} has {image.shape}")
-    corners = np.array(list(itertools.product(*[(0, side) for side in image.shape], [1]))).T
-    apart = float(np.abs((labels.affine - image.affine) @ corners).max())
+    apart = Grid.of(labels).distance(Grid.of(image))
     if apart > 0.1:
         raise PairError(f"{path}: lies up to {apart:.1f} mm from its image {image_path}; both must share one grid")
 
@@ -173,15 +172,14 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
     return classes
 
 
-def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> tuple[slice, ...]:
+def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> Box:
     """Where patches lie: around all labels, one patch around the middle of the classes, or where subfields are."""
     if config.patches_per_axis > 1 and not config.subfields:
-        return grow_box(nonzero_box(labels), labels.shape, config.patch_size)
-    box = nonzero_box(classes)
-    centres = [(side.start + side.stop) // 2 for side in box]
-    point = tuple(slice(centre, centre) for centre in centres)
+        return Box.around(labels).at_least(config.patch_size, labels.shape)
+    centres = [(side.start + side.stop) // 2 for side in Box.around(classes)]
+    point = Box(slice(centre, centre) for centre in centres)
     side = max(HIPPOCAMPUS_SIDE, config.patch_size) if config.subfields else config.patch_size
-    return grow_box(point, labels.shape, side)
+    return point.at_least(side, labels.shape)
 
 
 class ScanPatches(Dataset):

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.geometry import nonzero_box, resample
+from medsegmamba_bids.image.geometry import resample
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels
 
@@ -160,7 +161,7 @@ def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _surround_with_csf(labels: np.ndarray) -> None:
-    box = nonzero_box(labels, SHELL_MM + 1)
+    box = Box.around(labels, SHELL_MM + 1)
     near = ndimage.binary_dilation(labels[box] > 0, iterations=SHELL_MM)
     labels[box][near & (labels[box] == 0)] = OUTER_CSF
 
@@ -188,13 +189,13 @@ def build_map(
         raise ImageError(f"{source or name}: labels {foreign} are not in the tissue table")
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = tissues.index_of(present)
-    box = nonzero_box(labels)
+    box = Box.around(labels)
     if box is None or not tissues.targets[lookup[present]].any():
         raise ImageError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
     tissue = lookup[labels[box]]
     classes = tissues.targets[tissue]
     counts, centres = _measure(classes, len(tissues.table.labels))
-    brain_box = np.array([[s.start, s.stop - 1] for s in nonzero_box(classes)], float)
+    brain_box = np.array([[s.start, s.stop - 1] for s in Box.around(classes)], float)
     picture = None if picture is None else picture[box].astype(np.float32)
     accepts = accepted_classes(counts, tissues.table)
     return LabelMap(name, tissue, counts, centres, brain_box, accepts, picture, stripped, weight)
@@ -274,5 +275,5 @@ def _landmark_centres(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 def _matching_image(image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray) -> np.ndarray:
     """The image on the map's grid, white matter at 1."""
-    picture = resample(np.asarray(image.dataobj, np.float32), image.affine, like.affine, like.shape, order=1)
+    picture = resample(np.asarray(image.dataobj, np.float32), Grid.of(image), Grid.of(like))
     return picture / np.median(picture[np.isin(labels, WHITE_MATTER)])

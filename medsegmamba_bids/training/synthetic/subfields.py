@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from medsegmamba_bids.image.geometry import nonzero_box
+from medsegmamba_bids.image.grid import Box
 
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
 #: The alveus is not an FS60 class; its voxels go to the nearest subfield.
@@ -77,7 +77,7 @@ def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
         mask = labels == side
         if not mask.any():
             continue
-        box = nonzero_box(mask, MARGIN_MM)
+        box = Box.around(mask, MARGIN_MM)
         mirrored = side == 53
         local = mask[box][::-1] if mirrored else mask[box]
         subfields = propagate(atlas, local)
@@ -126,4 +126,4 @@ def _distance_image(mask: np.ndarray) -> sitk.Image:
 
 
 def _crop(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.pad(labels, MARGIN_MM)[nonzero_box(np.pad(mask, MARGIN_MM), MARGIN_MM)]
+    return np.pad(labels, MARGIN_MM)[Box.around(np.pad(mask, MARGIN_MM), MARGIN_MM)]

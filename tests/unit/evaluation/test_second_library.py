@@ -6,7 +6,8 @@ import pytest
 import SimpleITK as sitk
 
 from medsegmamba_bids.evaluation.metrics import structure_metrics
-from medsegmamba_bids.image.geometry import labels_to_grid, nonzero_box
+from medsegmamba_bids.image.geometry import labels_to_grid
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import load_labels
 from medsegmamba_bids.image.labels import load_label_table
 
@@ -15,7 +16,7 @@ STRUCTURES = load_label_table("aseg").labels[1:].tolist()
 
 def simpleitk_metrics(found, reference, zooms, label):
     """Dice, volume similarity and ASSD of one structure, by SimpleITK's filters."""
-    box = nonzero_box((found == label) | (reference == label), margin=1)
+    box = Box.around((found == label) | (reference == label), margin=1)
     pair = []
     for array in (found, reference):
         mask = np.pad(array[box] == label, 1).astype(np.uint8)
@@ -51,7 +52,7 @@ def nudged(labels, affine):
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     centre = affine @ [*(np.array(labels.shape) / 2), 1]
     turn[:3, 3] = centre[:3] - turn[:3, :3] @ centre[:3] + [0.7, -0.4, 1.2]
-    return labels_to_grid(labels, turn @ affine, affine, labels.shape)
+    return labels_to_grid(labels, Grid(turn @ affine, labels.shape), Grid(affine, labels.shape))
 
 
 @pytest.mark.parametrize("name", ["head_sub-02", "brain_a", "brain_b", "head_sub-05"])
@@ -59,7 +60,7 @@ def test_real_references(shared, name):
     image = load_labels(shared / f"data/reference/{name}_aseg.nii.gz")
     labels = np.asarray(image.dataobj)
     kept = np.where(np.isin(labels, STRUCTURES), labels, 0)
-    box = nonzero_box(kept, margin=4)
+    box = Box.around(kept, margin=4)
     reference = kept[box]
     found = nudged(reference, image.affine)
     assert check(found, reference, nib.affines.voxel_sizes(image.affine)) == 31
@@ -68,7 +69,7 @@ def test_real_references(shared, name):
 def test_real_labels_with_anisotropic_voxels(shared):
     """Every other slice along one axis: voxels of 2 x 1 x 1 mm."""
     labels = np.asarray(load_labels(shared / "data/reference/brain_a_aseg.nii.gz").dataobj)
-    box = nonzero_box(np.isin(labels, STRUCTURES), margin=4)
+    box = Box.around(np.isin(labels, STRUCTURES), margin=4)
     reference = labels[box][::2]
     found = np.roll(labels[box], 1, axis=0)[::2]
     some = [4, 10, 17, 24, 53, 77]

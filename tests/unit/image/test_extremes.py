@@ -8,6 +8,7 @@ import pytest
 from nibabel.affines import from_matvec
 
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image
 
 
@@ -61,7 +62,7 @@ def test_labels_return_to_fine_voxels():
     labels = np.zeros((30, 30, 30), np.uint8)
     labels[5:25, 5:25, 5:25] = 17
     to_affine = from_matvec(np.diag([0.4, 0.4, 0.4]), [-0.1, -0.1, -0.1])
-    fine = labels_to_grid(labels, np.eye(4), to_affine, (75, 75, 75))
+    fine = labels_to_grid(labels, Grid(np.eye(4), labels.shape), Grid(to_affine, (75, 75, 75)))
     assert np.count_nonzero(fine == 17) * 0.064 == pytest.approx(8000, rel=0.02)  # edges are rounded
     assert set(np.unique(fine)) == {0, 17}
 

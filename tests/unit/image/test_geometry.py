@@ -6,16 +6,13 @@ from scipy.ndimage import map_coordinates
 
 from medsegmamba_bids.image.geometry import (
     conform,
-    conformed_affine,
+    conformed_grid,
     count_outside,
     is_conformed,
     labels_to_grid,
-    nonzero_box,
     resample,
-    rescale_grid,
-    same_grid,
-    shift_affine,
 )
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.intensity import robust_scale
 
 RAS, LIA = np.eye(3), np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -34,6 +31,13 @@ def grid_points(affine, shape):
     return apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
+def rescaled(grid, voxel_size):
+    """A grid over the same volume with other, isotropic voxels; the outer faces of the first voxels coincide."""
+    shape = np.ceil(np.array(grid.shape) * grid.zooms / voxel_size - 1e-6)
+    scale = voxel_size / grid.zooms
+    return Grid(grid.affine @ from_matvec(np.diag(scale), (scale - 1) / 2), shape)
+
+
 def random_labels(shape, count, seed=0):
     """Blobs of labels 1..count on background."""
     rng = np.random.default_rng(seed)
@@ -50,7 +54,7 @@ def random_labels(shape, count, seed=0):
 def test_conformed_grid_keeps_the_centre(seed):
     shape = tuple(np.random.default_rng(seed).integers(20, 400, 3))
     affine = oblique((0.7, 1.1, 2.0), seed)
-    out = conformed_affine(affine, shape)
+    out = conformed_grid(Grid(affine, shape)).affine
     np.testing.assert_array_equal(out[:3, :3], LIA)
     assert nib.aff2axcodes(out) == ("L", "I", "A")
     np.testing.assert_allclose(apply_affine(out, (128, 128, 128)), apply_affine(affine, np.array(shape) / 2))
@@ -147,7 +151,7 @@ def test_voxels_outside_are_counted(seed):
     there = apply_affine(np.linalg.inv(to_affine) @ affine, np.moveaxis(np.indices(shape), 0, -1))
     outside = ((there < -0.5) | (there > np.array(to_shape) - 0.5)).any(-1)
     expected = np.count_nonzero(outside & (data > 0.3))
-    assert 0 < expected == count_outside(data, 0.3, affine, to_affine, to_shape)
+    assert 0 < expected == count_outside(data, 0.3, Grid(affine, shape), Grid(to_affine, to_shape))
 
 
 def test_long_field_of_view_warns_of_signal_outside(caplog):
@@ -169,15 +173,14 @@ def test_long_field_of_view_of_noise_is_silent(caplog):
 # Resampling
 
 
-@pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("seed", range(3))
-def test_resampling_agrees_with_coordinates_one_by_one(seed, order):
+def test_resampling_agrees_with_coordinates_one_by_one(seed):
     data = np.random.default_rng(seed).random((12, 14, 10)).astype(np.float32)
     affine, to_affine, to_shape = oblique((1.2, 0.8, 1.5), seed), oblique((1.0, 0.9, 1.3), seed + 5), (11, 13, 12)
     to_affine[:3, 3] += apply_affine(affine, (6, 7, 5)) - apply_affine(to_affine, (5, 6, 6))
     coordinates = apply_affine(np.linalg.inv(affine), grid_points(to_affine, to_shape))
-    expected = map_coordinates(data, np.moveaxis(coordinates, -1, 0), order=order, cval=-3)
-    found = resample(data, affine, to_affine, to_shape, order, fill=-3)
+    expected = map_coordinates(data, np.moveaxis(coordinates, -1, 0), order=1, cval=-3)
+    found = resample(data, Grid(affine, data.shape), Grid(to_affine, to_shape), fill=-3)
     assert found.dtype == np.float32
     assert (found > -3).mean() > 0.2
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -188,22 +191,17 @@ def test_reordered_axes_are_exact(matrix):
     data = np.random.default_rng(0).integers(0, 30000, (7, 8, 9)).astype(np.int16)
     image = nib.Nifti1Image(data, np.diag([1.5, 2, 0.7, 1]))
     turned = image.as_reoriented(nib.orientations.io_orientation(np.linalg.inv(from_matvec(matrix))))
-    found = resample(data, image.affine, turned.affine, turned.shape)
+    found = resample(data, Grid.of(image), Grid.of(turned))
     np.testing.assert_allclose(found, turned.dataobj, rtol=1e-5)
-    back = resample(found, turned.affine, image.affine, data.shape, order=0)
+    back = resample(found, Grid.of(turned), Grid.of(image))
     np.testing.assert_allclose(back, data, rtol=1e-5)
 
 
 def test_resampling_does_not_change_its_input():
     data = np.random.default_rng(0).random((5, 6, 7))
     before = data.copy()
-    resample(data, np.eye(4), np.diag([2.0, 2, 2, 1]), (2, 2, 2))
+    resample(data, Grid(np.eye(4), data.shape), Grid(np.diag([2.0, 2, 2, 1]), (2, 2, 2)))
     np.testing.assert_array_equal(data, before)
-
-
-def test_higher_orders_are_refused():
-    with pytest.raises(ValueError, match="order 3 is not offered; allowed are 0 and 1"):
-        resample(np.zeros((2, 2, 2)), np.eye(4), np.eye(4), (2, 2, 2), order=3)
 
 
 # Labels
@@ -239,7 +237,7 @@ def test_labels_are_those_of_the_largest_share(affine, to_affine, to_shape, seed
         middle = apply_affine(to_affine, np.array(to_shape) / 2)
         to_affine[:3, 3] += apply_affine(affine, (8, 9, 7)) - middle
     expected, clear = labels_by_one_hot(labels, affine, to_affine, to_shape)
-    found = labels_to_grid(labels, affine, to_affine, to_shape)
+    found = labels_to_grid(labels, Grid(affine, labels.shape), Grid(to_affine, to_shape))
     assert found.dtype == np.uint8
     assert set(np.unique(found)) == set(range(7))
     assert clear.mean() > 0.95
@@ -250,7 +248,8 @@ def test_labels_are_those_of_the_largest_share(affine, to_affine, to_shape, seed
 def test_labels_on_their_own_grid_are_untouched(shift):
     labels = np.random.default_rng(0).integers(0, 2300, (9, 8, 7)).astype(np.uint16)
     affine = oblique((1.0, 1.1, 1.2))
-    out = labels_to_grid(labels, affine, affine + from_matvec(np.zeros((3, 3)), [shift] * 3), labels.shape)
+    moved = affine + from_matvec(np.zeros((3, 3)), [shift] * 3)
+    out = labels_to_grid(labels, Grid(affine, labels.shape), Grid(moved, labels.shape))
     np.testing.assert_array_equal(out, labels)
     assert out is not labels
 
@@ -259,23 +258,24 @@ def test_labels_in_another_orientation_are_untouched():
     labels = np.random.default_rng(0).integers(0, 5, (9, 8, 7)).astype(np.uint16)
     image = nib.Nifti1Image(labels, from_matvec(LIA, [100, -80, 90]))
     turned = nib.as_closest_canonical(image)
-    out = labels_to_grid(labels, image.affine, turned.affine, turned.shape)
+    out = labels_to_grid(labels, Grid.of(image), Grid.of(turned))
     np.testing.assert_array_equal(out, turned.dataobj)
-    np.testing.assert_array_equal(labels_to_grid(out, turned.affine, image.affine, labels.shape), labels)
+    np.testing.assert_array_equal(labels_to_grid(out, Grid.of(turned), Grid.of(image)), labels)
 
 
 def test_labels_survive_a_finer_grid_and_back():
     labels = random_labels((16, 16, 16), 8)
-    fine, shape = rescale_grid(np.eye(4), labels.shape, 1 / 3)  # every third voxel lies on an old one
-    there = labels_to_grid(labels, np.eye(4), fine, shape)
+    grid = Grid(np.eye(4), labels.shape)
+    fine = rescaled(grid, 1 / 3)  # every third voxel lies on an old one
+    there = labels_to_grid(labels, grid, fine)
     np.testing.assert_array_equal(there[1::3, 1::3, 1::3], labels)
-    np.testing.assert_array_equal(labels_to_grid(there, fine, np.eye(4), labels.shape), labels)
+    np.testing.assert_array_equal(labels_to_grid(there, fine, grid), labels)
 
 
 def test_label_at_the_border_fills_its_voxels_and_no_more():
     labels = np.full((4, 4, 4), 17, np.uint16)
     fine = from_matvec(np.eye(3) / 4, np.full(3, -1.375))  # 1 mm more than the field of view on each side
-    out = labels_to_grid(labels, np.eye(4), fine, (24, 24, 24))
+    out = labels_to_grid(labels, Grid(np.eye(4), labels.shape), Grid(fine, (24, 24, 24)))
     np.testing.assert_array_equal(np.unique(np.argwhere(out[:, 12, 12])), np.arange(4, 20))
     assert out[12, 12, 12] == 17
     assert out.max() == 17
@@ -286,7 +286,7 @@ def test_volumes_are_kept():
     labels = np.where(radius < 8, 2, np.where(radius < 14, 1, 0)).astype(np.uint8)
     to_affine = oblique((0.8, 1.1, 0.9), 3)
     to_affine[:3, 3] += 19.3 - apply_affine(to_affine, (25, 20, 23))
-    out = labels_to_grid(labels, np.eye(4), to_affine, (50, 40, 46))
+    out = labels_to_grid(labels, Grid(np.eye(4), labels.shape), Grid(to_affine, (50, 40, 46)))
     voxel = np.linalg.det(to_affine[:3, :3])
     for label in (1, 2):
         assert (out == label).sum() * voxel == pytest.approx((labels == label).sum(), rel=0.01)
@@ -295,72 +295,34 @@ def test_volumes_are_kept():
 def test_labels_outside_the_new_grid_are_dropped():
     labels = np.zeros((10, 10, 10), np.uint16)
     labels[0, 0, 0], labels[9, 9, 9] = 2203, 2204
-    moved = from_matvec(np.eye(3), [5, 5, 5])
-    out = labels_to_grid(labels, np.eye(4), moved, (10, 10, 10))
+    grid = Grid(np.eye(4), labels.shape)
+    out = labels_to_grid(labels, grid, Grid(from_matvec(np.eye(3), [5, 5, 5]), (10, 10, 10)))
     assert np.argwhere(out).tolist() == [[4, 4, 4]]
     assert out[4, 4, 4] == 2204
-    far = labels_to_grid(labels, np.eye(4), from_matvec(np.eye(3), [50, 0, 0]), (3, 4, 5))
+    far = labels_to_grid(labels, grid, Grid(from_matvec(np.eye(3), [50, 0, 0]), (3, 4, 5)))
     assert far.shape == (3, 4, 5)
     assert not far.any()
 
 
 def test_no_labels():
-    out = labels_to_grid(np.zeros((3, 3, 3), np.uint16), np.eye(4), np.diag([2.0, 2, 2, 1]), (2, 2, 2))
+    coarse = Grid(np.diag([2.0, 2, 2, 1]), (2, 2, 2))
+    out = labels_to_grid(np.zeros((3, 3, 3), np.uint16), Grid(np.eye(4), (3, 3, 3)), coarse)
     assert out.dtype == np.uint16
     assert not out.any()
 
 
 def test_equal_shares_go_to_the_smaller_label():
     labels = np.array([5, 3, 0, 3, 4, 4], np.uint8).reshape(1, 1, 6)
-    between = from_matvec(np.eye(3), [0, 0, 0.5])
-    assert labels_to_grid(labels, np.eye(4), between, (1, 1, 5)).ravel().tolist() == [3, 3, 3, 3, 4]
+    between = Grid(from_matvec(np.eye(3), [0, 0, 0.5]), (1, 1, 5))
+    assert labels_to_grid(labels, Grid(np.eye(4), labels.shape), between).ravel().tolist() == [3, 3, 3, 3, 4]
 
 
 def test_real_labels_come_back_from_another_grid(shared):
     image = nib.load(shared / "data/reference/head_sub-05_aseg.nii.gz")
     labels = np.asarray(image.dataobj).astype(np.uint16)
-    fine, shape = rescale_grid(image.affine, image.shape, 1.0)
-    box = nonzero_box(labels, 1)
-    target = tuple(slice(3 * s.start, 3 * s.stop) for s in box)
-    cut = tuple(s.stop - s.start for s in target)
-    there = labels_to_grid(labels, image.affine, shift_affine(fine, target), cut)
-    assert shape == tuple(3 * n for n in image.shape)
-    back = labels_to_grid(there, shift_affine(fine, target), image.affine, image.shape)
+    fine = rescaled(Grid.of(image), 1.0)
+    assert fine.shape == tuple(3 * n for n in image.shape)
+    target = fine.cut(Box(slice(3 * s.start, 3 * s.stop) for s in Box.around(labels, 1)))
+    there = labels_to_grid(labels, Grid.of(image), target)
+    back = labels_to_grid(there, target, Grid.of(image))
     assert (back == labels)[labels > 0].mean() > 0.99
-
-
-# Grids and boxes
-
-
-@pytest.mark.parametrize("voxel_size", [0.5, 1.5, 2.2])
-def test_rescaled_grid_covers_the_same_volume(voxel_size):
-    affine, shape = oblique((1.0, 0.9, 1.2)), (30, 33, 28)
-    out, new_shape = rescale_grid(affine, shape, voxel_size)
-    np.testing.assert_allclose(nib.affines.voxel_sizes(out), voxel_size)
-    np.testing.assert_allclose(apply_affine(out, [-0.5] * 3), apply_affine(affine, [-0.5] * 3))
-    extent = np.array(shape) * [1.0, 0.9, 1.2]
-    assert (np.array(new_shape) * voxel_size >= extent - 1e-9).all()
-    assert ((np.array(new_shape) - 1) * voxel_size < extent).all()
-
-
-def test_shifted_affine_places_the_part_where_it_was():
-    affine = oblique((1.0, 2.0, 3.0))
-    box = (slice(2, 5), slice(0, 4), slice(7, 9))
-    np.testing.assert_allclose(apply_affine(shift_affine(affine, box), (1, 1, 1)), apply_affine(affine, (3, 1, 8)))
-
-
-def test_same_grid():
-    affine = oblique((1.0, 2.0, 3.0))
-    turned = affine.copy()
-    turned[:3, 0] += 1e-4  # 0.01 mm after 100 voxels
-    assert same_grid((100, 10, 10), affine, [100, 10, 10], affine + 1e-6)
-    assert not same_grid((100, 10, 10), affine, (100, 10, 10), turned)
-    assert not same_grid((100, 10, 10), affine, (100, 10, 11), affine)
-
-
-def test_box_of_nonzero_voxels():
-    mask = np.zeros((9, 8, 7), np.float32)
-    assert nonzero_box(mask) is None
-    mask[2, 3, 6], mask[5, 4, 6] = -1, 0.5
-    assert nonzero_box(mask) == (slice(2, 6), slice(3, 5), slice(6, 7))
-    assert nonzero_box(mask, margin=3) == (slice(0, 9), slice(0, 8), slice(3, 7))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid, grow_box
+from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid
 
 SHAPES = [(8, 8, 8), (9, 8, 15), (14, 20, 11), (5, 8, 30), (3, 2, 1), (17, 12, 16)]
 
@@ -145,18 +145,3 @@ def test_the_mean_is_that_of_the_other_device_after_a_move():
 def test_impossible_grids_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         PatchGrid(*options)
-
-
-@pytest.mark.parametrize(
-    ("side", "length", "least", "expected"),
-    [
-        ((4, 6), 20, 6, (2, 8)),
-        ((4, 7), 20, 6, (3, 9)),
-        ((0, 2), 20, 6, (0, 6)),
-        ((18, 20), 20, 6, (14, 20)),
-        ((3, 15), 20, 6, (3, 15)),
-        ((1, 3), 5, 6, (0, 5)),
-    ],
-)
-def test_boxes_grow_within_the_volume(side, length, least, expected):
-    assert grow_box((slice(*side),) * 3, (length,) * 3, least) == (slice(*expected),) * 3

@@ -3,22 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from nibabel.affines import apply_affine
 
-from medsegmamba_bids.image.geometry import resample, rescale_grid
+from medsegmamba_bids.image.geometry import resample
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.inference.rescale import AlignedGrids, interpolation_matrix
 
 SHAPE = (24, 21, 30)
 RATIOS = [0.5, 0.8, 1.0, 1.5, 2.0, 4.0]
 
 
-def whole(shape):
-    return tuple(slice(0, side) for side in shape)
+GRID = Grid(np.eye(4), SHAPE)
+
+
+def rescaled(ratio):
+    """Voxels of ``ratio`` mm over the volume of GRID; the outer faces of the first voxels coincide."""
+    affine = np.diag([ratio, ratio, ratio, 1.0])
+    affine[:3, 3] = (ratio - 1) / 2
+    return Grid(affine, np.ceil(np.array(SHAPE) / ratio - 1e-6))
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_the_grid_is_that_of_the_geometry(ratio):
-    assert AlignedGrids(SHAPE, ratio).network_shape == rescale_grid(np.eye(4), SHAPE, ratio)[1]
+def test_the_grid_covers_the_volume(ratio):
+    assert AlignedGrids(SHAPE, ratio).network_shape == rescaled(ratio).shape
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -28,17 +34,17 @@ def test_a_ramp_keeps_its_values_at_their_places(ratio):
     Exactly so where old voxels are met symmetrically; else to a 25th of a voxel, as triangles go.
     """
     grids = AlignedGrids(SHAPE, ratio)
-    affine, shape = rescale_grid(np.eye(4), SHAPE, ratio)
+    grid = rescaled(ratio)
     slopes = np.array([0.3, -0.7, 1.1])
     volume = np.moveaxis(np.indices(SHAPE), 0, -1) @ slopes
     found = grids.to_network(volume)
     assert found.dtype == np.float32
-    expected = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) @ slopes
+    expected = grid.to_world(np.moveaxis(np.indices(grid.shape), 0, -1)) @ slopes
     middle = (slice(2, -2),) * 3
     fraction = 0 if ratio.is_integer() else 1 / 25
     there, again = (1e-4 + fraction * np.abs(slopes).sum() * (r > 1) for r in (ratio, 1 / ratio))
     np.testing.assert_allclose(found[middle], expected[middle], atol=there)
-    back = grids.to_conformed(torch.from_numpy(found), whole(shape), whole(SHAPE)).numpy()
+    back = grids.to_conformed(torch.from_numpy(found), Box.whole(grid.shape), Box.whole(SHAPE)).numpy()
     inside = tuple(slice(round(4 * max(1, ratio)), -round(4 * max(1, ratio))) for _ in range(3))
     if volume[inside].size:
         np.testing.assert_allclose(back[inside], volume[inside], atol=there + again)
@@ -47,20 +53,20 @@ def test_a_ramp_keeps_its_values_at_their_places(ratio):
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 1.0])
 def test_to_a_finer_grid_it_is_the_general_resampling(ratio):
     data = np.random.default_rng(0).random(SHAPE).astype(np.float32)
-    affine, shape = rescale_grid(np.eye(4), SHAPE, ratio)
-    expected = resample(data, np.eye(4), affine, shape)
+    grid = rescaled(ratio)
+    expected = resample(data, GRID, grid)
     found = AlignedGrids(SHAPE, ratio).to_network(data)
-    inside = tuple(slice(2, -3) for _ in shape)
+    inside = tuple(slice(2, -3) for _ in SHAPE)
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 4.0])
 def test_back_from_a_coarser_grid_it_is_the_general_resampling(ratio):
     grids = AlignedGrids(SHAPE, ratio)
-    affine, shape = rescale_grid(np.eye(4), SHAPE, ratio)
-    values = np.random.default_rng(0).random(shape).astype(np.float32)
-    found = grids.to_conformed(torch.from_numpy(values), whole(shape), whole(SHAPE)).numpy()
-    expected = resample(values, affine, np.eye(4), SHAPE, fill=-1)
+    grid = rescaled(ratio)
+    values = np.random.default_rng(0).random(grid.shape).astype(np.float32)
+    found = grids.to_conformed(torch.from_numpy(values), Box.whole(grid.shape), Box.whole(SHAPE)).numpy()
+    expected = resample(values, grid, GRID, fill=-1)
     inside = expected >= 0  # between the outermost voxels' centres
     assert inside.mean() > 0.3
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
@@ -71,7 +77,7 @@ def test_a_constant_stays(ratio):
     grids = AlignedGrids(SHAPE, ratio)
     there = grids.to_network(np.full(SHAPE, 7, np.uint8))
     np.testing.assert_allclose(there, 7, rtol=1e-6)
-    back = grids.to_conformed(torch.from_numpy(there), whole(grids.network_shape), whole(SHAPE))
+    back = grids.to_conformed(torch.from_numpy(there), Box.whole(grids.network_shape), Box.whole(SHAPE))
     np.testing.assert_allclose(back, 7, rtol=1e-6)
 
 
@@ -124,14 +130,14 @@ def test_boxes(ratio, seed):
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_whole_grid_returns_to_the_whole_grid(ratio):
     grids = AlignedGrids(SHAPE, ratio)
-    assert grids.to_network_box(whole(SHAPE)) == whole(grids.network_shape)
-    assert grids.to_conformed_box(whole(grids.network_shape)) == whole(SHAPE)
+    assert grids.to_network_box(Box.whole(SHAPE)) == Box.whole(grids.network_shape)
+    assert grids.to_conformed_box(Box.whole(grids.network_shape)) == Box.whole(SHAPE)
 
 
 def test_a_part_is_interpolated_as_within_the_whole():
     grids = AlignedGrids(SHAPE, 1.5)
     values = torch.rand(grids.network_shape, generator=torch.Generator().manual_seed(0))
-    everywhere = grids.to_conformed(values, whole(grids.network_shape), whole(SHAPE))
+    everywhere = grids.to_conformed(values, Box.whole(grids.network_shape), Box.whole(SHAPE))
     source, target = (slice(4, 12),) * 3, (slice(7, 16),) * 3
     part = grids.to_conformed(values[source], source, target)
     torch.testing.assert_close(part, everywhere[target])

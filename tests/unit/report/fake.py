@@ -179,7 +179,7 @@ def write_real(root, prefix, t1w_file, labels_file, subfields_file=None):
     """A real head with FreeSurfer labels, both conformed."""
     t1w, labels = nib.load(t1w_file), nib.load(labels_file)
     data = np.asarray(labels.dataobj).astype(np.int32)
-    data = load_label_table("aseg_brain").to_labels(load_label_table("aseg_brain").to_indices(data))
+    data = load_label_table("aseg_brain").labels[load_label_table("aseg_brain").to_indices(data)]
     subfields = None if subfields_file is None else np.asarray(nib.load(subfields_file).dataobj).astype(np.int32)
     write_scan(root, prefix, data, labels.affine, np.asarray(t1w.dataobj).astype(np.uint8), subfields)
 
