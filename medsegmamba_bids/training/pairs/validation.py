@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.inference.predict import predict_volume
 from medsegmamba_bids.stats.overlap import dice_scores
 from medsegmamba_bids.training.pairs.pair_patches import PreparedPair
@@ -27,7 +28,7 @@ def dice_of_scan(
         n_classes=classes,
         device=device,
         precision=config.precision,
-        box=tuple(slice(0, side) for side in pair.image.shape),
+        box=Box.whole(pair.image.shape),
     )
     found = prediction.probabilities.argmax(0).cpu().numpy()
     return dice_scores(found, pair.target, classes)

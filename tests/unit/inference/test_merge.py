@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import label as components
 
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.inference.merge import background_only, drop_islands, merge_posteriors
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
@@ -28,8 +29,8 @@ def blobs(shape, seed=0):
 
 
 def prediction_of(grids, box=None, seed=0, dtype=torch.float32):
-    box = box or tuple(slice(0, side) for side in grids.network_shape)
-    probabilities = blobs(tuple(s.stop - s.start for s in box), seed)
+    box = Box(box or Box.whole(grids.network_shape))
+    probabilities = blobs(box.shape, seed)
     return Prediction(probabilities.to(dtype), box, torch.device("cpu"), patches=1)
 
 
@@ -106,7 +107,7 @@ def test_a_class_that_is_nowhere_has_no_volume():
     probabilities = torch.zeros(4, 8, 8, 8)
     probabilities[0], probabilities[1] = 1 - 1e-6, 1e-6
     found = merge_posteriors(
-        Prediction(probabilities, (slice(0, 8),) * 3, torch.device("cpu"), 1), grids, AFFINE, LABELS
+        Prediction(probabilities, Box.whole((8, 8, 8)), torch.device("cpu"), 1), grids, AFFINE, LABELS
     )
     assert not found.labels.any()
     assert found.soft_volumes == {4: 0.0, 17: 0.0, 53: 0.0}
@@ -146,7 +147,7 @@ def test_each_group_keeps_its_largest_component():
     grids = AlignedGrids((20, 10, 10), 1.0)
 
     def merged(groups):
-        prediction = Prediction(two_parts(), (slice(0, 20), slice(0, 10), slice(0, 10)), torch.device("cpu"), 1)
+        prediction = Prediction(two_parts(), Box.whole((20, 10, 10)), torch.device("cpu"), 1)
         return merge_posteriors(prediction, grids, AFFINE, LABELS, groups)
 
     kept = merged([])
@@ -174,7 +175,7 @@ def test_the_brain_mask_is_filled():
     probabilities[0] = 1
     probabilities[:, 2:10, 2:10, 2:10] = torch.tensor([0, 0.1, 0.6, 0.2, 0.1])[:, None, None, None]
     probabilities[:, 5, 5, 5] = torch.tensor([1.0, 0, 0, 0, 0])
-    prediction = Prediction(probabilities, (slice(0, 12),) * 3, torch.device("cpu"), 1)
+    prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
     found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
     expected = np.zeros((12, 12, 12), bool)
     expected[2:10, 2:10, 2:10] = True
@@ -187,7 +188,7 @@ def test_nothing_found(labels):
     grids = AlignedGrids((6, 5, 4), 1.0)
     background = torch.zeros(len(labels), 6, 5, 4)
     background[0] = 1
-    nothing = Prediction(background, (slice(0, 6), slice(0, 5), slice(0, 4)), torch.device("cpu"), patches=0)
+    nothing = Prediction(background, Box.whole((6, 5, 4)), torch.device("cpu"), patches=0)
     found = merge_posteriors(nothing, grids, AFFINE, labels, notes=["so"])
     assert found.labels.shape == (6, 5, 4)
     assert not found.labels.any()
