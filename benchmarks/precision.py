@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from medsegmamba_bids.segmentations import HIPPOCAMPUS
+
 
 def agreement(found, reference):
     """Two Segmentations of one image -> numbers, none of which is NaN."""
@@ -70,7 +72,7 @@ def segment(options, image, info, precision, aseg):
     segmenter = Segmenter(InferenceSettings(options.device, precision, options.step_size))
     segmenter.load(options.weights, info.task)
     start = time.perf_counter()
-    if info.task == "hippocampus":
+    if info.task == HIPPOCAMPUS.task:
         found = segmenter.segment_hippocampus(image, aseg, options.weights)
     else:
         found = segmenter.segment(image, options.weights)
@@ -97,7 +99,7 @@ def main(argv=None):
     keep_freed_memory()
     info = read_info(find_weights(options.weights))
     image, aseg = conform(load_image(options.image)), None
-    if info.task == "hippocampus":
+    if info.task == HIPPOCAMPUS.task:
         aseg = Segmenter(InferenceSettings(options.device)).segment(image, options.aseg_weights).labels
     reference, seconds = segment(options, image, info, "float32", aseg)
     for precision in options.precisions:

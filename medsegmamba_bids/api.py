@@ -14,17 +14,19 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import atomic_path, check_writable, load_image, load_labels, orientation_code, save_image
-from medsegmamba_bids.image.labels import WHITE_MATTER, join_brain_labels, load_label_table
+from medsegmamba_bids.image.labels import join_brain_labels, load_label_table
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, conform_and_segment
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
 from medsegmamba_bids.stats.measures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
@@ -68,9 +70,9 @@ class SegmentedImage:
         # Weights that know no white matter have no mask either: its peak is looked for instead.
         white_matter = None if aseg.brain_mask is None else np.isin(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
-        parts = [(aseg, "aseg_brain")]
+        parts = [(aseg, ASEG.listed)]
         if self.conformed.hippocampus is not None:
-            parts.append((self.conformed.hippocampus, "hippoFS60"))
+            parts.append((self.conformed.hippocampus, HIPPOCAMPUS.listed))
         return pd.concat([_measured(*part, guide) for part in parts], ignore_index=True)[list(COLUMNS)]
 
     def save(
@@ -177,7 +179,7 @@ def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
 
 
 def statistics(
-    labels: ImageOrPath, image: ImageOrPath, *, table: str = "aseg_brain", brain: ImageOrPath | None = None
+    labels: ImageOrPath, image: ImageOrPath, *, table: str = ASEG.listed, brain: ImageOrPath | None = None
 ) -> pd.DataFrame:
     """Measure the structures of a label image, of whatever origin.
 
@@ -236,7 +238,7 @@ def _on_grid(image: Image, like: Image) -> np.ndarray:
     return resample(data, Grid.of(image), Grid.of(like))
 
 
-def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = "aseg") -> pd.DataFrame:
+def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.published) -> pd.DataFrame:
     """Say how well a label image agrees with a reference, structure by structure.
 
     Labels on another grid are resampled to that of the reference. Cortical parcels count as cortex, the corpus
@@ -267,7 +269,7 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = "aseg")
     pair = [np.asanyarray(image.dataobj) for image in (found, true)]
     if not Grid.of(found).same_as(Grid.of(true)):
         pair[0] = labels_to_grid(pair[0], Grid.of(found), Grid.of(true))
-    if table != "hippoFS60":
+    if of_table(table) is ASEG:
         pair = [join_brain_labels(array) for array in pair]
     zooms = nib.affines.voxel_sizes(true.affine)
     rows = structure_metrics(*pair, zooms, structures.labels[1:].tolist())

@@ -13,28 +13,30 @@ ROOT = Path(medsegmamba_bids.__file__).parent
 # Subpackage or top-level module -> what of this package it may import, besides itself.
 MAY_IMPORT = {
     "__init__": {"api"},
+    "anatomy": set(),
     "data": set(),
     "errors": set(),
     "config": {"data"},
-    "image": {"data"},
-    "datasets": {"data", "image"},
+    "image": {"anatomy", "data"},
+    "segmentations": {"anatomy", "data", "image"},
+    "datasets": {"anatomy", "data", "image", "segmentations"},
     "networks": {"data", "image"},
-    "weights": {"data", "image", "networks"},
-    "stats": {"data", "image"},
-    "inference": {"data", "image", "networks", "weights"},
+    "weights": {"data", "image", "networks", "segmentations"},
+    "stats": {"anatomy", "data", "image"},
+    "inference": {"anatomy", "data", "image", "networks", "segmentations", "weights"},
     "viz": {"data", "image"},
-    "report": {"config", "data", "datasets", "image", "stats", "viz"},
+    "report": {"anatomy", "config", "data", "datasets", "image", "segmentations", "stats", "viz"},
     "bids": {"config", "data", "datasets", "image"},
-    "interfaces": {"config", "data", "datasets", "image", "inference", "networks", "report", "stats", "weights"},
 }
+MAY_IMPORT["interfaces"] = MAY_IMPORT["report"] | MAY_IMPORT["inference"] | {"inference", "report"}
 MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
 MAY_IMPORT["execution"] = MAY_IMPORT["workflows"] | {"workflows"}
-MAY_IMPORT["training"] = {"data", "datasets", "image", "inference", "networks", "stats", "weights"}
-MAY_IMPORT["evaluation"] = {"data", "datasets", "image", "inference", "networks", "stats", "viz", "weights"}
-MAY_IMPORT["api"] = {"data", "evaluation", "image", "inference", "stats"}
+MAY_IMPORT["training"] = MAY_IMPORT["inference"] | {"datasets", "inference", "stats"}
+MAY_IMPORT["evaluation"] = MAY_IMPORT["training"] | {"viz"}
+MAY_IMPORT["api"] = {"anatomy", "data", "evaluation", "image", "inference", "segmentations", "stats"}
 MAY_IMPORT["cli"] = MAY_IMPORT["execution"] | MAY_IMPORT["evaluation"] | {"api", "evaluation", "execution", "training"}
 MAY_IMPORT["__main__"] = {"cli"}
-for _name in MAY_IMPORT.keys() - {"__init__", "data", "errors"}:
+for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "errors"}:
     MAY_IMPORT[_name] |= {"errors"}
 
 # Third-party package -> the subpackages that know it at all.

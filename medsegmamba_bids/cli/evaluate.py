@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medsegmamba_bids.cli.common import make_parser, user_errors
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.segmentations import ASEG, TABLES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,8 +44,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", type=Path, required=True, help="folder of the tables, the figures and the page")
     command.add_argument(
         "--table",
-        choices=("aseg", "aseg_brain", "hippoFS60"),
-        default="aseg",
+        choices=TABLES,
+        default=ASEG.published,
         help="structures: 31 of aseg, these with cerebral white matter and cortex, or 24 hippocampal subfields",
     )
     command.add_argument("--without", type=int, nargs="+", metavar="LABEL", help="structures to leave out")

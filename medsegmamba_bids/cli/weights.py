@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medsegmamba_bids.cli.common import make_parser, user_errors
-
-TASKS = ("aseg", "hippocampus")
+from medsegmamba_bids.segmentations import TASKS
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -29,11 +29,6 @@ def bidsignore() -> list[str]:
     return list(_table()["bidsignore"])
 
 
-def label_tables() -> dict[str, str]:
-    """Return which label table of the package each file at the output's root holds."""
-    return dict(_table()["label_tables"])
-
-
 def split_prefix(prefix: str) -> dict[str, str]:
     """Return the entities of a name without suffix.
 

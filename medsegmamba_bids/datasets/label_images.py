@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.anatomy import NUCLEI
 from medsegmamba_bids.datasets.places import LabelFiles, Parts
 from medsegmamba_bids.datasets.scan_names import listed
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_labels
-from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
+from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
+from medsegmamba_bids.segmentations import ASEG, of_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +71,13 @@ def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = (
             fresh &= ~np.isin(values, NUCLEI)
         merged[fresh] = values[fresh] + added
     _check_labels(merged, path, table, background)
-    if table.name != "hippoFS60":
+    if of_table(table.name) is ASEG:
         merged = join_brain_labels(merged)
     return LabelImage(path, merged, first.affine)
 
 
 def _check_labels(labels: np.ndarray, path: str, table: LabelTable, background: Collection[int]) -> None:
-    known = {0, *table.labels.tolist(), *background}
-    if table.name != "hippoFS60":
-        known |= set(ASEG_BACKGROUND)
+    known = {0, *table.labels.tolist(), *background, *of_table(table.name).beside}
     found = np.flatnonzero(np.bincount(labels.ravel())).tolist()
     if unknown := [label for label in found if label not in known]:
         raise EvaluationError(

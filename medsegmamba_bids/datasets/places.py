@@ -11,16 +11,8 @@ from pathlib import Path
 from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, scan_name
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.io import READABLE
-from medsegmamba_bids.image.labels import SUBFIELD_FILES
+from medsegmamba_bids.segmentations import of_table
 
-#: Label images in ``mri/`` of a FreeSurfer or FastSurfer subject; the first that is there counts.
-ASEG_FILES = (
-    "aseg.mgz",
-    "aparc.DKTatlas+aseg.deep.mgz",
-    "aparc.DKTatlas+aseg*.mgz",
-    "aparc+aseg.mgz",
-    "aseg.auto*.mgz",
-)
 #: T1-weighted images in ``mri/`` of a subject; the first that is there counts.
 T1_FILES = ("T1.mgz", "orig.mgz", "nu.mgz", "orig_nu.mgz", "brain.mgz")
 #: Spaces of BIDS derivatives that are the participant's own, the preferred one first.
@@ -100,8 +92,8 @@ def find_labels(path: str, table: str) -> Place:
         return _bids(path, derivatives)
     plain = [(parse_name(_stem(file)), file) for file in _images(folder) if not _NO_LABELS.search(_stem(file))]
     if not plain:
-        file = SUBFIELD_FILES[0][0] if table == "hippoFS60" else ASEG_FILES[0]
-        expected = _EXPECTED.format(table="hippo" if table == "hippoFS60" else "aseg", file=file)
+        kind = of_table(table)
+        expected = _EXPECTED.format(table=kind.short, file=kind.files[0][0][0])
         raise EvaluationError(f"{path}: no label images found; {expected}")
     return _place(path, "label images", plain)
 
@@ -183,7 +175,7 @@ def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
         name = parse_name(subject.name)
         parts = _freesurfer_parts(subject / "mri", table)
         if parts is None:
-            wanted = [pattern for pattern, _ in SUBFIELD_FILES] if table == "hippoFS60" else ASEG_FILES
+            wanted = [pattern for patterns in of_table(table).files for pattern, _ in patterns]
             incomplete.append(f"{subject}: has none of mri/{{{','.join(wanted)}}} and is left out")
         elif name in folders:
             raise EvaluationError(
@@ -198,11 +190,11 @@ def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
 
 
 def _freesurfer_parts(mri: Path, table: str) -> Parts | None:
-    if table == "hippoFS60":
-        sides = [(_latest(mri, pattern), added) for pattern, added in SUBFIELD_FILES]
-        return None if any(file is None for file, _ in sides) else tuple(sides)
-    first = _first(mri, ASEG_FILES)
-    return None if first is None else ((first, 0),)
+    for patterns in of_table(table).files:
+        parts = tuple((_latest(mri, pattern), added) for pattern, added in patterns)
+        if all(file is not None for file, _ in parts):
+            return parts
+    return None
 
 
 def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
@@ -225,9 +217,10 @@ def _derivatives(folder: Path, table: str) -> Iterator[tuple[ScanName, tuple[int
 
 def _rank(entities: dict[str, str], table: str) -> int | None:
     """0 for files that name their segmentation as we do, more for fMRIPrep's; None for other segmentations."""
+    kind = of_table(table)
     if "seg" in entities:
-        return 0 if entities["seg"].startswith("hippo" if table == "hippoFS60" else "aseg") else None
-    return {"aseg": 1, "aparcaseg": 2}.get(entities.get("desc", "")) if table != "hippoFS60" else None
+        return 0 if entities["seg"].startswith(kind.short) else None
+    return kind.described_as.get(entities.get("desc", ""))
 
 
 def _bids(path: str, files: list[tuple[ScanName, tuple[int, int], Path]]) -> Place:

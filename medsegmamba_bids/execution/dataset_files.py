@@ -8,10 +8,11 @@ from typing import Any
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.data.names import bidsignore, label_tables
+from medsegmamba_bids.data.names import bidsignore
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.report.methods import citation_text
+from medsegmamba_bids.segmentations import SEGMENTATIONS
 from medsegmamba_bids.workflows.outputs import RAW, derivative_link
 
 _BIDS_VERSION = "1.10.0"
@@ -31,12 +32,12 @@ def write_dataset_files(config: RunConfig) -> None:
     write_new("\n".join(bidsignore()) + "\n", root / ".bidsignore")
     write_new(_readme(), root / "README.md")
     write_new(citation_text(), root / "logs" / "CITATION.md")
-    for file, name in label_tables().items():
-        table = load_label_table(name).table
+    for kind in SEGMENTATIONS:
+        table = load_label_table(kind.widest).table
         table = table.assign(index=table["label"])[["index", *_TABLE_COLUMNS]]
-        write_new(table.to_csv(sep="\t", index=False, lineterminator="\n"), root / file)
+        write_new(table.to_csv(sep="\t", index=False, lineterminator="\n"), root / kind.table_file)
         sidecar = json.dumps(_TABLE_COLUMNS, indent=2) + "\n"
-        write_new(sidecar, (root / file).with_suffix(".json"))
+        write_new(sidecar, (root / kind.table_file).with_suffix(".json"))
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name, split_prefix
 from medsegmamba_bids.report.quality import flag_messages
+from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS
 
 DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
 FINISHED = "finished"  # before this run
@@ -52,10 +53,10 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
     name = f"{image.prefix}_T1w"
     if crashes:
         return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
-    table = config.output_dir / output_name(image.prefix, "aseg_stats")
+    table = config.output_dir / output_name(image.prefix, ASEG.stats)
     if error or not table.is_file():
         return Outcome(name, FAILED, (error or "its results are not there; the log file may say why",))
-    notes = [*notes_of(image.prefix, "aseg_stats", config), *notes_of(image.prefix, "hippocampus_stats", config)]
+    notes = [note for kind in SEGMENTATIONS for note in notes_of(image.prefix, kind.stats, config)]
     return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
 
 

@@ -10,24 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import CALLOSUM, CEREBRUM, PARCELS, WHITE_MATTER
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.grid import Box
 
-TABLES = ("aseg", "aseg_brain", "hippoFS60")
-CALLOSUM = (251, 252, 253, 254, 255)
-WHITE_MATTER = (2, 41)
-CEREBRUM = (2, 3, 41, 42)
-#: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
-ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *CALLOSUM)
-ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
-#: Nuclei of the amygdala, in the files of the hippocampal subfields.
-NUCLEI = (*range(7001, 7016),)
-#: These files, in ``mri/`` of a FreeSurfer subject, and what is added to each one's labels.
-SUBFIELD_FILES = (
-    ("lh.hippoAmygLabels-T1*.FS60.FSvoxelSpace.mgz", 1000),
-    ("rh.hippoAmygLabels-T1*.FS60.FSvoxelSpace.mgz", 2000),
-)
+TABLES = tuple(sorted(path.stem for path in data_path("labels").glob("*.tsv")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +118,8 @@ def join_brain_labels(labels: np.ndarray) -> np.ndarray:
     the same type (X, Y, Z), a copy
     """
     lookup = np.arange(max(int(labels.max()), 2999) + 1, dtype=labels.dtype)
-    lookup[1000:2000], lookup[2000:3000] = 3, 42
+    for cortex, parcels in PARCELS.items():
+        lookup[parcels] = cortex
     labels = lookup[labels]
     callosum = np.isin(labels, CALLOSUM)
     if callosum.any():

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from torch import nn
 
+from medsegmamba_bids.anatomy import HIPPOCAMPI, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import covers_brain, table_of_labels
@@ -22,11 +23,11 @@ from medsegmamba_bids.inference.foreground import head_mask, largest_component, 
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
 from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import WeightsInfo, find_weights, load_weights
 
 logger = logging.getLogger(__name__)
 
-HIPPOCAMPI = {17: "left", 53: "right"}
 HIPPOCAMPUS_SIDE = 96  # mm, section 2.1 of the paper
 _GPU_BATCH = 4
 _BRAIN_MARGIN_MM = 8.0
@@ -117,7 +118,7 @@ class Segmenter:
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
         """Segment a conformed image; see `segment_conformed`."""
-        network, info = self.load(weights, "aseg")
+        network, info = self.load(weights, ASEG.task)
         return segment_conformed(network, info, conformed, self.settings, on_posterior)
 
     def segment_hippocampus(
@@ -128,7 +129,7 @@ class Segmenter:
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
         """Segment the hippocampal subfields; see `segment_hippocampus` of this module."""
-        network, info = self.load(weights, "hippocampus")
+        network, info = self.load(weights, HIPPOCAMPUS.task)
         return segment_hippocampus(network, info, conformed, aseg_labels, self.settings, on_posterior)
 
 
@@ -330,10 +331,11 @@ def class_groups(info: WeightsInfo) -> list[list[int]]:
     Structures without the cerebrum between them need not touch each other, and hypointensities never do.
     """
     classes = [index for index, label in enumerate(info.labels) if index]
-    if info.task != "hippocampus":
+    if info.task != HIPPOCAMPUS.task:
         return [classes] if covers_brain(info.labels) else []
-    left = [index for index in classes if info.labels[index] < 2000]
-    right = [index for index in classes if info.labels[index] >= 2000]
+    right_from = SUBFIELDS_FROM[RIGHT_HIPPOCAMPUS]
+    left = [index for index in classes if info.labels[index] < right_from]
+    right = [index for index in classes if info.labels[index] >= right_from]
     return [group for group in (left, right) if group]
 
 

@@ -13,6 +13,7 @@ from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import Segmenter, missing_hippocampi
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +92,9 @@ def conform_and_segment(
     WeightsError, SegmentationError
         Weights cannot be used, all of them checked before any work; or the step does not fit them.
     """
-    segmenter.load(weights, "aseg")
+    segmenter.load(weights, ASEG.task)
     if hippocampus:
-        segmenter.load(hippocampus_weights, "hippocampus")
+        segmenter.load(hippocampus_weights, HIPPOCAMPUS.task)
     conformed = conform(image)
     logger.info("segmenting on %s", segmenter.device)
     aseg = segmenter.segment(conformed, weights)

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined
 
+from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import save_image
-from medsegmamba_bids.image.labels import WHITE_MATTER
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 

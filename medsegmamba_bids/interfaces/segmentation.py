@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
+from medsegmamba_bids.anatomy import HIPPOCAMPI
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path, save_image
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
@@ -124,7 +125,7 @@ class SegmentHippocampus(SegmentAseg):
 
     def _segment(self, image: Any, info: WeightsInfo, posteriors: PosteriorFile | None) -> Segmentation:
         from medsegmamba_bids.inference.merge import background_only
-        from medsegmamba_bids.inference.segmenter import HIPPOCAMPI, missing_hippocampi
+        from medsegmamba_bids.inference.segmenter import missing_hippocampi
 
         aseg = np.asanyarray(nib.load(self.inputs.aseg_file).dataobj)
         if len(missing_hippocampi(aseg)) == len(HIPPOCAMPI):

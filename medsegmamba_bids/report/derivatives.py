@@ -15,21 +15,13 @@ import pandas as pd
 
 from medsegmamba_bids.data.names import output_name, product, split_prefix
 from medsegmamba_bids.errors import ImageError, TableError
+from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import read_measures, read_tsv
 
 logger = logging.getLogger(__name__)
 
-#: Segmentations by the name that files give them, and the products that hold them.
-SEGMENTATIONS = {
-    "aseg": {"table": "aseg_stats", "labels": "conformed_aseg", "entropy": "aseg_entropy"},
-    "hippoFS60": {
-        "table": "hippocampus_stats",
-        "labels": "conformed_hippocampus",
-        "entropy": "hippocampus_entropy",
-    },
-}
 # A T1w is known by any of these.
-_TRACES = ("aseg_stats", "hippocampus_stats", "conformed", "conformed_aseg", "aseg")
+_TRACES = (*(kind.stats for kind in SEGMENTATIONS), "conformed", ASEG.conformed, ASEG.native)
 _DERIVED = ("space-", "seg-", "desc-")  # entities that names of raw images do not have
 
 
@@ -83,7 +75,7 @@ class Scan:
         TableError
             The file cannot be read.
         """
-        path = self.path(SEGMENTATIONS[segmentation]["table"])
+        path = self.path(of_name(segmentation).stats)
         return read_tsv(path) if path.exists() else None
 
     def sidecar(self, segmentation: str) -> dict[str, Any]:
@@ -94,11 +86,11 @@ class Scan:
         TableError
             The file is no JSON object.
         """
-        return read_json(self.path(SEGMENTATIONS[segmentation]["table"], ".json"))
+        return read_json(self.path(of_name(segmentation).stats, ".json"))
 
-    def measures(self, segmentation: str = "aseg") -> dict[str, float]:
+    def measures(self, segmentation: str = ASEG.name) -> dict[str, float]:
         """Measures of the whole brain by name."""
-        path = self.path(SEGMENTATIONS[segmentation]["table"], ".json")
+        path = self.path(of_name(segmentation).stats, ".json")
         try:
             return read_measures(self.sidecar(segmentation))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

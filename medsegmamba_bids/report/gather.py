@@ -15,6 +15,7 @@ from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, subjects_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
 from medsegmamba_bids.report.quality import read_flags
+from medsegmamba_bids.segmentations import ASEG, of_name
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Gathered:
         ``participants.tsv``.
     """
 
-    tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {name: [] for name in SEGMENTATIONS})
+    tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {kind.name: [] for kind in SEGMENTATIONS})
     flags: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -127,12 +128,12 @@ def _gather_participant(output_dir: Path, subject: str, found: Gathered) -> None
 
 
 def _gather_scan(scan: Scan, found: Gathered) -> None:
-    for segmentation in SEGMENTATIONS:
-        path = scan.path(SEGMENTATIONS[segmentation]["table"])
+    for segmentation in found.tables:
+        path = scan.path(of_name(segmentation).stats)
         try:
             rows = scan.table(segmentation)
             if rows is None:
-                if segmentation == "aseg":
+                if segmentation == ASEG.name:
                     found.failed[f"{scan.prefix}_T1w"] = "it has no table of volumes; the log of its run may say why"
                 continue
             sidecar = scan.sidecar(segmentation)
@@ -179,7 +180,7 @@ def keep_one_version(found: Gathered, segmentation: str) -> None:
     kept = max(counts, key=lambda version: (counts[version], version))
     for table in tables:
         if table.version != kept:
-            path = table.scan.path(SEGMENTATIONS[segmentation]["table"])
+            path = table.scan.path(of_name(segmentation).stats)
             found.failed[path.name] = (
                 f"it was made by version {table.version or 'unknown'} of medsegmamba_bids, most tables by {kept}; "
                 "left out (--allow-mixed-versions takes it in)"

@@ -9,7 +9,6 @@ from typing import Any
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.report.derivatives import SEGMENTATIONS
 from medsegmamba_bids.report.gather import Gathered, check_weights, gather, keep_one_version
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
@@ -41,12 +40,12 @@ def write_group(config: RunConfig) -> int:
     """
     rule = load_thresholds(config.quality_thresholds)["outliers"]
     found = gather(config.output_dir, _participants_file(config), config.participant_label)
-    for segmentation in SEGMENTATIONS:
+    for segmentation in found.tables:
         if not config.allow_mixed_weights:
             check_weights(found, segmentation)
         if not config.allow_mixed_versions:
             keep_one_version(found, segmentation)
-    for segmentation in SEGMENTATIONS:
+    for segmentation in found.tables:
         if found.tables[segmentation]:
             _write_tables(found, segmentation, rule, config)
     _write(group_page(found, config.output_dir, rule), config.output_dir / "group.html")

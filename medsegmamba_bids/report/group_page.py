@@ -25,8 +25,9 @@ from medsegmamba_bids.report.group_tables import (
     robust_z,
     volume_matrix,
 )
-from medsegmamba_bids.report.participant import TITLES, thumbnail_path
+from medsegmamba_bids.report.participant import thumbnail_path
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.segmentations import HIPPOCAMPUS, of_name
 from medsegmamba_bids.viz.templates import render
 
 _THUMBNAILS = 1000  # held in the page; more would make it slow to open
@@ -56,7 +57,7 @@ def group_page(found: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
         "limit": rule["limit"],
     }
     weights = {
-        (TITLES[name], table.weights.label, table.weights.origin)
+        (of_name(name).title, table.weights.label, table.weights.origin)
         for name, tables in found.tables.items()
         for table in tables
     }
@@ -74,7 +75,7 @@ def group_page(found: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
         weights=sorted(weights),
         rule=rule,
         columns=[column["name"] for column in data["columns"]],
-        atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in found.tables["hippoFS60"]) else "",
+        atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in found.tables[HIPPOCAMPUS.name]) else "",
         linked=max(0, len(scans) - len(data["thumbnails"])),
     )
 
@@ -109,7 +110,7 @@ def _segmentation(found: Gathered, name: str, rule: dict[str, Any], scans: list[
     volumes = volume_matrix(tables)
     z = robust_z(volumes)
     outliers = outliers_of(z, rule)
-    colors = load_label_table("aseg_brain" if name == "aseg" else name).table.set_index("name")["color"]
+    colors = load_label_table(of_name(name).widest).table.set_index("name")["color"]
     measures = measure_matrix(tables).select_dtypes("number")
     order = [scan.prefix for scan in scans]
     values = pd.concat([volumes, measures.loc[:, [one for one in ("eTIV", "sbTIV") if one in measures]]], axis=1)
@@ -117,7 +118,7 @@ def _segmentation(found: Gathered, name: str, rule: dict[str, Any], scans: list[
     position = {prefix: number for number, prefix in enumerate(order)}
     return {
         "name": name,
-        "title": TITLES[name],
+        "title": of_name(name).title,
         "structures": [
             {
                 "name": structure,

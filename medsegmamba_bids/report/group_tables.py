@@ -11,6 +11,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.datasets.participants import Participants
 from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.tables import COLUMNS, MISSING
 
 _LONG = {"ses": "session_id"}
@@ -163,7 +164,7 @@ def wide_sidecar(found: Gathered, segmentation: str, table: pd.DataFrame, rule: 
 
 def one_measures(table: ScanTable) -> dict[str, Any]:
     """Description of the measures of a table; all tables have the same."""
-    entries = table.scan.sidecar("aseg").get("Measures", {}) if table.measures else {}
+    entries = table.scan.sidecar(ASEG.name).get("Measures", {}) if table.measures else {}
     return {
         name: {key: entry[key] for key in ("Description", "Units") if key in entry} for name, entry in entries.items()
     }
@@ -180,6 +181,6 @@ def provenance_of(found: Gathered, segmentation: str) -> dict[str, Any]:
         "Failed": found.failed,
         "Missing": found.missing,
     }
-    if segmentation == "hippoFS60" and any(one.from_atlas for one in weights.values()):
+    if segmentation == HIPPOCAMPUS.name and any(one.from_atlas for one in weights.values()):
         out["Note"] = ATLAS_NOTE
     return out

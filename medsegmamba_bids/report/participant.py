@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.anatomy import CEREBRUM
 from medsegmamba_bids.errors import ImageError, ReportError, TableError
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.report import provenance
-from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of
+from medsegmamba_bids.report.derivatives import Scan, scans_of
 from medsegmamba_bids.report.methods import methods_text, references
 from medsegmamba_bids.report.pictures import Pictures, draw_pictures
 from medsegmamba_bids.report.quality import (
@@ -31,11 +32,11 @@ from medsegmamba_bids.report.quality import (
     quality_flags,
 )
 from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS, of_name
 from medsegmamba_bids.viz.templates import render
 
 logger = logging.getLogger(__name__)
 
-TITLES = {"aseg": "Subcortical structures", "hippoFS60": "Hippocampal subfields"}
 _FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
 
 
@@ -150,17 +151,17 @@ def read_results(scan: Scan) -> Results:
     results = Results(scan)
     results.t1w = results.attempt(scan.image, "conformed")
     shape = None if results.t1w is None else results.t1w.shape
-    for segmentation, names in SEGMENTATIONS.items():
-        table = results.attempt(scan.table, segmentation)
+    for kind in SEGMENTATIONS:
+        table = results.attempt(scan.table, kind.name)
         if table is not None:
-            results.tables[segmentation] = table
-            results.sidecars[segmentation] = results.attempt(scan.sidecar, segmentation) or {}
-        for store, name in ((results.labels, "labels"), (results.entropies, "entropy")):
-            data = _array(results.attempt(scan.image, names[name]))
+            results.tables[kind.name] = table
+            results.sidecars[kind.name] = results.attempt(scan.sidecar, kind.name) or {}
+        for store, product in ((results.labels, kind.conformed), (results.entropies, kind.entropy)):
+            data = _array(results.attempt(scan.image, product))
             if data is not None and (shape is None or data.shape == shape):
-                store[segmentation] = data
+                store[kind.name] = data
             elif data is not None:
-                results.problems.append(f"{scan.path(names[name]).name}: its grid is not that of the conformed T1w")
+                results.problems.append(f"{scan.path(product).name}: its grid is not that of the conformed T1w")
     results.brain = _array(results.attempt(scan.image, "conformed_mask"))
     results.measures = results.attempt(scan.measures) or {}
     if not results.tables:
@@ -178,7 +179,7 @@ def _array(image: nib.spatialimages.SpatialImage | None) -> np.ndarray | None:
 def _quality_inputs(results: Results) -> QualityInputs:
     """Border and voxel sizes are those of the T1w's own grid."""
     scan = results.scan
-    own = results.attempt(scan.image, "mask") or results.attempt(scan.image, "aseg")
+    own = results.attempt(scan.image, "mask") or results.attempt(scan.image, ASEG.native)
     return QualityInputs(
         scan.prefix,
         results.tables,
@@ -193,7 +194,7 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail
     """What the template shows of a T1w."""
     pictures = _pictures(results, detail)
     weights = {name: provenance.weights_of(sidecar, name) for name, sidecar in results.sidecars.items()}
-    hippocampus = weights.get("hippoFS60")
+    hippocampus = weights.get(HIPPOCAMPUS.name)
     return {
         "name": results.scan.prefix,
         "flags": flags,
@@ -203,10 +204,10 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail
         "pictures": pictures,
         "segmentations": [_volumes(results, name, flags, limits) for name in results.tables],
         "measures": _measures(results),
-        "weights": [(TITLES[name], one) for name, one in weights.items()],
-        "runs": [_run(TITLES[name], sidecar) for name, sidecar in results.sidecars.items() if sidecar],
-        "versions": results.sidecars.get("aseg", {}).get("Versions", {}),
-        "template": results.sidecars.get("aseg", {}).get("Template", {}),
+        "weights": [(of_name(name).title, one) for name, one in weights.items()],
+        "runs": [_run(of_name(name).title, sidecar) for name, sidecar in results.sidecars.items() if sidecar],
+        "versions": results.sidecars.get(ASEG.name, {}).get("Versions", {}),
+        "template": results.sidecars.get(ASEG.name, {}).get("Template", {}),
         "methods": _methods(results, weights),
     }
 
@@ -229,9 +230,9 @@ def thumbnail_path(scan: Scan) -> Path:
 
 def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dict[str, Any]) -> dict[str, Any]:
     rows = paired_rows(results.tables[segmentation], segmentation, flags)
-    ranges = limits["volumes"]["ranges"] if segmentation == "aseg" else {}
+    ranges = limits["volumes"]["ranges"] if segmentation == ASEG.name else {}
     return {
-        "title": TITLES[segmentation],
+        "title": of_name(segmentation).title,
         "rows": rows,
         "plot": plot_rows(rows, ranges),
         "has_ranges": bool(ranges),
@@ -240,7 +241,7 @@ def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dic
 
 
 def _measures(results: Results) -> list[dict[str, Any]]:
-    entries = results.sidecars.get("aseg", {}).get("Measures", {})
+    entries = results.sidecars.get(ASEG.name, {}).get("Measures", {})
     return [
         {
             "name": name,
@@ -267,9 +268,9 @@ def _run(title: str, sidecar: dict[str, Any]) -> dict[str, Any]:
 
 
 def _methods(results: Results, weights: dict[str, provenance.Weights]) -> str:
-    sidecar = results.sidecars.get("aseg", {})
-    table = results.tables.get("aseg")
-    cerebrum = table is not None and bool(table.loc[table["SegId"].isin([2, 3, 41, 42]), "NVoxels"].notna().any())
+    sidecar = results.sidecars.get(ASEG.name, {})
+    table = results.tables.get(ASEG.name)
+    cerebrum = table is not None and bool(table.loc[table["SegId"].isin(CEREBRUM), "NVoxels"].notna().any())
     template = sidecar.get("Template", {}).get("Name", "")
     version = provenance.version_of(sidecar) or __version__
-    return methods_text(weights.get("aseg"), weights.get("hippoFS60"), template, cerebrum, version)
+    return methods_text(weights.get(ASEG.name), weights.get(HIPPOCAMPUS.name), template, cerebrum, version)

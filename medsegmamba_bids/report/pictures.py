@@ -10,14 +10,12 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.image.labels import CEREBRUM
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of, to_uri
 
-# Left out of drawings in three dimensions, as they hide the rest, and from what slices are centred on.
-_HIDDEN = (*CEREBRUM, 24, 77)
-_HIPPOCAMPI = (17, 53)
 _SLICES = {"axial": 8, "coronal": 8, "sagittal": 8}
 _CLOSE_UP = {"axial": 4, "coronal": 6, "sagittal": 6}
 _VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
@@ -60,7 +58,7 @@ def draw_pictures(
     t1w : nibabel image (X, Y, Z)
         Conformed, in RAS+ order; all arrays are on its grid.
     labels, entropies : dict of str to (X, Y, Z)
-        By segmentation, ``aseg`` and ``hippoFS60``; what is absent is not drawn.
+        By name of the segmentation; what is absent is not drawn.
     brain : (X, Y, Z), optional
         Non-zero in the brain.
     detail : float
@@ -68,19 +66,19 @@ def draw_pictures(
     """
     data, affine = np.asarray(t1w.dataobj), t1w.affine
     nothing = np.zeros(data.shape, np.uint8)
-    aseg = labels.get("aseg", nothing)
+    aseg = labels.get(ASEG.name, nothing)
     inside = brain > 0 if brain is not None else aseg > 0
     deep = slices.box_of((aseg > 0) & ~np.isin(aseg, CEREBRUM)).grow(4, data.shape)
     shown = slices.box_of(inside).grow(6 if brain is not None else 30, data.shape)
     top = slices.bright(data, inside)
-    colors = colors_of("aseg")
+    colors = colors_of(ASEG.widest)
     planes = [
-        _layers(plane, plan, data, affine, top, aseg, colors, entropies.get("aseg"))
+        _layers(plane, plan, data, affine, top, aseg, colors, entropies.get(ASEG.name))
         for plane, plan in _plans(shown, deep, _SLICES, 4, 2.5 * detail)
     ]
     thumbnail = _thumbnail(data / top, aseg, shown, deep, colors)
     close_up, subfield_views = _hippocampus(data, affine, top, labels, entropies, detail)
-    views = _views(aseg, affine, colors_of("aseg", _HIDDEN), _VIEWS, 3.0 * detail)
+    views = _views(aseg, affine, colors_of(ASEG.widest, OUTER), _VIEWS, 3.0 * detail)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
 
 
@@ -119,13 +117,13 @@ def _hippocampus(
     detail: float,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Close-up of both hippocampi, and their drawing in three dimensions; with subfields where they are known."""
-    subfields, aseg = labels.get("hippoFS60"), labels.get("aseg")
+    subfields, aseg = labels.get(HIPPOCAMPUS.name), labels.get(ASEG.name)
     if subfields is not None and subfields.any():
-        name, part = "hippoFS60", subfields
-        colors = colors_of(name)
-    elif aseg is not None and np.isin(aseg, _HIPPOCAMPI).any():
-        name, part = "aseg", np.where(np.isin(aseg, _HIPPOCAMPI), aseg, 0)
-        colors = {label: colors_of("aseg")[label] for label in _HIPPOCAMPI}
+        kind, part = HIPPOCAMPUS, subfields
+        colors = colors_of(kind.widest)
+    elif aseg is not None and np.isin(aseg, list(HIPPOCAMPI)).any():
+        kind, part = ASEG, np.where(np.isin(aseg, list(HIPPOCAMPI)), aseg, 0)
+        colors = {label: colors_of(ASEG.widest)[label] for label in HIPPOCAMPI}
     else:
         return [], []
     found = []
@@ -141,8 +139,8 @@ def _hippocampus(
         for plane in ("coronal", "sagittal"):
             plan = slices.plan(shown, box, plane, _CLOSE_UP[plane], 6, 4.6 * detail)
             title = f"{side} hippocampus, {plane}"
-            found.append(_layers(title, plan, data, affine, top, part, colors, entropies.get(name)))
-    views = [] if name == "aseg" else _views(part, affine, colors, _HIPPOCAMPAL_VIEWS, 7.0 * detail, thin=True)
+            found.append(_layers(title, plan, data, affine, top, part, colors, entropies.get(kind.name)))
+    views = [] if kind is ASEG else _views(part, affine, colors, _HIPPOCAMPAL_VIEWS, 7.0 * detail, thin=True)
     return found, views
 
 

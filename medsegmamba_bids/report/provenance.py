@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: Step of the workflow that segments, by segmentation.
-STEPS = {"aseg": "aseg", "hippoFS60": "hippocampus"}
+from medsegmamba_bids.segmentations import of_name
+
 ATLAS_NOTE = (
     "The hippocampal subfields come from atlas-propagated weights: they were trained on subfields of one atlas painted "
     "into hippocampi by shape, not on subfields seen in images. They are an anatomical prior, not FreeSurfer's "
@@ -61,7 +61,7 @@ def weights_of(sidecar: dict[str, Any], segmentation: str) -> Weights:
     >>> weights_of(sidecar, "aseg").label
     'embedded (ab12)'
     """
-    named = [step.get("Weights") for step in steps_of(sidecar) if step.get("Name") == STEPS[segmentation]]
+    named = [step.get("Weights") for step in steps_of(sidecar) if step.get("Name") == of_name(segmentation).task]
     for entry in [*named, sidecar.get("Weights")]:
         if isinstance(entry, dict):
             return Weights(*(str(entry.get(key) or "") for key in ("Name", "Checksum", "Origin")))

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.measures import UNKNOWN
 
 _DEFAULTS = "quality/thresholds.json"
-_HIPPOCAMPI = {"left": (17, 1000), "right": (53, 2000)}
 # White and gray matter by label, the first pair that the weights know is taken.
 _CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))
 
@@ -35,7 +36,7 @@ class Flag:
     scan : str
         The T1w's name without ``_T1w`` and extension.
     segmentation : str
-        ``aseg``, ``hippoFS60``, or empty where it is about the image.
+        Name of a segmentation, or empty where it is about the image.
     check : str
         Name in the file of thresholds.
     structure : str
@@ -199,8 +200,8 @@ def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag
         values["voxel_size"] = (float(max(inputs.zooms)), "voxels are {}")
     if inputs.brain is not None and inputs.zooms is not None:
         values["border"] = (border_area(inputs.brain, inputs.zooms), "{} of brain lie on the image's border")
-    if "aseg" in inputs.tables:
-        values["contrast"] = (contrast(inputs.tables["aseg"]), "white and gray matter have a contrast of {}")
+    if ASEG.name in inputs.tables:
+        values["contrast"] = (contrast(inputs.tables[ASEG.name]), "white and gray matter have a contrast of {}")
     etiv, inside = inputs.measures.get("eTIV", math.nan), inputs.measures.get("sbTIV", math.nan)
     values["etiv"] = (etiv, "the estimated total intracranial volume is {}")
     if inside > 0:
@@ -211,18 +212,19 @@ def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag
 
 
 def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Flag]:
-    aseg, subfields = inputs.labels.get("aseg"), inputs.labels.get("hippoFS60")
+    aseg, subfields = inputs.labels.get(ASEG.name), inputs.labels.get(HIPPOCAMPUS.name)
     if aseg is None or subfields is None or aseg.shape != subfields.shape:
         return
-    for side, (label, offset) in _HIPPOCAMPI.items():
-        whole, parts = aseg == label, (subfields > offset) & (subfields < offset + 1000)
+    for label, side in HIPPOCAMPI.items():
+        first = SUBFIELDS_FROM[label]
+        whole, parts = aseg == label, (subfields > first) & (subfields < first + 1000)
         together = np.count_nonzero(whole) + np.count_nonzero(parts)
         if not together:
             continue
         dice = 2 * np.count_nonzero(whole & parts) / together
         text = f"the {side} subfields overlap with the whole hippocampus by {{}}"
         name = f"{side.capitalize()}-Hippocampus"
-        yield from _judge(inputs.scan, "hippoFS60", "hippocampus_overlap", name, dice, entry, text)
+        yield from _judge(inputs.scan, HIPPOCAMPUS.name, "hippocampus_overlap", name, dice, entry, text)
 
 
 def _structure_flags(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.report.quality import Flag, asymmetry, side_of
+from medsegmamba_bids.segmentations import of_name
 from medsegmamba_bids.stats.measures import UNKNOWN
 
 _DECADES = (1, 6)  # mm3, the axis of the plot runs from 10 to a million
@@ -47,7 +48,7 @@ def paired_rows(table: pd.DataFrame, segmentation: str, flags: list[Flag]) -> li
 
 
 def _colors(segmentation: str) -> dict[int, str]:
-    table = load_label_table("aseg_brain" if segmentation == "aseg" else segmentation).table
+    table = load_label_table(of_name(segmentation).widest).table
     return dict(zip(table["label"], table["color"], strict=True))
 
 

@@ -10,6 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import (
+    BRAIN_STEM,
+    CEREBRUM,
+    HYPOINTENSITIES,
+    LEFT_CORTEX,
+    LEFT_WHITE_MATTER,
+    RIGHT_CORTEX,
+    RIGHT_WHITE_MATTER,
+)
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import LabelTable
 from medsegmamba_bids.stats.partial_volume import corrected_counts
@@ -21,11 +30,7 @@ VENTRICLES_AND_PLEXUS = (4, 5, 31, 43, 44, 63)
 OTHER_CSF = (14, 15, 24)
 CEREBELLUM = (7, 8, 46, 47)
 CEREBELLUM_CORTEX = (8, 47)
-BRAIN_STEM = 16
 SUBCORTICAL_GRAY = (10, 11, 12, 13, 17, 18, 26, 28, 49, 50, 51, 52, 53, 54, 58, 60)
-LEFT_CORTEX, RIGHT_CORTEX = 3, 42
-LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER, HYPOINTENSITIES = 2, 41, 77
-CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 
 _CLOSING_MM = 10.0
 _COARSE = 2  # the closing is done on every second voxel

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.anatomy import CEREBRUM
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.stats.measures import Measure
 
@@ -119,7 +120,7 @@ def to_aseg_stats(
     command : str
         The command line.
     """
-    excluded = (0, 2, 3, 41, 42)
+    excluded = (0, *CEREBRUM)
     kept = rows[~rows["SegId"].isin(excluded) & rows["NVoxels"].notna()]
     lines = [*_header(subject, command), *map(_measure_line, measures)]
     lines += [f"# {key} {value}" for key, value in files.items()]

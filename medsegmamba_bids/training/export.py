@@ -15,6 +15,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.errors import ConfigError, WeightsError
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
 from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
@@ -62,7 +63,7 @@ def _default_table(config: Config) -> WeightsTable:
     if not isinstance(config, SynthesisConfig):
         raise ConfigError(f"configuration {config.name}: needs a [weights] table that tells which images it is for")
     size, voxel_size = config.patch_size, sum(config.stages[-1].voxel_size) / 2
-    task = "hippocampus" if config.subfields else "aseg"
+    task = of_table(config.table).task
     return WeightsTable(config.name, task, round(voxel_size, 3), size, size // 2, gaussian=True)
 
 

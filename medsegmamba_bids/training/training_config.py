@@ -12,6 +12,7 @@ from typing import Any
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,7 +35,7 @@ class WeightsTable:
     """
 
     name: str
-    task: str = "aseg"
+    task: str = ASEG.task
     voxel_size: float = 1.0
     patch_size: int = 96
     step: int = 48
@@ -86,7 +87,7 @@ class _Config:
     @property
     def subfields(self) -> bool:
         """Whether it trains on hippocampal subfields."""
-        return self.table == "hippoFS60"
+        return of_table(self.table) is HIPPOCAMPUS
 
     @property
     def digest(self) -> str:

@@ -12,8 +12,8 @@ from medsegmamba_bids.image.labels import load_label_table
 
 
 def colors_of(table: str, without: tuple[int, ...] = ()) -> dict[int, str]:
-    """Colour of each label of a segmentation but the background, as #rrggbb."""
-    rows = load_label_table("aseg_brain" if table == "aseg" else table).table.iloc[1:]
+    """Colour of each label of a label table but the background, as #rrggbb."""
+    rows = load_label_table(table).table.iloc[1:]
     return {
         int(label): color for label, color in zip(rows["label"], rows["color"], strict=True) if label not in without
     }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from medsegmamba_bids.errors import NetworkError, WeightsError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.networks.registry import build_network
+from medsegmamba_bids.segmentations import SEGMENTATIONS, of_task
 from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, check_tensors, save_weights
 from medsegmamba_bids.weights.folders import (
     AUTHORS_REPOSITORY,
@@ -29,8 +30,6 @@ from medsegmamba_bids.weights.folders import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-LABEL_TABLES = {"aseg": "aseg", "hippocampus": "hippoFS60"}
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PARALLEL_PREFIX = "module."
@@ -81,7 +80,7 @@ def import_checkpoint(
         network=kind.network,
         config=config,
         task=task,
-        labels=tuple(load_label_table(LABEL_TABLES[task]).labels.tolist()),
+        labels=tuple(load_label_table(of_task(task).published).labels.tolist()),
         input=replace(_AUTHORS_INPUT, patch_size=patch, step=patch // 3),
         origin=f"{checkpoint.name}, imported from a checkpoint of {kind.repository}",
         licence=f"unknown, see {kind.repository}",
@@ -242,7 +241,7 @@ def _rebuild(state: dict[str, Tensor], kind: _Kind, task: str, path: Path) -> tu
 
 
 def _check_classes(classes: int, task: str, path: Path) -> None:
-    counts = {name: len(load_label_table(table).labels) for name, table in LABEL_TABLES.items()}
+    counts = {kind.task: len(load_label_table(kind.published).labels) for kind in SEGMENTATIONS}
     if task not in counts:
         raise WeightsError(f"the task is {task!r}; known are {', '.join(counts)}")
     if classes != counts[task]:

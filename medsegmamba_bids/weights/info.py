@@ -16,9 +16,9 @@ from typing import Any
 
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
+from medsegmamba_bids.segmentations import TASKS
 
 METADATA_KEY = "medsegmamba"
-TASKS = ("aseg", "hippocampus")
 INTENSITIES = ("conformed", "freesurfer")
 
 # A longer header than this is a damaged length field, not a description.
@@ -210,7 +210,7 @@ def read_header(path: Path) -> dict[str, Any]:
             if start.startswith(_CHECKPOINT_STARTS):
                 raise WeightsError(
                     f"{path}: a PyTorch checkpoint, not a weights file; convert it first: "
-                    "medsegmamba-weights import FILE --task aseg|hippocampus"
+                    "medsegmamba-weights import FILE --task {'|'.join(TASKS)}"
                 )
             raise WeightsError(f"{path}: not a safetensors file")
         text = file.read(length)

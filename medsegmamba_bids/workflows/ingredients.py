@@ -10,6 +10,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.record import fingerprint, size_and_time
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.networks import Networks
 
@@ -19,7 +20,7 @@ _OPTIONS = ("step_size", "precision", "save_posteriors", "fs_stats")
 
 def made_from(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> dict[str, Any]:
     """What a T1w's results depend on, apart from the content of the files that are read for it."""
-    used = {"aseg": networks.aseg, "hippocampus": networks.hippocampus, "brain": networks.brain}
+    used = {ASEG.task: networks.aseg, HIPPOCAMPUS.task: networks.hippocampus, "brain": networks.brain}
     return {
         "Version": __version__,
         "T1w": image.relative,

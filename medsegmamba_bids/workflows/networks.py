@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.image.labels import covers_brain
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.folders import default_weights, find_weights
 from medsegmamba_bids.weights.info import WeightsInfo, read_info
 
@@ -61,20 +62,20 @@ def choose_networks(config: RunConfig) -> Networks:
     WeightsError
         A file is absent, damaged, for another task, or none comes with the package.
     """
-    aseg = _network(find_weights(config.aseg_weights, "aseg"))
+    aseg = _network(find_weights(config.aseg_weights, ASEG.task))
     hippocampus = _hippocampus(config.hippocampus_weights)
     if aseg.takes_heads and aseg.makes_mask:
         return Networks(aseg, hippocampus)
-    embedded = default_weights("aseg")
+    embedded = default_weights(ASEG.task)
     brain = _network(embedded) if embedded else None
     return Networks(aseg, hippocampus, brain if brain and brain.takes_heads and brain.makes_mask else None)
 
 
 def _hippocampus(name: str | None) -> Network | None:
     if name is None:
-        path = default_weights("hippocampus")
+        path = default_weights(HIPPOCAMPUS.task)
         return _network(path) if path else None
-    return None if name.lower() == _LEAVE_OUT else _network(find_weights(name, "hippocampus"))
+    return None if name.lower() == _LEAVE_OUT else _network(find_weights(name, HIPPOCAMPUS.task))
 
 
 def _network(path: Path) -> Network:

@@ -13,10 +13,11 @@ from medsegmamba_bids.data.names import output_name, product
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.interfaces.sink import METADATA, WriteOutputs
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS
 from medsegmamba_bids.workflows.networks import Network, Networks
 
 RAW = "raw"  # names the input dataset in BIDS URIs
-_MEASURED = {"aseg_stats": "conformed_aseg", "hippocampus_stats": "conformed_hippocampus"}
+_MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
 
 #: A node and its output.
 Source = tuple[Node, str]
@@ -108,13 +109,13 @@ def _label_map(network: Network) -> list[str]:
 
 def products_of_aseg(config: RunConfig) -> list[str]:
     """Return the products that every T1w has, so that it can be told whether it is done."""
-    always = ["conformed", "mask", "conformed_mask", "aseg", "conformed_aseg", "aseg_entropy", "aseg_stats"]
-    return always + ["aseg_posteriors"] * config.save_posteriors + ["freesurfer_stats"] * config.fs_stats
+    always = ["conformed", "mask", "conformed_mask", ASEG.native, ASEG.conformed, ASEG.entropy, ASEG.stats]
+    return always + [ASEG.posteriors] * config.save_posteriors + ["freesurfer_stats"] * config.fs_stats
 
 
 def products_of_hippocampus(networks: Networks, config: RunConfig) -> list[str]:
     """Return the products of the subfields; none where they are left out."""
     if networks.hippocampus is None:
         return []
-    always = ["hippocampus", "conformed_hippocampus", "hippocampus_entropy", "hippocampus_stats"]
-    return always + ["hippocampus_posteriors"] * config.save_posteriors
+    always = [HIPPOCAMPUS.native, HIPPOCAMPUS.conformed, HIPPOCAMPUS.entropy, HIPPOCAMPUS.stats]
+    return always + [HIPPOCAMPUS.posteriors] * config.save_posteriors

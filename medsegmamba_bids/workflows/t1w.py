@@ -17,6 +17,7 @@ from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
 from medsegmamba_bids.interfaces.statistics import Statistics
 from medsegmamba_bids.interfaces.step import StepInterface
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.ingredients import files_now, made_from
 from medsegmamba_bids.workflows.networks import Network, Networks
@@ -26,8 +27,6 @@ from medsegmamba_bids.workflows.outputs import (
     products_of_aseg,
     products_of_hippocampus,
 )
-
-ASEG_TABLE, HIPPOCAMPUS_TABLE = "aseg_brain", "hippoFS60"
 
 # Most memory that a step was seen to need, GB; images of 512^3 voxels and the authors' network included.
 _MEMORY = {"conform": 2.5, "network": 4.0, "normalize": 1.5, "native": 2.5, "statistics": 1.5, "other": 0.8}
@@ -174,7 +173,9 @@ class _Builder:
         etiv = self.node(EstimateIntracranial(template=self.template), "intracranial")
         self.connect(self.norm, etiv, "in_file")
         self.connect(self.mask, etiv, "mask_file")
-        statistics = self.statistics(self.aseg, ASEG_TABLE, "statistics_aseg", self.config.omp_nthreads)
+        statistics = self.statistics(
+            self.aseg, ASEG.listed_table(self.networks.aseg.info.labels), "statistics_aseg", self.config.omp_nthreads
+        )
         statistics.inputs.template = self.template
         self.connect((etiv, "etiv"), statistics, "etiv")
         self.connect(self.mask, statistics, "mask_file")
@@ -205,7 +206,7 @@ class _Builder:
         self.connect((self.aseg, "labels_file"), segmented, "aseg_file")
         native_labels = self.to_native((segmented, "labels_file"), "native_hippocampus")
         # On one thread, since it then runs while the intracranial volume is estimated, which has no more.
-        statistics = self.statistics(segmented, HIPPOCAMPUS_TABLE, "statistics_hippocampus", threads=1)
+        statistics = self.statistics(segmented, HIPPOCAMPUS.listed, "statistics_hippocampus", threads=1)
         sources = {
             "hippocampus": native_labels,
             "conformed_hippocampus": (segmented, "labels_file"),

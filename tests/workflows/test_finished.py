@@ -11,7 +11,6 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.execution import resume as finished
 from medsegmamba_bids.execution import work_folders as work
 from medsegmamba_bids.execution.outcomes import exit_code, finished_before, outcome_table
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
@@ -20,6 +19,7 @@ from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.record import WriteRecord, record_path
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
+from medsegmamba_bids.workflows import ingredients
 from medsegmamba_bids.workflows.ingredients import (
     files_now,
     made_from,
@@ -104,7 +104,7 @@ def test_options_that_matter(done, config, change, sentence):
 def test_weights_and_version_matter(done, config, monkeypatch):
     assert why(done, config, checksum="abd") == "it was made with another weights"
     assert why(done, config, subfields="s") == "it was made with another weights"
-    monkeypatch.setattr(finished, "__version__", "99")
+    monkeypatch.setattr(ingredients, "__version__", "99")
     assert why(done, config) == "it was made with another version"
 
 

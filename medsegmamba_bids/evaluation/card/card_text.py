@@ -10,6 +10,7 @@ import pandas as pd
 
 from medsegmamba_bids.evaluation.card.measure import BRAIN_MASK, HIPPOCAMPUS, ORIGINAL, REFERENCE, TWIN
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.segmentations import ASEG
 
 #: Structures that FreeSurfer itself finds unreliably and the means leave out: choroid plexus, hypointensities.
 APART = (31, 63, 77)
@@ -20,7 +21,7 @@ POOR_DICE, POOR_PERCENT = 0.75, 20.0
 
 def counted_labels() -> list[int]:
     """The 28 structures that the means are over: all of aseg but ``APART``."""
-    return [label for label in load_label_table("aseg").labels[1:].tolist() if label not in APART]
+    return [label for label in load_label_table(ASEG.published).labels[1:].tolist() if label not in APART]
 
 
 def select(rows: pd.DataFrame, variant: str, against: str, labels: Sequence[int] | None = None) -> pd.DataFrame:

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids import segmentations
+from medsegmamba_bids.anatomy import HIPPOCAMPI, WHITE_MATTER
 from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
@@ -17,9 +19,9 @@ from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image
-from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels, table_of_labels
+from medsegmamba_bids.image.labels import LabelTable, join_brain_labels, table_of_labels
 from medsegmamba_bids.inference.foreground import fill_holes
-from medsegmamba_bids.inference.segmenter import HIPPOCAMPI, Segmenter
+from medsegmamba_bids.inference.segmenter import Segmenter
 from medsegmamba_bids.inference.single import ImageLabels, conform_and_segment
 
 logger = logging.getLogger(__name__)
@@ -50,12 +52,14 @@ class Networks:
     @property
     def aseg_table(self) -> LabelTable:
         """Structures of the first network."""
-        return table_of_labels(np.array(self.segmenter.load(self.aseg, "aseg")[1].labels))
+        return table_of_labels(np.array(self.segmenter.load(self.aseg, segmentations.ASEG.task)[1].labels))
 
     @property
     def subfield_table(self) -> LabelTable:
         """Structures of the second network."""
-        return table_of_labels(np.array(self.segmenter.load(self.hippocampus, "hippocampus")[1].labels))
+        return table_of_labels(
+            np.array(self.segmenter.load(self.hippocampus, segmentations.HIPPOCAMPUS.task)[1].labels)
+        )
 
     def segment(self, image: Image, subfields: bool) -> ImageLabels:
         """Labels on the image's own grid."""

@@ -21,6 +21,7 @@ from medsegmamba_bids.evaluation.card.cases import Case, read_cases
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import WeightsInfo, find_weights, read_info
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 def checksums(networks: Networks) -> str:
     """The first line of the table of numbers: which weights they are for."""
-    found = [f"aseg {read_info(find_weights(networks.aseg, 'aseg')).checksum}"]
+    found = [f"aseg {read_info(find_weights(networks.aseg, ASEG.task)).checksum}"]
     if networks.subfields:
-        found.append(f"hippocampus {read_info(find_weights(networks.hippocampus, 'hippocampus')).checksum}")
+        found.append(f"hippocampus {read_info(find_weights(networks.hippocampus, HIPPOCAMPUS.task)).checksum}")
     return "# weights: " + ", ".join(found)
 
 
@@ -66,11 +67,11 @@ def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
 def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
     """The whole card: the template of the package with its placeholders filled in."""
     fields = {"version": __version__, **training, **sections(rows, aim_cases)}
-    fields |= _described("aseg", find_weights(networks.aseg, "aseg"))
+    fields |= _described(ASEG.task, find_weights(networks.aseg, ASEG.task))
     if networks.subfields:
-        fields |= _described("hippocampus", find_weights(networks.hippocampus, "hippocampus"))
+        fields |= _described(HIPPOCAMPUS.task, find_weights(networks.hippocampus, HIPPOCAMPUS.task))
     else:
-        fields |= dict.fromkeys(_described_keys("hippocampus"), "n/a")
+        fields |= dict.fromkeys(_described_keys(HIPPOCAMPUS.task), "n/a")
     return Template(data_path("evaluation/model_card.md").read_text()).substitute(fields)
 
 

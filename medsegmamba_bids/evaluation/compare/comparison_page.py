@@ -33,15 +33,11 @@ from medsegmamba_bids.evaluation.compare.summary import (
 )
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.viz.encoding import to_uri
 from medsegmamba_bids.viz.templates import render
 
 PAGE = "evaluation.html"
-TITLES = {
-    "aseg": "Subcortical structures",
-    "aseg_brain": "Brain structures",
-    "hippoFS60": "Hippocampal subfields",
-}
 _FEW_SCANS = 6  # below, no p can fall under 0.05
 
 
@@ -158,7 +154,7 @@ def page_values(results: Results, figures: Figures) -> dict[str, Any]:
     return {
         "version": __version__,
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "title": TITLES[settings.table],
+        "title": of_table(settings.table).titles[settings.table],
         "results": results,
         "counts": _counts(results),
         "without": [name for label, name in _names(settings.table).items() if label in settings.without],

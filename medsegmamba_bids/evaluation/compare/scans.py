@@ -18,6 +18,7 @@ from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.labels import LabelTable, load_label_table
+from medsegmamba_bids.segmentations import ASEG
 
 #: Columns of the long table, which has a row per structure, method and scan.
 COLUMNS = ("dataset", "participant", "session", "scan", "method", "structure", *METRICS, "resampled")
@@ -37,7 +38,7 @@ class Settings:
         Labels outside the table that mean nothing.
     """
 
-    table: str = "aseg"
+    table: str = ASEG.published
     without: tuple[int, ...] = ()
     background: tuple[int, ...] = ()
 

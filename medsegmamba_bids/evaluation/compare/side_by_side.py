@@ -12,17 +12,17 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from medsegmamba_bids.anatomy import OUTER
 from medsegmamba_bids.datasets.label_images import LabelImage, read_on_grid, read_reference
 from medsegmamba_bids.evaluation.compare.scans import Settings
 from medsegmamba_bids.evaluation.compare.study import REFERENCE, Item
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import load_image
+from medsegmamba_bids.segmentations import HIPPOCAMPUS, of_table
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of
 
-# Left out of drawings in three dimensions: they hide the rest.
-_HIDDEN = (2, 3, 24, 41, 42, 77)
 _VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
 _TILE = 330  # pixels, about the width of a slice
 _MARGIN_MM = 5
@@ -73,7 +73,7 @@ def load_side_by_side(item: Item, settings: Settings, image: Path | None = None)
     structures = list(settings.structures)
     labels = {name: _placed(one, grid, structures) for name, one in images.items()}
     # Subfields are grey matter alone: what is bright is seen around them.
-    inside = None if settings.table == "hippoFS60" else labels[REFERENCE] > 0
+    inside = None if of_table(settings.table) is HIPPOCAMPUS else labels[REFERENCE] > 0
     shades = None if image is None else _shades(image, grid, inside)
     return SideBySide(labels, grid.affine, shades, settings.table)
 
@@ -106,7 +106,7 @@ def _shades(path: Path, grid: Grid, inside: np.ndarray | None) -> np.ndarray:
 
 def draw_slices(sides: SideBySide) -> np.ndarray:
     """Three slices of everyone's labels, painted; uint8 (H, W, 3). A column per method, the reference first."""
-    colors = colors_of(sides.table)
+    colors = colors_of(of_table(sides.table).widest)
     rows = {}
     for plane, plan in _plans(sides).items():
         rows[plane] = [_painted(plan, sides.image, labels, colors) for labels in sides.labels.values()]
@@ -125,8 +125,8 @@ def draw_differences(sides: SideBySide) -> np.ndarray:
 
 def draw_views(sides: SideBySide) -> np.ndarray:
     """Structures in three dimensions; uint8 (H, W, 3). A column per method, a row per view."""
-    thin = sides.table == "hippoFS60"
-    colors = {label: to_rgb(color) for label, color in colors_of(sides.table, _HIDDEN).items()}
+    thin = of_table(sides.table) is HIPPOCAMPUS
+    colors = {label: to_rgb(color) for label, color in colors_of(of_table(sides.table).widest, OUTER).items()}
     solids = [surfaces.label_surfaces(labels, sides.affine, colors, thin) for labels in sides.labels.values()]
     zoom = _TILE / (max(side.stop - side.start for side in sides.box) + 4)
     rows = {}
@@ -140,7 +140,7 @@ def _plans(sides: SideBySide) -> dict[str, slices.Mosaic]:
     """A slice of each plane: the one in which the reference has most structures."""
     reference = next(iter(sides.labels.values()))
     box = sides.box
-    if sides.image is not None and sides.table != "hippoFS60":
+    if sides.image is not None and of_table(sides.table) is not HIPPOCAMPUS:
         box = Box.whole(reference.shape)
     shown = box.grow(2 * _MARGIN_MM, reference.shape)
     found = {}

@@ -25,6 +25,7 @@ from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import conform_and_segment
 from medsegmamba_bids.networks.registry import NETWORKS
+from medsegmamba_bids.segmentations import HIPPOCAMPUS
 from medsegmamba_bids.training.export import copy_weights, weights_info
 from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.pairs.pair_trainer import check_groups, train_on_pairs
@@ -132,7 +133,7 @@ def segment_test_set(weights: Path, pairs: list[Pair], config: PairsConfig, out:
         if file.exists() and file.stat().st_mtime_ns > weights.stat().st_mtime_ns:
             continue
         image = load_image(pair.image)
-        if weights_info(config).task == "hippocampus":
+        if weights_info(config).task == HIPPOCAMPUS.task:
             labels = _subfields(segmenter, pair, image, weights)
         else:
             labels = conform_and_segment(segmenter, image, weights).on_grid_of(image).aseg

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegmamba_bids.errors import PairError
-from medsegmamba_bids.image.labels import SUBFIELD_FILES
+from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.training_config import PairsConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: The label image in ``mri/`` of a FreeSurfer subject, and what is added to its labels.
-ASEG_FILES = (("aseg.mgz", 0),)
 #: Entities in which a label image and its T1-weighted image agree.
 _ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part")
 
@@ -66,7 +65,7 @@ def _freesurfer_pair(folder: Path, participant: str, config: PairsConfig) -> Pai
     image = folder / "mri" / config.image
     if not image.is_file():
         raise PairError(f"{image}: no such file; which image of a subject is used stands in the configuration (image)")
-    wanted = SUBFIELD_FILES if config.subfields else ASEG_FILES
+    wanted = of_table(config.table).files[0]
     return Pair(folder.name, participant, image, tuple((_one(folder / "mri", name), add) for name, add in wanted))
 
 
@@ -95,7 +94,7 @@ def find_bids_pairs(
     images = layout.get(
         scope="raw", suffix="T1w", extension=[".nii", ".nii.gz"], subject=subjects, return_type="object"
     )
-    prefix = config.segmentation or ("hippo" if config.subfields else "aseg")
+    prefix = config.segmentation or of_table(config.table).short
     labels = _label_images(layout, prefix, subjects)
     pairs = []
     for image in images:

@@ -13,12 +13,14 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from medsegmamba_bids.anatomy import NUCLEI
 from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.image.labels import ASEG_BACKGROUND, NUCLEI, LabelTable, join_brain_labels
+from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
 from medsegmamba_bids.inference.segmenter import HIPPOCAMPUS_SIDE
+from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.pairs.finder import Pair
 from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.training_config import PairsConfig
@@ -154,9 +156,7 @@ def _check_grid(
 
 def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pair: Pair) -> np.ndarray:
     """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
-    background = config.background
-    if background is None:
-        background = () if config.subfields else ASEG_BACKGROUND
+    background = of_table(config.table).beside if config.background is None else config.background
     present = np.flatnonzero(np.bincount(labels.ravel()))
     foreign = sorted(set(present.tolist()) - set(table.labels.tolist()) - set(background))
     files = ", ".join(str(path) for path, _ in pair.labels)

@@ -11,11 +11,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import resample
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_image
-from medsegmamba_bids.image.labels import WHITE_MATTER, LabelTable, join_brain_labels
+from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
 
 if TYPE_CHECKING:
     from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas

@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.image.grid import Box
 
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
@@ -34,7 +35,6 @@ SUBFIELDS = {
     "fimbria": 212,
     "HATA": 211,
 }
-SIDES = {17: 1000, 53: 2000}  # aseg hippocampus -> what is added to the subfield's number
 MARGIN_MM = 12
 FAR_MM = 6.0
 
@@ -73,12 +73,12 @@ def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
     int32 (X, Y, Z), the same with 1203..1226 on the left and 2203..2226 on the right
     """
     painted = labels.astype(np.int32).copy()
-    for side, offset in SIDES.items():
+    for side, offset in SUBFIELDS_FROM.items():
         mask = labels == side
         if not mask.any():
             continue
         box = Box.around(mask, MARGIN_MM)
-        mirrored = side == 53
+        mirrored = side == RIGHT_HIPPOCAMPUS
         local = mask[box][::-1] if mirrored else mask[box]
         subfields = propagate(atlas, local)
         if mirrored:

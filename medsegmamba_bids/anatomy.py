@@ -1,0 +1,28 @@
+"""FreeSurfer's labels that code speaks of by what they are; numbers as in FreeSurferColorLUT.txt."""
+
+from __future__ import annotations
+
+LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX = 2, 3, 41, 42
+WHITE_MATTER = (LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER)
+CORTEX = (LEFT_CORTEX, RIGHT_CORTEX)
+CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
+BRAIN_STEM = 16
+CSF = 24
+HYPOINTENSITIES = 77
+CALLOSUM = (251, 252, 253, 254, 255)
+
+LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS = 17, 53
+HIPPOCAMPI = {LEFT_HIPPOCAMPUS: "left", RIGHT_HIPPOCAMPUS: "right"}
+#: What is added to the numbers of FreeSurfer's subfields (201 to 246), which are the same on both sides.
+SUBFIELDS_FROM = {LEFT_HIPPOCAMPUS: 1000, RIGHT_HIPPOCAMPUS: 2000}
+#: Nuclei of the amygdala, in the files of the hippocampal subfields.
+NUCLEI = (*range(7001, 7016),)
+
+#: Parcels of the cortex in aparc+aseg, by what they are parts of.
+PARCELS = {LEFT_CORTEX: range(1000, 2000), RIGHT_CORTEX: range(2000, 3000)}
+#: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
+ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *CALLOSUM)
+ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
+
+#: What hides the rest in drawings in three dimensions.
+OUTER = (*CEREBRUM, CSF, HYPOINTENSITIES)
