@@ -10,24 +10,54 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.errors import UserError
 
 Main = Callable[[list[str] | None], int]
 
+_PACKAGE = "medsegmamba_bids"
+_TERMINAL = "medsegmamba-terminal"
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows default values, but none where the help says what happens without the option."""
+    """Shows default values, but none where the help says what happens without the option; keeps lines as written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        told = action.default is None or action.default is False or action.default == []
+        return action.help if told else super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with ``--version`` and the default values in its help.
+class Parser(argparse.ArgumentParser):
+    """The form of all commands and their subcommands.
+
+    Takes ``--work_dir`` for ``--work-dir``, and so on, without a second name of each option in the help.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse with dashes in the names of options."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([_with_dashes(argument) for argument in given], namespace)
+
+
+def _with_dashes(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def make_parser(prog: str, description: str, **settings: Any) -> Parser:
+    """Return a command's parser, with ``--version``.
 
     Parameters
     ----------
@@ -35,14 +65,21 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
         Name of the command.
     description : str
         What it does, in a sentence or two.
+    **settings
+        Further ones of :class:`argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=_Formatter,
-    )
+    parser = Parser(prog=prog, description=description, **settings)
     parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, text: str, run: Callable[..., Any], more: str = ""
+) -> Parser:
+    """Add a subcommand that ``run`` carries out; more than its one line is told by its own help."""
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+    command.set_defaults(run=run)
+    return command
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +93,26 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_up_logging(verbosity: int) -> None:
-    """Send log records to standard error, from warnings (0) to debugging (2 and more)."""
-    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
-    logging.basicConfig(level=levels[min(verbosity, 2)], format="%(levelname)s: %(message)s", stream=sys.stderr)
+def set_up_logging(verbosity: int, form: str = "%(levelname)s: %(message)s") -> logging.Handler:
+    """Send the package's log records to standard error, from warnings (0) to debugging (2 and more).
+
+    Returns
+    -------
+    logging.Handler
+        What shows them, in place of an earlier command's in the same process.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    package = logging.getLogger(_PACKAGE)
+    for handler in list(package.handlers):
+        if handler.name == _TERMINAL:
+            package.removeHandler(handler)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.name = _TERMINAL
+    shown.setLevel(level)
+    shown.setFormatter(logging.Formatter(form))
+    package.addHandler(shown)
+    package.setLevel(level)
+    return shown
 
 
 def user_errors(main: Main) -> Main:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from medsegmamba_bids.cli.common import make_parser, user_errors
+from medsegmamba_bids.cli.common import add_command, make_parser, set_up_logging, user_errors
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.segmentations import ASEG, TABLES
+
+if TYPE_CHECKING:
+    from medsegmamba_bids.evaluation.compare.study import Dataset
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; imports nothing that is slow."""
     parser = make_parser("medsegmamba-evaluate", "Measure how well segmentations agree with a reference.")
-    # All commands show their defaults in the same way.
-    parser_class = functools.partial(argparse.ArgumentParser, formatter_class=parser.formatter_class)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=parser_class)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_compare(commands)
     _add_fastsurfer(commands)
     _add_model_card(commands)
     return parser
 
 
-def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-    """Add a subcommand; more than its one line is told by its own help."""
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}")
-
-
 def _add_compare(commands: argparse._SubParsersAction) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "compare",
         "compare segmentations of any number of methods with a reference",
+        compare,
         "A PLACE is a BIDS derivatives folder, a FreeSurfer or FastSurfer subjects folder, a folder of label images "
         "(SynthSeg's output, plain files), one file, or a pattern such as 'FOLDER/{participant}_labels.nii.gz'. "
         "Exit code 1 if a scan could not be compared.",
@@ -59,7 +56,6 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--nprocs", type=int, default=1, help="scans that are compared at the same time")
     _add_figures(command)
     _add_datasets(command)
-    command.set_defaults(run=compare)
 
 
 def _add_figures(command: argparse.ArgumentParser) -> None:
@@ -82,10 +78,11 @@ def _add_datasets(command: argparse.ArgumentParser) -> None:
 
 
 def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "fastsurfer",
         "segment images with FastSurfer, where it is installed, to compare with it",
+        fastsurfer,
         "Runs run_fastsurfer.sh --seg_only for every image that is not segmented yet.",
     )
     command.add_argument("--images", metavar="PLACE", required=True, help="T1-weighted images, such as a BIDS dataset")
@@ -97,12 +94,11 @@ def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
         metavar="TEXT",
         help="further options of FastSurfer, such as --options='--device cpu --no_cereb'",
     )
-    command.set_defaults(run=fastsurfer)
 
 
 def _add_model_card(commands: argparse._SubParsersAction) -> None:
     text = "measure weights on real cases and write their model card"
-    command = _add(commands, "model-card", text)
+    command = add_command(commands, "model-card", text, model_card)
     command.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
     command.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
     command.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
@@ -116,17 +112,55 @@ def _add_model_card(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--aseg-hours", default="?", help="how long the training took")
     command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
     command.add_argument("--machine", default="?", help="what the trainings ran on")
-    command.set_defaults(run=model_card)
 
 
 def compare(options: argparse.Namespace) -> int:
     """Compare segmentations with a reference; 1 where a scan could not be compared."""
-    from medsegmamba_bids.evaluation.compare.comparison import run
+    from medsegmamba_bids.evaluation.compare.comparison import Request, run
     from medsegmamba_bids.evaluation.compare.results import to_markdown
+    from medsegmamba_bids.evaluation.compare.scans import Settings
 
-    results = run(options)
+    _check_compare(options)
+    results = run(
+        Request(
+            datasets=_datasets(options),
+            settings=Settings(options.table, tuple(options.without or ()), tuple(options.background or ())),
+            out=options.out,
+            participants=options.participants,
+            dataset_column=options.dataset_column or "",
+            correction=options.correction,
+            nprocs=options.nprocs,
+            figures=not options.no_figures,
+            show=options.show or "",
+        )
+    )
     print(to_markdown(results), end="")
     return 1 if results.problems else 0
+
+
+def _check_compare(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if options.out.exists() and not options.out.is_dir():
+        raise EvaluationError(f"{options.out}: is a file; --out names a folder")
+    if options.nprocs < 1:
+        raise EvaluationError(f"--nprocs {options.nprocs}: must be 1 or more")
+    if options.study and (options.reference or options.method):
+        raise EvaluationError("--study names references and methods itself; leave --reference and --method out")
+    if options.study and options.dataset_column:
+        raise EvaluationError("--study names datasets itself; leave --dataset-column out")
+    if not options.study and not (options.reference and options.method):
+        raise EvaluationError("--reference and at least one --method are needed, or --study")
+    if options.dataset_column and not options.participants:
+        raise EvaluationError("--dataset-column needs --participants, the table that has it")
+
+
+def _datasets(options: argparse.Namespace) -> list[Dataset]:
+    """Datasets of the command line, or of the file that it names."""
+    from medsegmamba_bids.evaluation.compare.study import Dataset, parse_methods, read_study
+
+    if options.study:
+        return read_study(options.study)
+    return [Dataset(options.dataset, options.reference, parse_methods(options.method), options.images or "")]
 
 
 def fastsurfer(options: argparse.Namespace) -> int:
@@ -142,9 +176,14 @@ def fastsurfer(options: argparse.Namespace) -> int:
 
 def model_card(options: argparse.Namespace) -> int:
     """Measure weights and write their card."""
-    from medsegmamba_bids.evaluation.card.model_card import run
+    from medsegmamba_bids.evaluation.card.measure import Networks
+    from medsegmamba_bids.evaluation.card.model_card import write_card
+    from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
-    run(options)
+    segmenter = Segmenter(InferenceSettings(device=options.device))
+    networks = Networks(segmenter, options.weights, options.hippocampus_weights, not options.no_hippocampus)
+    training = {key: getattr(options, key) for key in ("aseg_hours", "hippocampus_hours", "machine")}
+    write_card(options.out, options.case_table, options.data_dir, options.cases, networks, training)
     return 0
 
 
@@ -152,7 +191,7 @@ def model_card(options: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 when it succeeded, 1 for an input that was refused."""
     options = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    set_up_logging(1, "%(message)s")
     return options.run(options)
 
 

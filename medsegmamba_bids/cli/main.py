@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from medsegmamba_bids.cli.common import user_errors
+from medsegmamba_bids.cli.common import set_up_logging, user_errors
 from medsegmamba_bids.cli.parser import parse_config
 from medsegmamba_bids.config import RunConfig, check_folders
 
@@ -77,13 +77,10 @@ def _log(config: RunConfig) -> Iterator[None]:
     from medsegmamba_bids.interfaces.sink import write_new
 
     write_new(config.to_json(), config.log_dir / "config.json")
-    to_file = log_to_file(str(config.log_dir / LOG_FILE))
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(config.verbose, 2)])
-    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal = set_up_logging(config.verbose)
+    to_file = log_to_file(str(config.log_dir / LOG_FILE))  # that has it all
     terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")  # shown already
     package = logging.getLogger("medsegmamba_bids")
-    package.addHandler(terminal)
     try:
         yield
     except Exception as error:

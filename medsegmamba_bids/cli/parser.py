@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from medsegmamba_bids import __version__
+from medsegmamba_bids.cli.common import make_parser
 from medsegmamba_bids.config import LEVELS, PRECISIONS, RunConfig, options_from_json
 from medsegmamba_bids.errors import ConfigError
 
@@ -35,20 +33,6 @@ _DEFAULT_MEMORY_GB = 8.0
 _MOST_THREADS = 8  # of one step; more do not help
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes ``--work_dir`` for ``--work-dir``, and so on, without a second name of each option in the help."""
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse with dashes in the names of options."""
-        given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args([_with_dashes(one) for one in given], namespace)
-
-
-def _with_dashes(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser; options that were not given are absent from its result."""
     parser = start_parser("medsegmamba", DESCRIPTION, EPILOG)
@@ -64,15 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def start_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return a parser of a command that takes a dataset and a folder of results, without its options."""
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    parser = make_parser(prog, description, epilog=epilog, argument_default=argparse.SUPPRESS)
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="folder of the BIDS dataset")
     parser.add_argument("output_dir", type=Path, metavar="OUT_DIR", help="folder of the results, made if need be")
     return parser

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-from medsegmamba_bids.cli.common import make_parser, user_errors
+from medsegmamba_bids.cli.common import add_command, make_parser, set_up_logging, user_errors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,16 +19,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_split(commands)
     _add_export(commands)
     return parser
-
-
-def _add(commands: argparse._SubParsersAction, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-    """Add a subcommand; more than its one line is told by its own help."""
-    return commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. {more}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
 
 
 _CONFIG = "TOML or YAML file, or the name of a configuration of the package"
@@ -51,23 +40,24 @@ def _add_machine(command: argparse.ArgumentParser) -> None:
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     text = "train on images synthesised from label maps"
-    command = _add(commands, "synthetic", text, "Run it again to resume from the last checkpoint.")
+    command = add_command(
+        commands, "synthetic", text, train_synthetic, "Run it again to resume from the last checkpoint."
+    )
     _add_running(command)
     command.add_argument("--data-dir", type=Path, required=True, help="folder that the label maps are relative to")
-    command.set_defaults(run=train_synthetic)
 
 
 def _add_pairs(commands: argparse._SubParsersAction) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "pairs",
         "train on images with FreeSurfer's labels, as the paper does",
+        train_pairs,
         "Run it again to resume from the last checkpoint. For several GPUs start it with torchrun: "
         "torchrun --nproc-per-node 4 -m medsegmamba_bids.cli.train pairs ...",
     )
     _add_running(command)
     _add_pair_places(command)
-    command.set_defaults(run=train_pairs)
 
 
 def _add_pair_places(command: argparse.ArgumentParser) -> None:
@@ -82,10 +72,11 @@ def _add_pair_places(command: argparse.ArgumentParser) -> None:
 
 
 def _add_experiment(commands: argparse._SubParsersAction) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "experiment",
         "train several networks under equal conditions and compare them on the test set",
+        experiment,
         "Trains each configuration on pairs, segments the test set with each and writes the tables of "
         "medsegmamba-evaluate. Run it again to resume; what is there already is not done again.",
     )
@@ -103,27 +94,24 @@ def _add_experiment(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
     command.add_argument("--dataset-column", default="dataset", help="its column with the dataset")
-    command.set_defaults(run=experiment)
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
     text = "divide participants 3:1:1 into training, validation and test, balanced by age and sex"
-    command = _add(commands, "split", text)
+    command = add_command(commands, "split", text, split)
     command.add_argument("participants", type=Path, help="BIDS dataset or participants.tsv")
     command.add_argument("--out", type=Path, required=True, help="file to write, .tsv or .json")
     command.add_argument("--seed", type=int, default=0, help="of the random choices")
     command.add_argument("--age-column", default="age", help="column with ages in years")
     command.add_argument("--sex-column", default="sex", help="column with sexes")
-    command.set_defaults(run=split)
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     text = "write the weights file of a training as its last checkpoint stands"
-    command = _add(commands, "export", text)
+    command = add_command(commands, "export", text, export)
     command.add_argument("checkpoint", type=Path, help="checkpoint, or the output folder that holds it")
     command.add_argument("config", help="the training's configuration; its [weights] table may have changed")
     command.add_argument("--out", type=Path, required=True, help="weights file to write (.safetensors)")
-    command.set_defaults(run=export)
 
 
 def train_synthetic(options: argparse.Namespace) -> None:
@@ -191,7 +179,7 @@ def experiment(options: argparse.Namespace) -> None:
     import torch
 
     from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
-    from medsegmamba_bids.training.pairs.experiment import check_conditions, run_experiment
+    from medsegmamba_bids.training.pairs.experiment import Tables, check_conditions, run_experiment
     from medsegmamba_bids.training.pairs.split import read_split
     from medsegmamba_bids.training.processes import join_processes
     from medsegmamba_bids.training.training_config import find_config, read_pairs_config
@@ -203,7 +191,9 @@ def experiment(options: argparse.Namespace) -> None:
     check_conditions(configs)
     split = read_split(options.split)
     pairs = _find_pairs(options, configs[0], list(split))
-    run_experiment(options, configs, pairs, split, join_processes(options.device))
+    reference = options.reference or options.subjects_dir or options.derivatives[0]
+    tables = Tables(reference, tuple(options.method), options.participants, options.dataset_column)
+    run_experiment(configs, pairs, split, options.out, tables, join_processes(options.device))
 
 
 def _find_pairs(options: argparse.Namespace, config: object, participants: list[str]) -> list:
@@ -241,7 +231,7 @@ def _announce(path: Path, info: object) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 when it succeeded, 1 for an input that was refused."""
     options = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    set_up_logging(1, "%(message)s")
     options.run(options)
     return 0
 

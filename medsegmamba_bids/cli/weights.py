@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from medsegmamba_bids.cli.common import make_parser, user_errors
+from medsegmamba_bids.cli.common import add_command, make_parser, user_errors
 from medsegmamba_bids.segmentations import TASKS
 
 
@@ -21,26 +21,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_import(actions)
-    listing = actions.add_parser("list", help="list the weights that commands know by name")
-    listing.set_defaults(run=list_weights)
+    add_command(actions, "list", "list the weights that commands know by name", list_weights)
     for name, run, text in (
         ("show", show, "print what a weights file says of itself"),
         ("verify", verify, "load weights files completely and check them"),
     ):
-        action = actions.add_parser(name, help=text, description=text.capitalize() + ".")
+        action = add_command(actions, name, text, run)
         action.add_argument("weights", nargs="+", help="a weights file, or a name from the list")
-        action.set_defaults(run=run)
     return parser
 
 
 def _add_import(actions: argparse._SubParsersAction) -> None:
     text = "turn a PyTorch checkpoint of the authors of MedSegMamba or TABSurfer into a weights file"
-    action = actions.add_parser("import", help=text, description=text.capitalize() + ".")
+    action = add_command(actions, "import", text, import_checkpoint)
     action.add_argument("checkpoint", type=Path, help="the authors' .pt file")
     action.add_argument("--task", choices=TASKS, required=True, help="what it was trained for")
     action.add_argument("--name", help="what to call it (default: the file's name)")
     action.add_argument("--overwrite", action="store_true", help="replace weights of this name")
-    action.set_defaults(run=import_checkpoint)
 
 
 def import_checkpoint(options: argparse.Namespace) -> int:

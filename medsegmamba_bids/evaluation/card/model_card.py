@@ -6,7 +6,6 @@ measured again.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 from string import Template
@@ -20,7 +19,6 @@ from medsegmamba_bids.evaluation.card.card_text import sections
 from medsegmamba_bids.evaluation.card.cases import Case, read_cases
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
 from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import WeightsInfo, find_weights, read_info
 
@@ -92,21 +90,41 @@ def _input_text(info: WeightsInfo) -> str:
     return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure and write."""
-    if options.out.suffix != ".md":
-        raise CaseError(f"{options.out}: the card's name must end with .md")
-    everything = read_cases(options.case_table, options.data_dir)
-    cases = read_cases(options.case_table, options.data_dir, options.cases)
-    segmenter = Segmenter(InferenceSettings(device=options.device))
-    networks = Networks(segmenter, options.weights, options.hippocampus_weights, not options.no_hippocampus)
-    rows = measure(cases, networks, options.out.with_suffix(".tsv"))
-    training = {key: getattr(options, key) for key in ("aseg_hours", "hippocampus_hours", "machine")}
+def write_card(
+    out: Path, case_table: Path, data_dir: Path, names: list[str] | None, networks: Networks, training: dict[str, str]
+) -> None:
+    """Measure and write.
+
+    Parameters
+    ----------
+    out : Path
+        The card, ``.md``; its numbers go beside it.
+    case_table : Path
+        Table of the cases.
+    data_dir : Path
+        Folder that they are relative to.
+    names : list of str, optional
+        Measure only these; others keep the numbers that they have.
+    networks : Networks
+        What is measured.
+    training : dict of str to str
+        What the card says of the trainings: ``aseg_hours``, ``hippocampus_hours``, ``machine``.
+
+    Raises
+    ------
+    CaseError
+        The card's name is none, or no case can be measured.
+    """
+    if out.suffix != ".md":
+        raise CaseError(f"{out}: the card's name must end with .md")
+    everything = read_cases(case_table, data_dir)
+    cases = read_cases(case_table, data_dir, names)
+    rows = measure(cases, networks, out.with_suffix(".tsv"))
     measured = set(rows["case"])
     aim_cases = [case.name for case in everything if case.aim and case.name in measured]
     if not aim_cases:
-        raise CaseError(f"{options.case_table}: no case with aim 1 is measured; the card's means are over those")
+        raise CaseError(f"{case_table}: no case with aim 1 is measured; the card's means are over those")
     text = card(rows, aim_cases, networks, training)
-    with atomic_path(options.out) as temporary:
-        temporary.write_text(text)
-    logger.info("wrote %s", options.out)
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    logger.info("wrote %s", out)

@@ -1,9 +1,10 @@
-"""``medsegmamba-evaluate compare`` from its options to its files."""
+"""``medsegmamba-evaluate compare`` from what is asked for to its files."""
 
 from __future__ import annotations
 
-import argparse
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -11,64 +12,78 @@ from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.comparison_page import PAGE, check_shown, draw, write_figures, write_page
 from medsegmamba_bids.evaluation.compare.results import Results, write_tables
 from medsegmamba_bids.evaluation.compare.scans import Settings, compare_all
-from medsegmamba_bids.evaluation.compare.study import Dataset, Item, divide, match_dataset, parse_methods, read_study
+from medsegmamba_bids.evaluation.compare.study import Dataset, Item, divide, match_dataset
 
 logger = logging.getLogger(__name__)
 
 
-def run(options: argparse.Namespace) -> Results:
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared, and what is written of it.
+
+    Attributes
+    ----------
+    datasets : list of Dataset
+    settings : Settings
+    out : Path
+        Folder of the tables, the figures and the page.
+    participants : Path or None
+        Table that says who is of which dataset.
+    dataset_column : str
+        Its column with the dataset; empty where datasets are as they are.
+    correction : str
+        Of the tests for multiple comparisons.
+    nprocs : int
+        Scans that are compared at the same time.
+    figures : bool
+        Whether figures and the page are written.
+    show : str
+        Scan that is drawn; empty for the one of median Dice.
+    """
+
+    datasets: list[Dataset]
+    settings: Settings
+    out: Path
+    participants: Path | None = None
+    dataset_column: str = ""
+    correction: str = "none"
+    nprocs: int = 1
+    figures: bool = True
+    show: str = ""
+
+
+def run(request: Request) -> Results:
     """Compare and write.
 
     Raises
     ------
     EvaluationError, ImageError
-        An option or a place cannot be used, or no scan can be compared.
+        A place cannot be used, or no scan can be compared.
     """
-    if options.out.exists() and not options.out.is_dir():
-        raise EvaluationError(f"{options.out}: is a file; --out names a folder")
-    if options.nprocs < 1:
-        raise EvaluationError(f"--nprocs {options.nprocs}: must be 1 or more")
-    settings = Settings(options.table, tuple(options.without or ()), tuple(options.background or ()))
-    items, notes = find_items(datasets_of(options), options)
-    if options.show:
-        check_shown(items, options.show)
-    results = compare(items, settings, notes, options.correction, options.nprocs)
-    write_tables(results, options.out)
-    if not options.no_figures:
-        figures = draw(results, items, options.show or "")
-        write_figures(figures, options.out / "figures")
-        write_page(results, figures, options.out / PAGE)
+    items, notes = find_items(request)
+    if request.show:
+        check_shown(items, request.show)
+    results = compare(items, request.settings, notes, request.correction, request.nprocs)
+    write_tables(results, request.out)
+    if request.figures:
+        figures = draw(results, items, request.show)
+        write_figures(figures, request.out / "figures")
+        write_page(results, figures, request.out / PAGE)
     for sentence in (*results.notes, *results.problems):
         logger.warning("%s", sentence)
-    logger.info("wrote %s", options.out)
+    logger.info("wrote %s", request.out)
     return results
 
 
-def datasets_of(options: argparse.Namespace) -> list[Dataset]:
-    """Datasets of the command line, or of the file that it names."""
-    if options.study:
-        if options.reference or options.method:
-            raise EvaluationError("--study names references and methods itself; leave --reference and --method out")
-        if options.dataset_column:
-            raise EvaluationError("--study names datasets itself; leave --dataset-column out")
-        return read_study(options.study)
-    if not options.reference or not options.method:
-        raise EvaluationError("--reference and at least one --method are needed, or --study")
-    methods = parse_methods(options.method)
-    return [Dataset(options.dataset, options.reference, methods, options.images or "")]
-
-
-def find_items(datasets: list[Dataset], options: argparse.Namespace) -> tuple[list[Item], list[str]]:
+def find_items(request: Request) -> tuple[list[Item], list[str]]:
     """Scans of all datasets, and what to know of them."""
     items, notes = [], []
-    for dataset in datasets:
-        found, sentences = match_dataset(dataset, options.table)
+    for dataset in request.datasets:
+        found, sentences = match_dataset(dataset, request.settings.table)
         items += found
         notes += sentences
-    if options.dataset_column:
-        if not options.participants:
-            raise EvaluationError("--dataset-column needs --participants, the table that has it")
-        items = divide(items, options.participants, options.dataset_column)
+    if request.dataset_column:
+        items = divide(items, request.participants, request.dataset_column)
     return items, notes
 
 

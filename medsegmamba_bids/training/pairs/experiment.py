@@ -5,7 +5,6 @@ The tables are those of ``medsegmamba-evaluate compare``, which is started as a 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import subprocess
@@ -152,17 +151,37 @@ def _subfields(segmenter: Segmenter, pair: Pair, image: nib.spatialimages.Spatia
     return labels_to_grid(found.labels, found.grid, Grid.of(image))
 
 
-def evaluation_arguments(
-    options: argparse.Namespace, configs: list[PairsConfig], reference: Path, out: Path
-) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What the trained networks' segmentations are compared with.
+
+    Attributes
+    ----------
+    reference : Path
+        Labels that count as right.
+    methods : tuple of str
+        Other segmentations, ``NAME=PLACE`` each.
+    participants : Path or None
+        Table that says who is of which dataset.
+    dataset_column : str
+        Its column with the dataset.
+    """
+
+    reference: Path
+    methods: tuple[str, ...] = ()
+    participants: Path | None = None
+    dataset_column: str = "dataset"
+
+
+def evaluation_arguments(tables: Tables, configs: list[PairsConfig], out: Path) -> list[str]:
     """Arguments of ``medsegmamba-evaluate`` that compare the test sets."""
-    arguments = ["compare", "--reference", str(reference), "--table", configs[0].table]
+    arguments = ["compare", "--reference", str(tables.reference), "--table", configs[0].table]
     for name, config in zip(method_names(configs), configs, strict=True):
         arguments += ["--method", f"{name}={test_folder(out, config)}"]
-    for method in options.method:
+    for method in tables.methods:
         arguments += ["--method", method]
-    if options.participants:
-        arguments += ["--participants", str(options.participants), "--dataset-column", options.dataset_column]
+    if tables.participants:
+        arguments += ["--participants", str(tables.participants), "--dataset-column", tables.dataset_column]
     return [*arguments, "--out", str(out / f"tables-{configs[0].table}")]
 
 
@@ -186,10 +205,11 @@ def write_tables(arguments: list[str]) -> None:
 
 
 def run_experiment(
-    options: argparse.Namespace,
     configs: list[PairsConfig],
     pairs: list[Pair],
     split: dict[str, str],
+    out: Path,
+    tables: Tables,
     processes: Processes,
 ) -> None:
     """Trains, segments and compares; what is there already is not done again.
@@ -202,13 +222,12 @@ def run_experiment(
     if processes.many:
         raise ExperimentError(
             "an experiment runs in one process; train with torchrun and 'pairs' in other folders, put the weights at "
-            f"{options.out}/NAME.safetensors, and run the experiment without torchrun"
+            f"{out}/NAME.safetensors, and run the experiment without torchrun"
         )
     test = check_groups(pairs, split)["test"]
     if not test:
         raise ConfigError("the split leaves the test set empty: none of its participants has a scan here")
-    weights = train_all(configs, pairs, split, options.out, processes)
+    weights = train_all(configs, pairs, split, out, processes)
     for config, file in zip(configs, weights, strict=True):
-        segment_test_set(file, test, config, test_folder(options.out, config), str(processes.device))
-    reference = options.reference or options.subjects_dir or options.derivatives[0]
-    write_tables(evaluation_arguments(options, configs, reference, options.out))
+        segment_test_set(file, test, config, test_folder(out, config), str(processes.device))
+    write_tables(evaluation_arguments(tables, configs, out))
