@@ -21,10 +21,10 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 #: Command -> module with its parser; setup.py installs the same (below).
 PARSERS = {
     "medsegmamba": "cli.parser",
-    "medsegmamba-evaluate": "evaluation.command",
+    "medsegmamba-evaluate": "cli.evaluate",
     "medsegmamba-segment": "cli.segment",
     "medsegmamba-slurm": "cli.slurm",
-    "medsegmamba-train": "training.command",
+    "medsegmamba-train": "cli.train",
     "medsegmamba-weights": "cli.weights",
 }
 IMAGE = re.compile(r"medsegmamba(-cpu)?(:[\w.-]+)?|\S*medsegmamba(-cpu)?\.sif")
