@@ -216,15 +216,15 @@ def scans(bench):
 def boxes(bench):
     """A whole box of patches; returns the fastest precision, of which the goals speak."""
     from medsegmamba_bids.inference.device import limit_memory
-    from medsegmamba_bids.inference.predict import predict_volume
+    from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
 
     network = bench.network()
     volume = np.random.default_rng(0).random(bench.box, dtype=np.float32)
-    options = {"patch_size": network.patch_size, "n_classes": network.head.out_channels, "device": bench.device}
     limits = dict(zip(bench.steps, (5.0, 1.5), strict=True))
 
-    def run(**more):
-        return predict_volume(network, volume, batch_size=bench.batches[-2], **options, **more)
+    def run(step, precision, low_memory=False):
+        resources = Resources(bench.device, precision, bench.batches[-2], low_memory=low_memory)
+        return predict_volume(network, volume, network.head.out_channels, Patching(network.patch_size, step), resources)
 
     for precision in bench.precisions:
         for step, limit in limits.items():

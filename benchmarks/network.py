@@ -38,7 +38,7 @@ def measure(case, device, runs):
     import numpy as np
     import torch
 
-    from medsegmamba_bids.inference.predict import predict_volume
+    from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
     from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
     from medsegmamba_bids.networks.medsegmamba import MedSegMamba
 
@@ -59,9 +59,7 @@ def measure(case, device, runs):
             volume = np.random.default_rng(0).random(BOXES[case], dtype=np.float32)
             start = time.perf_counter()
             step = side // 2 if case.startswith("small") else 32
-            found = predict_volume(
-                network, volume, patch_size=side, step=step, n_classes=network.head.out_channels, device=device
-            )
+            found = predict_volume(network, volume, network.head.out_channels, Patching(side, step), Resources(device))
             seconds = time.perf_counter() - start
             result |= {"seconds_per_volume": seconds, "patches_per_second": found.patches / seconds}
         else:

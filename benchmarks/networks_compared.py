@@ -69,7 +69,7 @@ def measure(name, options):
     import numpy as np
     import torch
 
-    from medsegmamba_bids.inference.predict import predict_volume
+    from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
     from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
     from medsegmamba_bids.networks.registry import build_network
 
@@ -95,10 +95,9 @@ def measure(name, options):
         found = predict_volume(
             network,
             volume,
-            patch_size=side,
-            step=STEP,
-            n_classes=network.head.out_channels,
-            device=options.device,
+            network.head.out_channels,
+            Patching(side, STEP),
+            Resources(options.device),
         )
         result |= {"seconds_per_volume": time.perf_counter() - start, "patches": found.patches}
         result["peak_GiB_volume"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -51,22 +51,69 @@ class Prediction:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Patching:
+    """How patches cover a volume, and how what the network says about them is averaged.
+
+    Attributes
+    ----------
+    patch_size, step : int
+        Side of the patches and distance between neighbours, voxels.
+    gaussian : bool
+        Weight the middle of a patch more.
+    mirror : int (C,) or None
+        Class of the same structure on the other side. If given, the probabilities are averaged with
+        those of each patch flipped along axis 0, sides exchanged.
+    """
+
+    patch_size: int
+    step: int
+    gaussian: bool = False
+    mirror: Sequence[int] | np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a network runs on; the result depends on the precision and the accumulator only, and little.
+
+    Attributes
+    ----------
+    device : torch.device or str
+    precision : {"float32", "bfloat16", "float16"}
+        What the network computes in (autocast); float16 on GPUs only.
+    batch_size : int
+        Patches that the network sees at once.
+    half_accumulator : bool
+        Keep the mean in float16.
+    low_memory : bool
+        Begin with what needs the least memory on the device: patches one by one, the mean on the CPU;
+        in the end the network leaves the device.
+    progress : callable or None
+        Called with patches done and all patches, first with 0.
+    """
+
+    device: torch.device | str = "cpu"
+    precision: str = "float32"
+    batch_size: int = 1
+    half_accumulator: bool = False
+    low_memory: bool = False
+    progress: Progress | None = None
+
+    def plan(self) -> _Plan:
+        """Return how patches are run at first."""
+        device = torch.device(self.device)
+        if self.low_memory:
+            return _Plan(1, device, CPU, self.precision)
+        return _Plan(int(self.batch_size), device, device, self.precision)
+
+
 def predict_volume(
     network: nn.Module,
     volume: np.ndarray,
-    *,
-    patch_size: int,
-    step: int,
     n_classes: int,
-    device: torch.device | str = "cpu",
-    precision: str = "float32",
-    batch_size: int = 1,
-    gaussian: bool = False,
-    mirror: Sequence[int] | np.ndarray | None = None,
+    patching: Patching,
+    resources: Resources | None = None,
     box: Box | None = None,
-    half_accumulator: bool = False,
-    low_memory: bool = False,
-    progress: Progress | None = None,
 ) -> Prediction:
     """Average a network's class probabilities over the overlapping patches of a volume.
 
@@ -83,29 +130,13 @@ def predict_volume(
         probabilities (B, C, P, P, P).
     volume : float32 (X, Y, Z)
         Intensities as the network expects them.
-    patch_size, step : int
-        Side of the patches and distance between neighbours, voxels.
     n_classes : int
-    device : torch.device or str
-    precision : {"float32", "bfloat16", "float16"}
-        What the network computes in (autocast); float16 on GPUs only.
-    batch_size : int
-        Patches that the network sees at once.
-    gaussian : bool
-        Weight the middle of a patch more.
-    mirror : int (C,), optional
-        Class of the same structure on the other side. If given, the probabilities are averaged with
-        those of each patch flipped along axis 0, sides exchanged.
+    patching : Patching
+    resources : Resources, optional
+        One patch at a time on the CPU by default.
     box : tuple of slice, optional
         What to segment; by default the box of the non-zero voxels. It is widened to a patch where
         the volume goes that far.
-    half_accumulator : bool
-        Keep the mean in float16.
-    low_memory : bool
-        Begin with what needs the least memory on the device: patches one by one, the mean on the CPU;
-        in the end the network leaves the device.
-    progress : callable, optional
-        Called with patches done and all patches, first with 0.
 
     Returns
     -------
@@ -116,22 +147,22 @@ def predict_volume(
     SegmentationError
         If an option is out of range, or the network's output is not finite.
     """
-    device = torch.device(device)
-    plan = _Plan(1 if low_memory else int(batch_size), device, CPU if low_memory else device, precision)
-    _check(volume, plan, mirror, n_classes)
+    resources = resources or Resources()
+    plan = resources.plan()
+    _check(volume, plan, patching.mirror, n_classes)
     box = Box(box or Box.around(volume) or Box.whole(volume.shape))
-    box = box.at_least(patch_size, volume.shape)
+    box = box.at_least(patching.patch_size, volume.shape)
     inside = torch.from_numpy(np.ascontiguousarray(volume[box], dtype=np.float32))
-    grid = PatchGrid(tuple(inside.shape), patch_size, step, gaussian)
+    grid = PatchGrid(tuple(inside.shape), patching.patch_size, patching.step, patching.gaussian)
     padded = grid.pad(inside)
     positions = grid.occupied(padded)
     if not positions:
         background = torch.zeros((n_classes, 1, 1, 1))
         background[0] = 1
         return Prediction(background.expand(-1, *grid.shape), box, plan.run_on)
-    run = _Run(network, padded, grid, plan, n_classes, mirror, half_accumulator)
-    mean = run.over(positions, progress)
-    if low_memory:
+    run = _Run(network, padded, grid, n_classes, patching.mirror, resources)
+    mean = run.over(positions)
+    if resources.low_memory:
         network.to(CPU)
     _check_finite(mean.mean, run.plan.precision)
     return Prediction(mean.result(), box, run.plan.run_on, len(positions), run.notes)
@@ -203,22 +234,22 @@ class _Run:
         network: nn.Module,
         padded: torch.Tensor,
         grid: PatchGrid,
-        plan: _Plan,
         n_classes: int,
         mirror: Sequence[int] | np.ndarray | None,
-        half_accumulator: bool,
+        resources: Resources,
     ) -> None:
-        self.network, self.padded, self.grid, self.plan = network, padded, grid, plan
-        self.device, self.other_scan = plan.run_on, False
-        self.n_classes, self.half = n_classes, half_accumulator
+        self.network, self.padded, self.grid = network, padded, grid
+        self.plan, self.resources = resources.plan(), resources
+        self.device, self.other_scan = self.plan.run_on, False
+        self.n_classes = n_classes
         self.mirror = None if mirror is None else torch.as_tensor(np.asarray(mirror))
         self.mean: PatchAverage | None = None
         self.done = 0
         self.notes: list[str] = []
 
-    def over(self, positions: list[Position], progress: Progress | None) -> PatchAverage:
+    def over(self, positions: list[Position]) -> PatchAverage:
         """Run the patches, giving way where memory ends; no patch is counted twice."""
-        report = progress or (lambda done, total: None)
+        report = self.resources.progress or (lambda done, total: None)
         placed = None
         while self.done < len(positions):
             report(self.done, len(positions))
@@ -247,7 +278,7 @@ class _Run:
         self.padded = self.padded.to(self.plan.run_on)
         if self.mean is None:
             where = self.plan.accumulate_on
-            self.mean = PatchAverage(self.grid, self.n_classes, where, self.half)
+            self.mean = PatchAverage(self.grid, self.n_classes, where, self.resources.half_accumulator)
         self.mean.to(self.plan.accumulate_on)
 
     def _infer(self, batch: list[Position]) -> torch.Tensor:

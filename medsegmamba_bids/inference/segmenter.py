@@ -21,7 +21,14 @@ from medsegmamba_bids.image.labels import covers_brain, table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
-from medsegmamba_bids.inference.predict import Prediction, Progress, check_precision, predict_volume
+from medsegmamba_bids.inference.predict import (
+    Patching,
+    Prediction,
+    Progress,
+    Resources,
+    check_precision,
+    predict_volume,
+)
 from medsegmamba_bids.inference.rescale import AlignedGrids
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import WeightsInfo, find_weights, load_weights
@@ -268,8 +275,8 @@ class _Job:
 
     def _find_brain(self, head: Box) -> Box | None:
         """Locate the brain in the box of a head by one pass with patches side by side."""
-        step = self.info.input.patch_size
-        quick = self._predict(head, step=step, gaussian=False, mirror=None, half_accumulator=True)
+        side_by_side = Patching(self.info.input.patch_size, step=self.info.input.patch_size)
+        quick = self._predict(head, side_by_side, half_accumulator=True)
         brain = (quick.probabilities.argmax(0) > 0).cpu().numpy()
         if self.groups:
             brain = largest_component(brain)
@@ -279,31 +286,22 @@ class _Job:
 
     def predict(self, box: Box) -> Prediction:
         """Run the overlapping patches in a box of the network's grid."""
-        spec = self.info.input
-        return self._predict(
-            box,
-            step=self.settings.step or spec.step,
-            gaussian=spec.gaussian if self.settings.gaussian is None else self.settings.gaussian,
+        spec, settings = self.info.input, self.settings
+        patching = Patching(
+            spec.patch_size,
+            step=settings.step or spec.step,
+            gaussian=spec.gaussian if settings.gaussian is None else settings.gaussian,
             mirror=self._mirror() if spec.mirror else None,
-            half_accumulator=self.settings.half_accumulator,
         )
+        return self._predict(box, patching, settings.half_accumulator)
 
-    def _predict(self, box: Box, **options: object) -> Prediction:
+    def _predict(self, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
         settings = self.settings
         batch = settings.batch_size or (1 if self.device.type == "cpu" else _GPU_BATCH)
-        prediction = predict_volume(
-            self.network,
-            self.volume,
-            box=box,
-            patch_size=self.info.input.patch_size,
-            n_classes=len(self.info.labels),
-            device=self.device,
-            precision=settings.precision,
-            batch_size=batch,
-            low_memory=settings.low_memory,
-            progress=settings.progress,
-            **options,
+        resources = Resources(
+            self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
         )
+        prediction = predict_volume(self.network, self.volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
         return prediction
 

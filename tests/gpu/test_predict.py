@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from medsegmamba_bids.inference.device import LOW_MEMORY, limit_memory
-from medsegmamba_bids.inference.predict import predict_volume
+from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
 from medsegmamba_bids.networks.medsegmamba import MedSegMamba
 
 CONFIG = {"channels": (8, 16, 16, 32), "bottleneck": 64, "state": 16, "blocks": 2, "classes": 6, "patch_size": 32}
-OPTIONS = {"patch_size": 32, "step": 16, "n_classes": 6}
+OPTIONS = (6, Patching(32, 16))
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def volume():
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("float16", 1e-2), ("bfloat16", 5e-2)])
 def test_as_on_the_cpu(cuda, network, volume, precision, tolerance):
-    expected = predict_volume(network, volume, **OPTIONS)
-    found = predict_volume(network, volume, device=cuda, precision=precision, batch_size=4, **OPTIONS)
+    expected = predict_volume(network, volume, *OPTIONS)
+    found = predict_volume(network, volume, *OPTIONS, Resources(cuda, precision, 4))
     assert found.probabilities.device.type == "cuda"
     assert float((found.probabilities.cpu() - expected.probabilities).abs().max()) < tolerance
     assert found.notes == []
 
 
 def test_low_memory_gives_the_same_and_leaves_the_gpu(cuda, network, volume):
-    expected = predict_volume(network, volume, device=cuda, **OPTIONS)
-    found = predict_volume(network, volume, device=cuda, low_memory=True, **OPTIONS)
+    expected = predict_volume(network, volume, *OPTIONS, Resources(cuda))
+    found = predict_volume(network, volume, *OPTIONS, Resources(cuda, low_memory=True))
     assert found.probabilities.device == torch.device("cpu")
     assert next(network.parameters()).device == torch.device("cpu")
     torch.testing.assert_close(found.probabilities, expected.probabilities.cpu(), rtol=0, atol=1e-6)
@@ -47,7 +47,7 @@ def test_the_published_network_fits_into_low_memory(cuda):
     torch.cuda.reset_peak_memory_stats(cuda)
     limit_memory(cuda)
     try:
-        found = predict_volume(network, volume, patch_size=96, step=32, n_classes=32, device=cuda, low_memory=True)
+        found = predict_volume(network, volume, 32, Patching(96, 32), Resources(cuda, low_memory=True))
         assert found.notes == []
         assert torch.cuda.max_memory_reserved(cuda) <= LOW_MEMORY
     finally:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.inference.predict import predict_volume
+from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
 from medsegmamba_bids.stats.overlap import dice_scores
 from medsegmamba_bids.training.pairs.pair_patches import PreparedPair
 from medsegmamba_bids.training.training_config import PairsConfig
@@ -23,11 +23,9 @@ def dice_of_scan(
     prediction = predict_volume(
         network,
         pair.image.astype(np.float32) / np.float32(255),
-        patch_size=config.patch_size,
-        step=config.patch_size // 2,
-        n_classes=classes,
-        device=device,
-        precision=config.precision,
+        classes,
+        Patching(config.patch_size, step=config.patch_size // 2),
+        Resources(device, config.precision),
         box=Box.whole(pair.image.shape),
     )
     found = prediction.probabilities.argmax(0).cpu().numpy()

@@ -10,7 +10,7 @@ from torch import nn
 
 from medsegmamba_bids.inference import predict
 from medsegmamba_bids.inference.patches import PatchAverage
-from medsegmamba_bids.inference.predict import _Plan, check_precision, is_out_of_memory, predict_volume
+from medsegmamba_bids.inference.predict import _Plan, check_precision, is_out_of_memory
 from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.registry import build_network
 
@@ -49,6 +49,12 @@ class Forgetful(Identity):
             self.failures -= 1
             raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         return super().probabilities(x)
+
+
+def predict_volume(network, volume, *, box=None, n_classes, patch_size, step, gaussian=False, mirror=None, **resources):
+    """The function of this name, with all of its options in one row."""
+    patching = predict.Patching(patch_size, step, gaussian, mirror)
+    return predict.predict_volume(network, volume, n_classes, patching, predict.Resources(**resources), box)
 
 
 #: A device of its own name on which everything runs: it stands for a GPU.
