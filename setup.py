@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "medsegmamba_bids" / "__init__.py").read_text()).group(1)
 
 REQUIRES = [
+    "bids-validator>=1.14",
     "jinja2>=3.0",
     "matplotlib>=3.7",
     "nibabel>=5.0",
@@ -17,6 +18,7 @@ REQUIRES = [
     "numba>=0.59",
     "numpy>=1.24",
     "pandas>=2.0",
+    "pathspec>=0.12",
     "platformdirs>=3.0",
     "pybids>=0.16",
     "safetensors>=0.4",

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.datasets.bids_files import (
+    IMAGE_EXTENSIONS,
+    OTHER_FOLDERS,
+    BIDSFile,
+    BIDSFolder,
+    image_type,
+    is_bids,
+    why_unsuited,
+)
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.datasets.selection import Selection, numbered, read_selection
 from medsegmamba_bids.errors import BIDSError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
 
-IMAGE_EXTENSIONS = (".nii.gz", ".nii")
-_T1W = re.compile(r"^(?P<prefix>sub-[^_]+(?:_[a-zA-Z]+-[^_]+)*)_T1w(?P<extension>\..+)$")
-# What pybids need not look into: it takes seconds where a dataset has many files.
-_OTHER_FOLDERS = "func|dwi|fmap|perf|eeg|meg|ieeg|pet|beh|micr|nirs|motion|mrs"
+logger = logging.getLogger(__name__)
+
+_IGNORED = "listed in .bidsignore"
 
 
 @dataclass(frozen=True)
@@ -58,25 +70,28 @@ class T1wImage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run processes, and what it leaves out.
+    """What a run processes, and what it does not.
 
     Attributes
     ----------
     images : list of T1wImage
         In order of participants, sessions and names.
     skipped : dict of str to str
-        ``sub-X`` or the name of an image -> why it is left out.
+        ``sub-X`` or the name of an image that should be processed, but cannot be -> why.
+    left_out : dict of str to str
+        Path within the dataset of what is no T1w image to process -> why; it counts as no failure.
     """
 
     images: list[T1wImage] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def subjects(self) -> dict[str, list[T1wImage]]:
         """Images by participant."""
-        found: dict[str, list[T1wImage]] = {}
+        images: dict[str, list[T1wImage]] = {}
         for image in self.images:
-            found.setdefault(image.subject, []).append(image)
-        return found
+            images.setdefault(image.subject, []).append(image)
+        return images
 
 
 def collect_inputs(config: RunConfig) -> Inputs:
@@ -85,22 +100,25 @@ def collect_inputs(config: RunConfig) -> Inputs:
     Raises
     ------
     BIDSError
-        The folder is no BIDS dataset, a participant is unknown, the filter file cannot be used, or nothing is
-        left to process.
+        The folder is no BIDS dataset, a participant is unknown, the filter file cannot be used, or the index is of
+        another dataset.
     """
-    filters = _read_filters(config.bids_filter_file)
+    selection = read_selection(config.bids_filter_file).replaced(
+        sub=config.participant_label, ses=config.session_label, run=numbered(config.run_label)
+    )
     _check_dataset(config)
-    wanted = _check_participants(config)
+    dataset = BIDSFolder(config.bids_dir)
+    wanted = _check_participants(dataset, config)
     inputs = Inputs()
-    for path in _query(config, wanted, filters):
-        _sort_in(path, config, inputs)
+    index = _Index(config) if config.bids_database_dir else None
+    for subject in wanted:
+        _collect_participant(subject, dataset, selection, index, config, inputs)
+    if not config.participant_label:
+        _name_odd_folders(dataset, inputs)
     inputs.images.sort(key=lambda image: (image.subject, image.session or "", image.prefix))
     _drop_duplicates(inputs)
     _note_shared_masks(inputs)
-    found = {image.subject for image in inputs.images} | {name.split("_")[0][4:] for name in inputs.skipped}
-    for subject in wanted:
-        if subject not in found:
-            inputs.skipped[f"sub-{subject}"] = _why_nothing(config, subject)
+    _tell_left_out(inputs, config)
     return inputs
 
 
@@ -111,17 +129,23 @@ def _check_dataset(config: RunConfig) -> None:
             f"{config.bids_dir}: not a BIDS dataset, it has no dataset_description.json "
             "(--skip-bids-validation does without)"
         )
-    if not participants_of(config.bids_dir):
+    if not any(path.is_dir() for path in config.bids_dir.glob("sub-*")):
         raise BIDSError(f"{config.bids_dir}: not a BIDS dataset, it has no folder sub-*")
+    if not config.skip_bids_validation:
+        _check_description(description)
 
 
-def participants_of(folder: Path) -> list[str]:
-    """Return the labels of the folders ``sub-*``, sorted."""
-    return sorted(path.name[4:] for path in folder.glob("sub-*") if path.is_dir())
+def _check_description(path: Path) -> None:
+    try:
+        lacking = {"Name", "BIDSVersion"} - set(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BIDSError(f"{path.parent}: cannot be read as a BIDS dataset: {path.name}: {error}") from error
+    if lacking:
+        raise BIDSError(f"{path.parent}: cannot be read as a BIDS dataset: {path.name} lacks {', '.join(lacking)}")
 
 
-def _check_participants(config: RunConfig) -> list[str]:
-    there = participants_of(config.bids_dir)
+def _check_participants(dataset: BIDSFolder, config: RunConfig) -> list[str]:
+    there = dataset.participants
     unknown = [label for label in config.participant_label if label not in there]
     if unknown:
         some = ", ".join(there[:10]) + (" …" if len(there) > 10 else "")
@@ -129,87 +153,145 @@ def _check_participants(config: RunConfig) -> list[str]:
     return sorted(set(config.participant_label)) or there
 
 
-def _read_filters(path: Path | None) -> dict[str, Any]:
-    """The entry ``t1w`` of a filter file, as pybids takes it."""
-    if path is None:
-        return {}
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8")).get("t1w", {})
-    except (OSError, ValueError, AttributeError) as error:
-        raise BIDSError(f"{path}: cannot be used as --bids-filter-file: {error}") from error
-    if not isinstance(entry, dict):
-        raise BIDSError(f'{path}: its entry "t1w" must hold entities, such as {{"acquisition": "mprage"}}')
-    entry = {key: value for key, value in entry.items() if key not in ("datatype", "suffix", "extension", "scope")}
-    return {key: _special(value) for key, value in entry.items()}
+class _Index:
+    """pybids' index of a dataset, made where there is none: which T1w images were there then."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.folder = config.bids_database_dir
+        self.files: dict[str, list[BIDSFile]] = {}
+        layout = _layout(config)
+        root = Path(str(layout.root))
+        if root.resolve() != config.bids_dir.resolve():
+            raise BIDSError(
+                f"{self.folder}: the index is of {root}, not of {config.bids_dir}; name another folder, or remove it"
+            )
+        for path in layout.get(suffix="T1w", return_type="filename"):
+            file = BIDSFile(config.bids_dir, Path(path).relative_to(root).as_posix())
+            if not file.name.endswith(".json"):
+                self.files.setdefault(file.relative.split("/")[0], []).append(file)
+        self.time = max((path.stat().st_mtime for path in self.folder.iterdir()), default=0.0)
+
+    def files_of(self, folder: str, dataset: BIDSFolder) -> Iterator[tuple[BIDSFile, str]]:
+        """Files of a folder ``sub-*``, each with what is wrong with the index about it."""
+        known = self.files.get(folder, [])
+        for file in known:
+            gone = not os.path.lexists(file.path)
+            yield file, f"it is in the index {self.folder}, but no longer there" if gone else ""
+        if known and not self._changed(dataset.root / folder):
+            return
+        for file in dataset.t1w_files(folder):
+            if file not in known:
+                yield file, f"it is not in the index {self.folder}, which is older"
+
+    def _changed(self, folder: Path) -> bool:
+        """Whether something was added to a participant's folders since."""
+        folders = (folder, *folder.glob("anat"), *folder.glob("ses-*"), *folder.glob("ses-*/anat"))
+        return any(path.stat().st_mtime >= self.time for path in folders)
 
 
-def _special(value: Any) -> Any:
-    from bids.layout import Query
-
-    return {"*": Query.ANY, "Query.ANY": Query.ANY, "Query.NONE": Query.NONE, None: Query.NONE}.get(
-        value if isinstance(value, (str, type(None))) else "", value
-    )
-
-
-def _query(config: RunConfig, subjects: list[str], filters: dict[str, Any]) -> list[Path]:
-    layout = _layout(config, subjects)
-    chosen: dict[str, Any] = {"suffix": "T1w", **filters, "subject": subjects}
-    if config.session_label:
-        chosen["session"] = list(config.session_label)
-    if config.run_label:
-        chosen["run"] = [int(label) if label.isdigit() else label for label in config.run_label]
-    try:
-        return [Path(path) for path in layout.get(return_type="filename", invalid_filters="allow", **chosen)]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise BIDSError(f"{config.bids_dir}: cannot be searched for {chosen}: {error}") from error
-
-
-def _layout(config: RunConfig, subjects: list[str]) -> BIDSLayout:
+def _layout(config: RunConfig) -> BIDSLayout:
     from bids import BIDSLayout, BIDSLayoutIndexer
 
-    database = config.bids_database_dir
-    # The index is kept for other runs, so it must know all participants then.
-    ignored = [re.compile(rf"/(?:{_OTHER_FOLDERS})(?:/|$)")]
-    ignored += [re.compile(r"^/(?!sub-)(?:[^/]+/)"), re.compile(r"/\.")]
-    if database is None and config.participant_label:
-        ignored.append(re.compile(rf"^/sub-(?!(?:{'|'.join(map(re.escape, subjects))})(?:/|$))"))
+    # The index is kept for other runs, so it knows all participants. What has no T1w would take seconds.
+    ignored = [rf"/(?:{'|'.join(OTHER_FOLDERS)})(?:/|$)", r"^/(?!sub-)(?:[^/]+/)", r"/\."]
     # Metadata is not needed, and one invalid JSON file anywhere would break the index.
-    indexer = BIDSLayoutIndexer(validate=not config.skip_bids_validation, ignore=ignored, index_metadata=False)
+    indexer = BIDSLayoutIndexer(
+        validate=not config.skip_bids_validation, ignore=[re.compile(text) for text in ignored], index_metadata=False
+    )
     try:
         return BIDSLayout(
             config.bids_dir,
             validate=not config.skip_bids_validation,
             indexer=indexer,
-            database_path=database,
+            database_path=config.bids_database_dir,
             reset_database=False,
         )
     except Exception as error:  # pybids has no common class of errors
-        raise BIDSError(f"{config.bids_dir}: cannot be read as a BIDS dataset: {error}") from error
+        raise BIDSError(
+            f"{config.bids_dir}: cannot be indexed in {config.bids_database_dir} (--bids-database-dir): {error}"
+        ) from error
 
 
-def _sort_in(path: Path, config: RunConfig, inputs: Inputs) -> None:
-    """Add a T1w to those that are processed or left out."""
-    match = _T1W.match(path.name)
-    if match is None or match["extension"] == ".json":
-        return
-    prefix = match["prefix"]
-    if match["extension"] not in IMAGE_EXTENSIONS:
-        allowed = " and ".join(IMAGE_EXTENSIONS)
-        inputs.skipped[path.name] = f"its extension is {match['extension']}; BIDS allows {allowed} for T1w images"
-        return
-    entities = dict(part.split("-", 1) for part in prefix.split("_"))
-    subject, session = entities["sub"], entities.get("ses")
-    inputs.images.append(
-        T1wImage(
-            path=path,
-            prefix=prefix,
-            subject=subject,
-            session=session,
-            relative=path.relative_to(config.bids_dir).as_posix(),
-            mask=find_mask(config, prefix, subject, session),
-            notes=tuple(_sidecar_notes(path, prefix)),
-        )
+def _collect_participant(
+    subject: str,
+    dataset: BIDSFolder,
+    selection: Selection,
+    index: _Index | None,
+    config: RunConfig,
+    inputs: Inputs,
+) -> None:
+    """Sort a participant's files into those that are processed, skipped and left out."""
+    folder = f"sub-{subject}"
+    files = list(index.files_of(folder, dataset) if index else ((file, "") for file in dataset.t1w_files(folder)))
+    files.sort(key=lambda entry: (not _in_own_folder(entry[0]), entry[0].relative))
+    images, reasons, skipped = [], {}, {}
+    for file, outdated in files:
+        if reason := _why_left_out(file, dataset, selection, config):
+            reasons[file.relative] = reason
+        elif not selection.accepts(file.entities, file.extension):
+            continue
+        elif outdated:
+            skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
+        elif file.extension not in IMAGE_EXTENSIONS:
+            allowed = " and ".join(IMAGE_EXTENSIONS)
+            skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
+        else:
+            images.append(_image(file, config))
+    for name in [name for name in skipped if any(image.path.name.startswith(name.split(".")[0]) for image in images)]:
+        reasons[name] = skipped.pop(name)  # such as a checksum beside an image
+    if not images and not skipped and (not reasons or set(reasons.values()) != {_IGNORED}):
+        skipped[folder] = _why_nothing([file for file, _ in files], reasons)
+    inputs.images.extend(images)
+    inputs.skipped.update(skipped)
+    inputs.left_out.update(reasons)
+
+
+def _in_own_folder(file: BIDSFile) -> bool:
+    session = f"ses-{file.entities['ses']}/" if "ses" in file.entities else ""
+    return file.relative == f"sub-{file.entities.get('sub')}/{session}anat/{file.name}"
+
+
+def _why_left_out(file: BIDSFile, dataset: BIDSFolder, selection: Selection, config: RunConfig) -> str:
+    if dataset.ignores(file.relative):
+        return _IGNORED
+    if file.suffix != "T1w":
+        return "its name is not that of a T1w image in BIDS"
+    if file.misplaced:
+        return file.misplaced
+    if unsuited := why_unsuited(file, selection.wanted):
+        return unsuited
+    if config.skip_bids_validation or file.extension not in IMAGE_EXTENSIONS or is_bids(file.relative):
+        return ""
+    return "BIDS does not allow this name or folder (--skip-bids-validation does)"
+
+
+def _image(file: BIDSFile, config: RunConfig) -> T1wImage:
+    subject, session = file.entities["sub"], file.entities.get("ses")
+    return T1wImage(
+        path=file.path,
+        prefix=file.prefix,
+        subject=subject,
+        session=session,
+        relative=file.relative,
+        mask=find_mask(config, file.prefix, subject, session),
+        notes=tuple(_sidecar_notes(file.path, file.prefix)),
     )
+
+
+def _name_odd_folders(dataset: BIDSFolder, inputs: Inputs) -> None:
+    """Name folders ``sub-*`` that are no participant's: copies, and labels that BIDS does not allow."""
+    for folder in dataset.odd_folders:
+        own = any(f"sub-{file.entities.get('sub')}" == folder for file in dataset.t1w_files(folder))
+        place = inputs.skipped if own else inputs.left_out
+        place[folder] = "no participant's folder: labels are letters and digits"
+
+
+def _tell_left_out(inputs: Inputs, config: RunConfig) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in inputs.left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        logger.warning("%s: left out: %s (%s)", config.bids_dir, listed(names, 5), reason)
 
 
 def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:
@@ -220,6 +302,9 @@ def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:
         json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield f"{sidecar.name} is not valid JSON ({error}); it is not needed here"
+    kinds = image_type(path)
+    if {"DERIVED", "SECONDARY"} <= set(kinds):
+        yield f"{sidecar.name} says ImageType {', '.join(kinds)}: the scanner made it of other images"
 
 
 def _drop_duplicates(inputs: Inputs) -> None:
@@ -228,7 +313,8 @@ def _drop_duplicates(inputs: Inputs) -> None:
     for image in inputs.images:
         if image.prefix in seen:
             other = seen[image.prefix].path.name
-            inputs.skipped[image.path.name] = f"the same image as {other} by its name, which is processed"
+            name = image.path.name if image.path.name != other else image.relative
+            inputs.skipped[name] = f"the same image as {other} by its name, which is processed"
         else:
             seen[image.prefix] = image
     inputs.images[:] = seen.values()
@@ -243,14 +329,14 @@ def _note_shared_masks(inputs: Inputs) -> None:
             inputs.images[place] = replace(image, notes=(*image.notes, note))
 
 
-def _why_nothing(config: RunConfig, subject: str) -> str:
+def _why_nothing(files: list[BIDSFile], reasons: Mapping[str, str]) -> str:
     """Say what is there instead of a T1w."""
-    folder = config.bids_dir / f"sub-{subject}"
-    others = sorted({path.name for path in folder.rglob("*T1w*") if path.suffix != ".json"})
-    if not others:
+    if not files:
         return "it has no T1w image"
-    some = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
-    return f"none of its files is a T1w that BIDS and the options allow; there is {some}"
+    shown = {file.name: reasons.get(file.relative, "") if file.suffix == "T1w" else "" for file in files}
+    some = [f"{name} ({reason})" if reason else name for name, reason in sorted(shown.items())]
+    more = " …" if len(some) > 3 else ""
+    return f"none of its files is a T1w that BIDS and the options allow; there is {', '.join(some[:3])}{more}"
 
 
 def find_mask(config: RunConfig, prefix: str, subject: str, session: str | None) -> Path | None:

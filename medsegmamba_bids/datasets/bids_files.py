@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
+from bids_validator import BIDSValidator
 from pathspec import GitIgnoreSpec
 
 from medsegmamba_bids.errors import BIDSError
@@ -167,6 +168,16 @@ def _files_below(folder: Path, without: Collection[str], seen: set[str]) -> Iter
             yield path
         elif path.name not in without and (real := os.path.realpath(path)) not in seen:
             yield from _files_below(path, without, {*seen, real})
+
+
+@lru_cache
+def _validator() -> BIDSValidator:
+    return BIDSValidator()
+
+
+def is_bids(relative: str) -> bool:
+    """Whether BIDS allows a path within a raw dataset."""
+    return _validator().is_bids(f"/{relative}")
 
 
 def why_unsuited(file: BIDSFile, chosen: Collection[str] = ()) -> str:

@@ -21,7 +21,22 @@ ENTITIES = {
     "chunk": "chunk",
 }  # fmt: skip
 #: Keys that filter files of fMRIPrep and its relatives have for other images.
-_OTHER_KEYS = {"bold", "sbref", "fmap", "flair", "t2w", "pdw", "roi", "asl", "m0scan", "dwi", "pet", "beh", "eeg", "meg"}
+_OTHER_KEYS = {
+    "bold",
+    "sbref",
+    "fmap",
+    "flair",
+    "t2w",
+    "pdw",
+    "roi",
+    "asl",
+    "m0scan",
+    "dwi",
+    "pet",
+    "beh",
+    "eeg",
+    "meg",
+}
 _FIXED = {"suffix": ("T1w",), "datatype": ("anat",), "scope": ("all", "raw", "self")}
 #: Entities that are numbers: 1 is 01.
 _NUMBERED = ("run", "echo", "flip", "inv", "chunk")

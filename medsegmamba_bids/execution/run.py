@@ -13,8 +13,9 @@ from typing import Any
 from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.bids import Inputs, T1wImage, participants_of
+from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import Subjects, Turn, turns
 from medsegmamba_bids.execution.crashes import last_error, read_crashes
@@ -244,7 +245,7 @@ def _record_reports(subjects: list[str], failed: list[Outcome], config: RunConfi
 
 def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
     """Write the reports of participants that are in the output folder; segment nothing."""
-    there = participants_of(config.output_dir)
+    there = BIDSFolder(config.output_dir).participants
     chosen = sorted(set(config.participant_label)) or there
     absent = [subject for subject in chosen if subject not in there]
     outcomes = [Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in absent]

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from medsegmamba_bids.data.names import output_name, product, split_prefix
+from medsegmamba_bids.data.names import output_folder, output_name, product, split_prefix
 from medsegmamba_bids.errors import ImageError, TableError
 from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import read_measures, read_tsv
@@ -118,19 +118,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return entries
 
 
-def subjects_of(output_dir: Path) -> list[str]:
-    """Labels of the folders ``sub-*`` of an output folder, sorted."""
-    return sorted(path.name[4:] for path in output_dir.glob("sub-*") if path.is_dir())
-
-
 def scans_of(output_dir: Path, subject: str) -> list[Scan]:
     """The T1w images of a participant that have results, in order of their names."""
+    return [Scan(output_dir, prefix) for folder, prefix in _traces(output_dir, subject) if _own(folder, prefix)]
+
+
+def strangers_of(output_dir: Path, subject: str) -> list[str]:
+    """Names of T1w images whose results lie in a participant's folder, but belong into another: copies, mostly."""
+    return [prefix for folder, prefix in _traces(output_dir, subject) if not _own(folder, prefix)]
+
+
+def _own(folder: str, prefix: str) -> bool:
+    return output_folder(prefix) == folder
+
+
+def _traces(output_dir: Path, subject: str) -> list[tuple[str, str]]:
+    """Folders, relative to the output's, and the names of T1w images that files in them tell of, by these names."""
     folder = output_dir / f"sub-{subject}"
-    prefixes = set()
+    found = set()
     for anat in (folder / "anat", *folder.glob("ses-*/anat")):
         for path in anat.iterdir() if anat.is_dir() else ():
-            prefixes.update(_prefixes(path.name))
-    return [Scan(output_dir, prefix) for prefix in sorted(prefixes)]
+            found.update((anat.relative_to(output_dir).as_posix(), prefix) for prefix in _prefixes(path.name))
+    return sorted(found, key=lambda trace: trace[1])
 
 
 def _prefixes(name: str) -> Iterator[str]:

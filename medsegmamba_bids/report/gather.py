@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.participants import Participants, read_participants
 from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
-from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, subjects_of
+from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, strangers_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
 from medsegmamba_bids.report.quality import read_flags
 from medsegmamba_bids.segmentations import ASEG, of_name
@@ -95,7 +96,10 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
     """
     found = Gathered()
     wanted = set(labels)
-    there = [subject for subject in subjects_of(output_dir) if not wanted or subject in wanted]
+    folder = BIDSFolder(output_dir)
+    there = [subject for subject in folder.participants if not wanted or subject in wanted]
+    for name in folder.odd_folders if not wanted else ():
+        found.failed[name] = "no participant's folder: labels are letters and digits"
     for subject in there:
         _gather_participant(output_dir, subject, found)
     found.participants = _read_participants(participants_file, found)
@@ -114,6 +118,8 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
 
 def _gather_participant(output_dir: Path, subject: str, found: Gathered) -> None:
     scans = scans_of(output_dir, subject)
+    for prefix in strangers_of(output_dir, subject):
+        found.failed[f"{prefix}_T1w in sub-{subject}"] = "its results lie in another one's folder"
     if not scans:
         found.failed[f"sub-{subject}"] = _why_empty(output_dir / f"sub-{subject}")
         return

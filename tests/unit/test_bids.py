@@ -1,11 +1,13 @@
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from medsegmamba_bids.bids import Inputs, T1wImage, collect_inputs, find_mask, participants_of
+from medsegmamba_bids.bids import Inputs, T1wImage, collect_inputs, find_mask
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.errors import BIDSError, ImageError
 
 
@@ -102,13 +104,20 @@ def test_options_select(bids, options, expected):
         ({"session": "*"}, ALL[1:]),
         ({"session": "Query.NONE"}, ALL[:1]),
         ({"datatype": "anat", "suffix": "T1w", "run": 2}, ALL[3:4]),
+        ({"run": "02"}, ALL[3:4]),
+        ({"subject": "01"}, ALL[:1]),
+        ({"acquisition": [None, "space"]}, [ALL[0], ALL[4]]),
+        ({"acquisition": "Query.OPTIONAL", "extension": "nii"}, ALL[4:]),
+        ({"acquisition": "rage$", "session": "^p", "regex_search": True}, ALL[1:4]),
+        ({"acq": "mprage", "ses": "post"}, ALL[1:2]),
     ],
 )
 def test_a_filter_file_selects_by_entities(bids, tmp_path, entry, expected):
     path = tmp_path / "filter.json"
-    path.write_text(json.dumps({"t1w": entry, "bold": {"task": "rest"}}))
-    inputs = collect(bids, bids_filter_file=path)
-    assert prefixes(inputs) == expected
+    for key in ("t1w", "T1w", "T1W"):
+        path.write_text(json.dumps({key: entry, "bold": {"task": "rest"}}))
+        inputs = collect(bids, bids_filter_file=path)
+        assert prefixes(inputs) == expected
     assert set(inputs.skipped) == {"sub-01", "sub-02"} - {f"sub-{image.subject}" for image in inputs.images}
 
 
@@ -125,6 +134,25 @@ def test_a_filter_file_cannot_widen_the_participants(bids, tmp_path):
         ("{", "cannot be used as --bids-filter-file"),
         ("[]", "cannot be used as --bids-filter-file"),
         ('{"t1w": "mprage"}', 'its entry "t1w" must hold entities, such as'),
+        (
+            '{"anat": {"run": 1}}',
+            "cannot be used as --bids-filter-file: it has the key anat; T1w images are sel",
+        ),
+        ('{"t1w": {"run": 1}, "anat": {}}', "cannot be used as --bids-filter-file: it has the key anat"),
+        ("{}", "cannot be used as --bids-filter-file: it has no key; T1w images are selected by one key t1w"),
+        ('{"t1w": {}, "T1w": {"run": 1}}', r"cannot be used as --bids-filter-file: it has \['t1w', 'T1w'\]"),
+        ('{"t1w": {"run": 1, "run": 2}}', "cannot be used as --bids-filter-file: it has the key run twice"),
+        ('{"t1w": {"aquisition": "x"}}', "'aquisition' is no entity of T1w images; did you mean acquisition"),
+        ('{"t1w": {"RepetitionTime": 2}}', "'RepetitionTime' is no entity of T1w images; .*known are subject, session"),
+        ('{"t1w": {"acq": "a", "acquisition": "b"}}', "names an entity in its long and in its short form"),
+        ('{"t1w": {"suffix": "T2w"}}', r"suffix is 'T2w'; only T1w images \(suffix T1w\) are segmented"),
+        ('{"t1w": {"datatype": ["func"]}}', "datatype is .'func'.; only T1w images"),
+        ('{"t1w": {"run": true}}', "run is True; it must be a label, a list of labels, null"),
+        ('{"t1w": {"run": []}}', "run is .*; it must be a label"),
+        ('{"t1w": {"run": {"a": 1}}}', "run is .*; it must be a label"),
+        ('{"t1w": {"acquisition": "(", "regex_search": true}}', "'.' is no regular expression"),
+        ('{"t1w": {"regex_search": "yes"}}', "regex_search is 'yes'; it must be true or false"),
+        ('{"t1w": {"extension": 1}}', "extension is 1; it must be a text"),
     ],
 )
 def test_a_filter_file_that_is_none(bids, tmp_path, content, sentence):
@@ -235,6 +263,155 @@ def test_two_files_that_differ_in_extension(bids):
     assert inputs.skipped == {other: f"the same image as {kept} by its name, which is processed"}
 
 
+# What does not belong
+
+
+@pytest.mark.parametrize("folder", ["sub-99", "run-1", "acq-x_ses-y", "ses-pre", "sub-02/ses-pre/anat", "T1w"])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_folders_above_the_dataset_say_nothing(bids, tmp_path, folder, indexed):
+    """pybids reads entities from the absolute path: options selected everything or nothing."""
+    root = tmp_path / folder / "bids"
+    root.parent.mkdir(parents=True)
+    bids.rename(root)
+    more = {"bids_database_dir": tmp_path / "db"} if indexed else {}
+    assert prefixes(collect(root, **more)) == ALL
+    assert prefixes(collect(root, participant_label=("01",), **more)) == ALL[:1]
+    assert prefixes(collect(root, participant_label=("02",), session_label=("pre",), **more)) == ALL[2:]
+    assert prefixes(collect(root, run_label=("2",), **more)) == ALL[3:4]
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"acquisition": null}}')
+    assert prefixes(collect(root, bids_filter_file=path, **more)) == ALL[:1]
+
+
+PARTS = {
+    "sub-01_part-phase_T1w.nii.gz": "part-phase is no magnitude image",
+    "sub-01_part-real_T1w.nii.gz": "part-real is no magnitude image",
+    "sub-01_part-imag_T1w.nii.gz": "part-imag is no magnitude image",
+    "sub-01_chunk-1_T1w.nii.gz": "chunk-1 is a part of a volume",
+    "sub-01_inv-1_T1w.nii.gz": "inv-1 is an inversion image, not the T1w that is made of several",
+    "sub-01_space-MNI152_T1w.nii.gz": "space-MNI152 names a derivative",
+    "sub-01_desc-defaced_T1w.nii.gz": "desc-defaced names a derivative",
+}
+
+
+@pytest.mark.parametrize("lax", [False, True])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_is_no_magnitude_image_of_a_head_is_named_and_left_out(bids, tmp_path, lax, indexed, caplog):
+    touch(bids, *[f"sub-01/anat/{name}" for name in PARTS], "sub-01/anat/sub-01_part-mag_T1w.nii.gz")
+    touch(bids, "sub-01/anat/sub-01_rec-norm_T1w.nii.gz", "sub-03/anat/sub-03_part-phase_T1w.nii.gz")
+    touch(bids, "sub-01/anat/sub-01_mod-T1w_defacemask.nii.gz")
+    inputs = collect(bids, skip_bids_validation=lax, bids_database_dir=tmp_path / "db" if indexed else None)
+    assert prefixes(inputs) == ["sub-01", "sub-01_part-mag", "sub-01_rec-norm", *ALL[1:]]
+    expected = {f"sub-01/anat/{name}": reason for name, reason in PARTS.items()}
+    if indexed and not lax:  # the index has no names that BIDS does not allow
+        expected = {name: reason for name, reason in expected.items() if "part-" in name or "chunk-" in name}
+    phase = "sub-03/anat/sub-03_part-phase_T1w.nii.gz"
+    assert inputs.left_out == expected | {phase: PARTS["sub-01_part-phase_T1w.nii.gz"]}
+    (reason,) = (reason for name, reason in inputs.skipped.items() if name == "sub-03")
+    assert reason.endswith("there is sub-03_part-phase_T1w.nii.gz (part-phase is no magnitude image)")
+    assert f"{bids}: left out: sub-01/anat/sub-01_part-real_T1w.nii.gz (part-real is no magnitude image)" in caplog.text
+
+
+def test_a_chunk_may_be_chosen_but_a_phase_image_may_not(bids, tmp_path):
+    touch(bids, "sub-01/anat/sub-01_chunk-1_T1w.nii.gz", "sub-01/anat/sub-01_part-phase_T1w.nii.gz")
+    path = tmp_path / "filter.json"
+    path.write_text('{"t1w": {"chunk": 1}}')
+    assert prefixes(collect(bids, bids_filter_file=path)) == ["sub-01_chunk-1"]
+    path.write_text('{"t1w": {"part": "phase"}}')
+    assert prefixes(collect(bids, bids_filter_file=path)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "left_out", "notes"),
+    [
+        (["ORIGINAL", "PRIMARY", "P", "ND"], True, 0),
+        (["ORIGINAL", "PRIMARY", "PHASE MAP"], True, 0),
+        ("ORIGINAL\\\\PRIMARY\\\\P", True, 0),
+        (["ORIGINAL", "PRIMARY", "M", "ND"], False, 0),
+        (["DERIVED", "PRIMARY", "M", "UNI"], False, 0),
+        (["DERIVED", "SECONDARY", "MPR"], False, 1),
+        (7, False, 0),
+    ],
+)
+def test_what_the_scanner_says_of_an_image(bids, kind, left_out, notes):
+    text = json.dumps({"ImageType": kind}).replace("\\\\\\\\", "\\\\")
+    (bids / "sub-01/anat/sub-01_T1w.json").write_text(text)
+    inputs = collect(bids, participant_label=("01",))
+    assert prefixes(inputs) == ([] if left_out else ["sub-01"])
+    assert [len(image.notes) for image in inputs.images] == ([] if left_out else [notes])
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("sub-02\n", ALL[:1]),
+        ("sub-02/\n# sub-01\n", ALL[:1]),
+        ("*_acq-space_*\n", ALL[:4]),
+        ("/sub-02/ses-p*/anat/*_run-1_T1w.nii.gz\n", [ALL[0], *ALL[3:]]),
+        ("**/ses-pre/**\n!sub-02_ses-pre_acq-space_T1w.nii\n", [*ALL[:2], ALL[4]]),
+        ("ses-pre\n", ALL[:2]),
+        ("anat/sub-01_T1w.nii.gz\n", ALL),
+    ],
+)
+@pytest.mark.parametrize("lax", [False, True])
+def test_files_that_bidsignore_lists_are_left_out(bids, lines, expected, lax):
+    (bids / ".bidsignore").write_text(lines)
+    inputs = collect(bids, skip_bids_validation=lax)
+    assert prefixes(inputs) == expected
+    assert inputs.skipped == {}  # on purpose, and no failure
+    assert len(inputs.left_out) == len(ALL) - len(expected)
+    assert set(inputs.left_out.values()) <= {"listed in .bidsignore"}
+
+
+@pytest.mark.parametrize("lax", [False, True])
+def test_copies_are_named_and_do_not_win(bids, lax):
+    copies = ("sub-01_old/anat/sub-01_T1w.nii.gz", "sub-01 copy/anat/sub-01_T1w.nii.gz")
+    strangers = ("sub-02/anat/sub-01_T1w.nii.gz", "sub-02/ses-pre/anat/sub-02_ses-post_acq-mprage_run-1_T1w.nii.gz")
+    touch(bids, *copies, *strangers, "sub-01/anat/sub-01_T1w copy.nii.gz")
+    inputs = collect(bids, skip_bids_validation=lax)
+    assert prefixes(inputs) == ALL
+    assert [image.relative for image in inputs.images][:2] == [
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-02/ses-post/anat/sub-02_ses-post_acq-mprage_run-1_T1w.nii.gz",
+    ]
+    assert inputs.skipped == {}
+    odd = "no participant's folder: labels are letters and digits"
+    assert inputs.left_out == {
+        "sub-01_old": odd,
+        "sub-01 copy": odd,
+        strangers[0]: "it lies in the folder sub-02, but is named after sub-01",
+        strangers[1]: "it lies in the folder ses-pre, but is named after ses-post",
+        "sub-01/anat/sub-01_T1w copy.nii.gz": "its name is not that of a T1w image in BIDS",
+    }
+
+
+def test_a_label_that_bids_does_not_allow_is_no_silent_loss(bids):
+    touch(bids, "sub-A-1/anat/sub-A-1_T1w.nii.gz")
+    assert collect(bids).skipped == {"sub-A-1": "no participant's folder: labels are letters and digits"}
+
+
+def test_without_validation_the_own_folder_wins(bids):
+    touch(bids, "sub-01/anat/a/sub-01_T1w.nii.gz", "sub-01/sub-01_run-2_T1w.nii.gz")
+    inputs = collect(bids, skip_bids_validation=True, participant_label=("01",))
+    assert [image.relative for image in inputs.images] == [
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/sub-01_run-2_T1w.nii.gz",
+    ]
+    assert list(inputs.skipped) == ["sub-01/anat/a/sub-01_T1w.nii.gz"]
+
+
+def test_hidden_files_and_links_to_folders(bids, tmp_path):
+    touch(bids, "sub-01/anat/._sub-01_T1w.nii.gz", "sub-01/.Trash/sub-01_run-2_T1w.nii.gz", "._sub-05/x")
+    (bids / "sub-03").mkdir()
+    touch(tmp_path / "elsewhere", "sub-03_T1w.nii.gz")
+    (bids / "sub-03/anat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere")
+    inputs = collect(bids)
+    assert prefixes(inputs) == [*ALL, "sub-03"]
+    assert inputs.skipped == inputs.left_out == {}
+    assert inputs.images[-1].path == bids / "sub-03/anat/sub-03_T1w.nii.gz"
+
+
 # Index
 
 
@@ -244,6 +421,39 @@ def test_an_index_is_kept_and_used_again(bids, tmp_path):
     assert any((tmp_path / "db").iterdir())
     # It holds all participants, whoever was asked for first.
     assert prefixes(collect(bids, bids_database_dir=tmp_path / "db")) == ALL
+
+
+def test_what_changed_after_the_index_is_said(bids, tmp_path):
+    db = tmp_path / "db"
+    collect(bids, bids_database_dir=db)
+    touch(bids, "sub-03/anat/sub-03_T1w.nii.gz", "sub-02/ses-pre/anat/sub-02_ses-pre_run-7_T1w.nii.gz")
+    (bids / "sub-01/anat/sub-01_T1w.nii.gz").unlink()
+    inputs = collect(bids, bids_database_dir=db)
+    assert prefixes(inputs) == ALL[1:]
+    older = f"it is not in the index {db}, which is older; remove the index, and it is made anew"
+    assert inputs.skipped == {
+        "sub-01_T1w.nii.gz": f"it is in the index {db}, but no longer there; remove the index, and it is made anew",
+        "sub-02_ses-pre_run-7_T1w.nii.gz": older,
+        "sub-03_T1w.nii.gz": older,
+    }
+    shutil.rmtree(db)
+    again = collect(bids, bids_database_dir=db)
+    assert prefixes(again) == [*ALL[1:4], "sub-02_ses-pre_acq-space", "sub-02_ses-pre_run-7", "sub-03"]
+
+
+def test_an_index_of_another_dataset_is_refused(bids, tmp_path):
+    collect(bids, bids_database_dir=tmp_path / "db")
+    other = tmp_path / "other"
+    shutil.copytree(bids, other)
+    with pytest.raises(BIDSError, match=f"db: the index is of {bids}, not of {other}"):
+        collect(other, bids_database_dir=tmp_path / "db")
+
+
+def test_a_damaged_index_is_named(bids, tmp_path):
+    touch(tmp_path, "db/layout_index.sqlite")
+    (tmp_path / "db/layout_index.sqlite").write_text("no database")
+    with pytest.raises(BIDSError, match=f"cannot be indexed in {tmp_path / 'db'} "):
+        collect(bids, bids_database_dir=tmp_path / "db")
 
 
 def test_start_up_is_quick_on_many_participants(bids):
@@ -263,7 +473,7 @@ def test_start_up_is_quick_on_many_participants(bids):
 
 def test_participants_are_folders(bids):
     touch(bids, "sub-99")
-    assert participants_of(bids) == ["01", "02"]
+    assert BIDSFolder(bids).participants == ["01", "02"]
 
 
 # Masks
