@@ -1,6 +1,6 @@
 """Time and memory of the whole app on this machine: one JSON line per case.
 
-    python benchmarks/app.py IMAGE [--cases one many start] [--participants 20] [--threads 2]
+    python benchmarks/app.py IMAGE [--cases one many shared start] [--participants 20] [--threads 2]
 
 IMAGE is a T1w; datasets are made of links to it. Everything is written into a temporary folder and deleted.
 Memory is the sum of the proportional set sizes of the run's processes, looked at five times a second (Linux only).
@@ -21,6 +21,7 @@ from pathlib import Path
 CASES = {
     "one": "one participant, and the same inference called directly in one process",
     "many": "many participants: cost of each, whether later ones take longer or more memory",
+    "shared": "one participant alone, and with another busy process on each processor",
     "start": "time to the first node on a dataset of 500 participants; stopped then",
 }
 START_PARTICIPANTS = 500
@@ -129,6 +130,22 @@ def many(image, folder, options):
     }
 
 
+def shared(image, folder, options):
+    """One participant alone, then beside a process that computes without end on each processor."""
+    seconds = {}
+    for name, others in (("alone", 0), ("beside", options.threads)):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+        try:
+            (folder / name).mkdir()
+            run = Watched(make_dataset(folder / name / "bids", image, 1), options.threads)
+            list(run.read())
+            seconds[name] = run.finish()
+        finally:
+            for process in busy:
+                process.kill()
+    return {"alone_s": seconds["alone"], "shared_s": seconds["beside"], "ratio": seconds["beside"] / seconds["alone"]}
+
+
 def start(image, folder, options):
     """When the first node began."""
     run = Watched(make_dataset(folder / "bids", image, START_PARTICIPANTS), options.threads)
@@ -150,7 +167,9 @@ def main():
     options = parser.parse_args()
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:
-            result = {"one": one, "many": many, "start": start}[case](options.image, Path(folder), options)
+            result = {"one": one, "many": many, "shared": shared, "start": start}[case](
+                options.image, Path(folder), options
+            )
         rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in result.items()}
         print(json.dumps({"case": case, "threads": options.threads, **rounded}), flush=True)
 

@@ -3,6 +3,8 @@
     python benchmarks/network.py [--cases full small volume] [--runs 3] [--threads N] [--device cpu]
 
 Every case runs in a process of its own, so that its peak memory is its own. Random weights; times are the minimum.
+Beside the time of a patch stand its multiplications (GMAC), the best rate of 3x3x3 convolutions in the same process,
+and what both make together: the floor.
 """
 
 import argparse
@@ -64,18 +66,44 @@ def measure(case, device, runs):
             result |= {"seconds_per_volume": seconds, "patches_per_second": found.patches / seconds}
         else:
             result["seconds_per_patch"] = min(timed(network, patch) for _ in range(runs))
+            result |= floor(network, patch, runs)
     result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device.startswith("cuda"):
         result["peak_gpu_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
 
 
+def floor(network, patch, runs):
+    """The arithmetic of a patch at the rate that convolutions reach here; the scans are not in it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # In inference mode the counter would not see what convolutions consist of.
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.probabilities(patch)
+    multiplications = counter.get_total_flops() / 2
+    rates = []
+    for channels, side in ((128, 24), (64, 48), (32, 48)):
+        layer = torch.nn.Conv3d(channels, channels, 3, padding=1).to(patch.device, memory_format=torch.channels_last_3d)
+        volume = torch.rand(1, channels, side, side, side, device=patch.device)
+        volume = volume.to(memory_format=torch.channels_last_3d)
+        seconds = min(
+            seconds_of(lambda layer=layer, volume=volume: layer(volume), patch.is_cuda) for _ in range(4 * runs)
+        )
+        rates.append(channels**2 * 27 * side**3 / seconds)
+    return {"GMAC": multiplications / 1e9, "GMAC_per_s": max(rates) / 1e9, "floor_s": multiplications / max(rates)}
+
+
 def timed(network, patch):
+    return seconds_of(lambda: network.probabilities(patch), patch.is_cuda)
+
+
+def seconds_of(work, on_gpu):
     import torch
 
     start = time.perf_counter()
-    network.probabilities(patch)
-    if patch.is_cuda:
+    work()
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

@@ -126,6 +126,7 @@ def user_errors(main: Main) -> Main:
     def guarded(argv: list[str] | None = None) -> int:
         try:
             provide_caches()
+            wait_passively()
             return main(argv)
         except (UserError, OSError) as error:
             logging.getLogger(__name__).debug("where it happened", exc_info=True)
@@ -152,6 +153,16 @@ def provide_caches() -> None:
     os.environ["NUMBA_CACHE_DIR"] = folder
     for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         os.environ.setdefault(name, folder)
+
+
+def wait_passively() -> None:
+    """Have threads that wait for each other sleep, in this process and all that it starts.
+
+    OpenMP's threads spin by default. Where others use the processors as well, the ones that compute then wait for the
+    ones that wait. Libraries read this when they are first imported, which is later; what the user set stays.
+    """
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
+        os.environ.setdefault(name, value)
 
 
 def _can_write(folder: Path) -> bool:
