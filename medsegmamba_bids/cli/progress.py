@@ -1,4 +1,8 @@
-"""Progress of a run: a line that changes on a terminal, plain lines elsewhere and in the log."""
+"""Progress of a run: a line that changes on a terminal, plain lines elsewhere and in the log.
+
+No bar of tqdm: it counts towards a total, and how many steps there are is not known before the last batch; in a log
+of a cluster it would leave its control characters.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 Dice (DSC) and volume similarity (VS) follow Taha and Hanbury (2015, BMC Medical Imaging 15:29), the average
 symmetric surface distance (ASSD) Yeghiazaryan and Voiculescu (2018, Journal of Medical Imaging 5:015006): the
-references of the paper (section 2.5). Distances are in mm between centres of voxels, right for any voxel size.
+references of the paper (section 2.5). Distances are in mm between centres of voxels, right for any voxel size. They
+are SciPy's distance transform within the box of each structure: scikit-image has the Hausdorff distance alone, and
+libraries that have the others make the same transform over the whole array.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from medsegmamba_bids.viz.encoding import colors_of, to_uri
 
 _SLICES = {"axial": 8, "coronal": 8, "sagittal": 8}
 _CLOSE_UP = {"axial": 4, "coronal": 6, "sagittal": 6}
-_VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
 _HIPPOCAMPAL_VIEWS = {"from above": (180, 89), "from the left front": (50, 25)}
 _THUMBNAIL = 72  # pixels high
 
@@ -78,7 +77,7 @@ def draw_pictures(
     ]
     thumbnail = _thumbnail(data / top, aseg, shown, deep, colors)
     close_up, subfield_views = _hippocampus(data, affine, top, labels, entropies, detail)
-    views = _views(aseg, affine, colors_of(ASEG.widest, OUTER), _VIEWS, 3.0 * detail)
+    views = _views(aseg, affine, colors_of(ASEG.widest, OUTER), 3.0 * detail)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
 
 
@@ -99,13 +98,12 @@ def _layers(
     entropy: np.ndarray | None,
 ) -> dict[str, Any]:
     """A mosaic's picture and what lies over it."""
-    base = slices.draw_base(plan, data, affine, top)
-    found = {"title": title, "height": base.shape[0], "width": base.shape[1], "base": to_uri(base)}
+    layers = _picture(title, slices.draw_base(plan, data, affine, top))
     if labels.any():
-        found["outlines"] = to_uri(slices.draw_outlines(plan, labels, colors))
+        layers["outlines"] = to_uri(slices.draw_outlines(plan, labels, colors))
     if entropy is not None:
-        found["entropy"] = to_uri(slices.draw_entropy(plan, entropy), quality=35)
-    return found
+        layers["entropy"] = to_uri(slices.draw_entropy(plan, entropy), quality=35)
+    return layers
 
 
 def _hippocampus(
@@ -140,28 +138,21 @@ def _hippocampus(
             plan = slices.plan(shown, box, plane, _CLOSE_UP[plane], 6, 4.6 * detail)
             title = f"{side} hippocampus, {plane}"
             found.append(_layers(title, plan, data, affine, top, part, colors, entropies.get(kind.name)))
-    views = [] if kind is ASEG else _views(part, affine, colors, _HIPPOCAMPAL_VIEWS, 7.0 * detail, thin=True)
+    views = [] if kind is ASEG else _views(part, affine, colors, 7.0 * detail, subfields=True)
     return found, views
 
 
 def _views(
-    labels: np.ndarray,
-    affine: np.ndarray,
-    colors: dict[int, str],
-    views: dict[str, tuple[int, int]],
-    scale: float,
-    thin: bool = False,
+    labels: np.ndarray, affine: np.ndarray, colors: dict[int, str], scale: float, subfields: bool = False
 ) -> list[dict[str, Any]]:
-    from matplotlib.colors import to_rgb
+    solids = surfaces.label_surfaces(labels, affine, colors, thin=subfields)
+    pictures = surfaces.draw_views(solids, scale, _HIPPOCAMPAL_VIEWS if subfields else surfaces.VIEWS)
+    return [_picture(title, picture) for title, picture in pictures.items()]
 
-    solids = surfaces.label_surfaces(labels, affine, {label: to_rgb(color) for label, color in colors.items()}, thin)
-    if not solids:
-        return []
-    found = []
-    for title, (azimuth, elevation) in views.items():
-        picture = surfaces.draw(solids, surfaces.view_matrix(azimuth, elevation), scale)
-        found.append({"title": title, "base": to_uri(picture), "width": picture.shape[1], "height": picture.shape[0]})
-    return found
+
+def _picture(title: str, picture: np.ndarray) -> dict[str, Any]:
+    height, width = picture.shape[:2]
+    return {"title": title, "height": height, "width": width, "base": to_uri(picture)}
 
 
 def _thumbnail(base: np.ndarray, labels: np.ndarray, shown: Box, deep: Box, colors: dict[int, str]) -> bytes:

@@ -1,7 +1,7 @@
-"""Shaded pictures of structures in three dimensions, with numpy alone.
+"""Shaded pictures of structures in three dimensions.
 
-Surfaces are found with surface nets (Gibson 1998): a vertex per cell that the surface crosses, at the mean of the
-crossings of its edges. They are drawn as dense points with a depth buffer, which needs no graphics library.
+Surfaces are scikit-image's marching cubes. They are drawn as dense points with a depth buffer: matplotlib sorts
+triangles by their middles, which shows what lies behind, and every other renderer needs a graphics library.
 """
 
 from __future__ import annotations
@@ -10,25 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from scipy import ndimage
 
+#: Azimuth and elevation of what a page shows, by title.
+VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
+_PAD = 3  # voxels
 _SIGMA = 0.8  # voxels, smooths the steps of labels
 _THIN_SIGMA, _THIN_LEVEL = 0.5, 0.4  # keep sheets of a voxel, which a stronger filter would lose
-_CORNERS = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-_EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1]
 _LIGHT = np.array([-0.35, 0.5, 0.8]) / np.linalg.norm([-0.35, 0.5, 0.8])
 _SUPERSAMPLE = 2
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Corners of the small quadrilaterals of a surface.
+    """Corners of the small triangles of a surface.
 
     Attributes
     ----------
-    points : float32 (N, 4, 3)
+    points : float32 (N, 3, 3)
         mm.
-    normals : float32 (N, 4, 3)
+    normals : float32 (N, 3, 3)
         Of unit length, pointing outwards.
     color : (3,)
         Red, green and blue, 0..1.
@@ -61,55 +63,24 @@ def find_surface(
     >>> bool(abs(radii.mean() - 3.2) < 0.2)
     True
     """
+    from skimage.measure import marching_cubes
+
     sigma, level = (_THIN_SIGMA, _THIN_LEVEL) if thin else (_SIGMA, 0.5)
-    field = ndimage.gaussian_filter(np.pad(mask, 3).astype(np.float32), sigma) - level
-    vertices = _cell_vertices(field)
-    cells = np.concatenate([_quads(field, axis) for axis in range(3)])
-    if not len(cells):
+    field = ndimage.gaussian_filter(np.pad(mask, _PAD).astype(np.float32), sigma)
+    if field.max() <= level:
         return None
-    points = vertices[tuple(np.moveaxis(cells, -1, 0))]
-    gradient = np.stack(np.gradient(ndimage.gaussian_filter(field, 1.0)), -1)
-    middles = np.clip(np.rint(points).astype(int), 0, np.array(field.shape) - 1)
-    normals = -gradient[tuple(np.moveaxis(middles, -1, 0))]
+    vertices, triangles, _, _ = marching_cubes(field, level)
+    outwards = -np.stack(np.gradient(ndimage.gaussian_filter(field, 1.0)), -1)
+    normals = outwards[tuple(np.rint(vertices).astype(int).T)]
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
-    return Surface((points - 3 + origin).astype(np.float32), normals.astype(np.float32), color)
-
-
-def _cell_vertices(field: np.ndarray) -> np.ndarray:
-    """Mean of the crossings of each cell's edges, (X-1, Y-1, Z-1, 3) in voxels; only crossed cells are meant."""
-    size = tuple(n - 1 for n in field.shape)
-    values = [field[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))] for corner in _CORNERS]
-    total, count = np.zeros((*size, 3), np.float32), np.zeros(size, np.float32)
-    for a, b in _EDGES:
-        crossed = (values[a] > 0) != (values[b] > 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            along = np.where(crossed, values[a] / (values[a] - values[b]), 0)
-        for axis in range(3):
-            step = _CORNERS[a][axis] + along * (_CORNERS[b][axis] - _CORNERS[a][axis])
-            total[..., axis] += np.where(crossed, step, 0)
-        count += crossed
-    return total / np.maximum(count, 1)[..., None] + np.stack(np.indices(size), -1)
-
-
-def _quads(field: np.ndarray, axis: int) -> np.ndarray:
-    """The four cells around each edge along an axis that the surface crosses, int (N, 4, 3)."""
-    first = np.take(field, range(field.shape[axis] - 1), axis) > 0
-    second = np.take(field, range(1, field.shape[axis]), axis) > 0
-    at = np.argwhere(first != second)
-    others = [one for one in range(3) if one != axis]
-    around = []
-    for i, j in ((0, 0), (1, 0), (1, 1), (0, 1)):
-        cell = at.copy()
-        cell[:, others[0]] -= i
-        cell[:, others[1]] -= j
-        around.append(cell)
-    return np.stack(around, 1)
+    points = vertices - _PAD + origin
+    return Surface(points[triangles].astype(np.float32), normals[triangles].astype(np.float32), color)
 
 
 def label_surfaces(
-    labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, tuple[float, float, float]], thin: bool = False
+    labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, str], thin: bool = False
 ) -> list[Surface]:
-    """Surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm."""
+    """Surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's."""
     found = []
     boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
     for label, color in colors.items():
@@ -117,7 +88,7 @@ def label_surfaces(
         if box is None:
             continue
         origin = affine[:3, 3] + np.array([side.start for side in box])
-        surface = find_surface(labels[box] == label, color, origin, thin)
+        surface = find_surface(labels[box] == label, to_rgb(color), origin, thin)
         if surface is not None:
             found.append(surface)
     return found
@@ -142,6 +113,14 @@ def view_matrix(azimuth: float, elevation: float) -> np.ndarray:
     viewer = np.array([-np.sin(a) * np.cos(e), np.cos(a) * np.cos(e), np.sin(e)])
     right = np.array([-np.cos(a), -np.sin(a), 0.0])
     return np.stack([right, np.cross(viewer, right), viewer])
+
+
+def draw_views(
+    surfaces: list[Surface], pixels_per_mm: float, views: Mapping[str, tuple[float, float]] = VIEWS
+) -> dict[str, np.ndarray]:
+    """Draw surfaces from several sides; nothing where there is no surface. See :func:`draw`."""
+    angles = views if surfaces else {}
+    return {title: draw(surfaces, view_matrix(*pair), pixels_per_mm) for title, pair in angles.items()}
 
 
 def draw(surfaces: list[Surface], view: np.ndarray, pixels_per_mm: float, margin: int = 8) -> np.ndarray:
@@ -175,7 +154,7 @@ def draw(surfaces: list[Surface], view: np.ndarray, pixels_per_mm: float, margin
 
 
 def _facing(surface: Surface, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and normals in the viewer's axes, without quadrilaterals that look away."""
+    """Points and normals in the viewer's axes, without triangles that look away."""
     turn = view.T.astype(np.float32)
     normals = surface.normals @ turn
     kept = normals[..., 2].max(1) > -0.2
@@ -190,17 +169,16 @@ def _splat(
     steps = max(2, int(np.ceil(scale * 1.5)))
     depth = np.full(width * height, -np.inf, np.float32)
     normal, which = np.zeros((width * height, 3), np.float32), np.full(width * height, -1, np.int32)
-    inner = (np.arange(steps) + 0.5) / steps
-    for s in inner:
-        for t in inner:
-            weights = np.array([(1 - s) * (1 - t), s * (1 - t), s * t, (1 - s) * t], np.float32)
-            at = np.einsum("nkc,k->nc", points, weights)
-            pixel = at[:, 0].astype(np.int64) + width * at[:, 1].astype(np.int64)
-            nearer = np.flatnonzero(at[:, 2] > depth[pixel])
-            nearer = nearer[np.argsort(at[nearer, 2], kind="stable")]  # the nearest is written last
-            depth[pixel[nearer]] = at[nearer, 2]
-            normal[pixel[nearer]] = np.einsum("nkc,k->nc", normals[nearer], weights)
-            which[pixel[nearer]] = owner[nearer]
+    inner = [((i + 1 / 3) / steps, (j + 1 / 3) / steps) for i in range(steps) for j in range(steps - i)]
+    for s, t in inner:
+        weights = np.array([1 - s - t, s, t], np.float32)
+        at = np.einsum("nkc,k->nc", points, weights)
+        pixel = at[:, 0].astype(np.int64) + width * at[:, 1].astype(np.int64)
+        nearer = np.flatnonzero(at[:, 2] > depth[pixel])
+        nearer = nearer[np.argsort(at[nearer, 2], kind="stable")]  # the nearest is written last
+        depth[pixel[nearer]] = at[nearer, 2]
+        normal[pixel[nearer]] = np.einsum("nkc,k->nc", normals[nearer], weights)
+        which[pixel[nearer]] = owner[nearer]
     return depth.reshape(height, width), normal.reshape(height, width, 3), which.reshape(height, width)
 
 

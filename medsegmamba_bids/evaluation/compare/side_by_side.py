@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,7 +22,6 @@ from medsegmamba_bids.segmentations import HIPPOCAMPUS, of_table
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of
 
-_VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
 _TILE = 330  # pixels, about the width of a slice
 _MARGIN_MM = 5
 _DIFFERENT = "#ff2d20"
@@ -126,13 +124,13 @@ def draw_differences(sides: SideBySide) -> np.ndarray:
 def draw_views(sides: SideBySide) -> np.ndarray:
     """Structures in three dimensions; uint8 (H, W, 3). A column per method, a row per view."""
     thin = of_table(sides.table) is HIPPOCAMPUS
-    colors = {label: to_rgb(color) for label, color in colors_of(of_table(sides.table).widest, OUTER).items()}
-    solids = [surfaces.label_surfaces(labels, sides.affine, colors, thin) for labels in sides.labels.values()]
+    colors = colors_of(of_table(sides.table).widest, OUTER)
     zoom = _TILE / (max(side.stop - side.start for side in sides.box) + 4)
-    rows = {}
-    for title, angles in _VIEWS.items():
-        matrix = surfaces.view_matrix(*angles)
-        rows[title] = [_on_white(surfaces.draw(one, matrix, zoom) if one else None) for one in solids]
+    columns = [
+        surfaces.draw_views(surfaces.label_surfaces(labels, sides.affine, colors, thin), zoom)
+        for labels in sides.labels.values()
+    ]
+    rows = {title: [_on_white(views.get(title)) for views in columns] for title in surfaces.VIEWS}
     return _composed(rows, list(sides.labels), dark=False)
 
 
