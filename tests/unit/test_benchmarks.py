@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.inference.device import LOW_MEMORY
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -58,7 +59,9 @@ def test_nothing_agrees_with_nothing(precision):
 
 def test_dice_lost_against_labels(precision):
     exact, other = (
-        SimpleNamespace(labels=np.array(labels)[:, None, None], affine=np.eye(4), voxels={4: 1, 5: 1, 7: 0})
+        SimpleNamespace(
+            labels=np.array(labels)[:, None, None], grid=Grid(np.eye(4), (5, 1, 1)), voxels={4: 1, 5: 1, 7: 0}
+        )
         for labels in ([0, 4, 4, 4, 5], [0, 4, 4, 0, 5])
     )
     truth = nib.Nifti1Image(np.array([4, 4, 4, 4, 5], np.uint8)[:, None, None], np.eye(4))
