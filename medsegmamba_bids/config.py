@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.errors import ConfigError, reason
+from medsegmamba_bids.records import parse_json, unknown_keys, wrong_types
 
 LEVELS = ("participant", "group")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -158,44 +159,24 @@ def options_from_json(text: str) -> dict[str, Any]:
         The text is not a JSON object or holds an unknown option.
     """
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise ConfigError("not a JSON object of options")
     entries.pop("version", None)
-    known = [entry.name for entry in fields(RunConfig)]
-    if unknown := sorted(entries.keys() - set(known)):
-        raise ConfigError(f"unknown options {', '.join(unknown)}; known are {', '.join(known)}")
+    if sentence := unknown_keys(entries, [entry.name for entry in fields(RunConfig)], "options"):
+        raise ConfigError(sentence)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
 
 
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "bool": ((bool,), "true or false"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": ((str,), "a text"),
-    "Path": ((str, os.PathLike), "a path"),
-    "tuple[str, ...]": ((tuple, list), "a list of texts"),
-    "tuple[Path, ...]": ((tuple, list), "a list of paths"),
-}
 _OPTIONS = {"mem_gb": "--mem", "run_label": "--run-id"} | {name: name for name in ("bids_dir", "output_dir", "level")}
 
 
 def _check_types(config: RunConfig) -> None:
     """Refuse values of a wrong type: a file of options may hold anything."""
-    for entry in fields(config):
-        value, kind = getattr(config, entry.name), entry.type
-        if kind.endswith(" | None"):
-            if value is None:
-                continue
-            kind = kind.removesuffix(" | None")
-        allowed, what = _TYPES[kind]
-        fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
-        if fits and kind.startswith("tuple"):
-            fits = all(isinstance(one, (str, os.PathLike)) for one in value)
-        if not fits:
-            raise ConfigError(f"{_option(entry.name)} is {value!r}; it must be {what}")
+    for name, value, wanted in wrong_types(config):
+        raise ConfigError(f"{_option(name)} is {value!r}; it must be {wanted}")
 
 
 def _option(name: str) -> str:
@@ -257,4 +238,4 @@ def _require_writable(path: Path, what: str) -> None:
         trial.touch()
         trial.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path}: the {what} folder cannot be written ({error.strerror})") from error
+        raise ConfigError(f"{path}: the {what} folder cannot be written ({reason(error)})") from error

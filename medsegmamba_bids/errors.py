@@ -84,3 +84,16 @@ class EvaluationError(UserError):
 
 class CaseError(UserError):
     """A case of a model card that cannot be measured."""
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for a sentence that names the file already.
+
+    Examples
+    --------
+    >>> reason(FileNotFoundError(2, "No such file or directory", "/nope.json"))
+    'No such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 from medsegmamba_bids.cli.common import make_parser
 from medsegmamba_bids.config import LEVELS, PRECISIONS, RunConfig, options_from_json
-from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.errors import ConfigError, reason
 
 DESCRIPTION = """\
 Segment subcortical structures and hippocampal subfields in the T1w images of a BIDS dataset with MedSegMamba,
@@ -260,9 +260,9 @@ def stored_options(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        options = options_from_json(path.read_text(encoding="utf-8"))
+        options = options_from_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path}: cannot be used as --config-file: {error}") from error
+        raise ConfigError(f"{path}: cannot be used as --config-file: {reason(error)}") from error
     return {key: value for key, value in options.items() if key != "run_id"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +31,7 @@ from medsegmamba_bids.execution.outcomes import (
 )
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
+from medsegmamba_bids.records import read_mapping, unknown_keys
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import made_from
 from medsegmamba_bids.workflows.networks import Networks, choose_networks
@@ -111,29 +111,18 @@ def read_plugin(path: Path) -> tuple[str, dict[str, Any]]:
     """
     from nipype.pipeline import plugins
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
-        name, arguments = entries["plugin"], dict(entries.get("plugin_args") or {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    entries = read_mapping(path, "--use-plugin", "json" if path.suffix == ".json" else "yaml")
+    if sentence := unknown_keys(entries, ("plugin", "plugin_args")):
+        raise ConfigError(f"{path}: cannot be used as --use-plugin: {sentence}")
+    name, arguments = entries.get("plugin"), entries.get("plugin_args") or {}
+    if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ConfigError(
-            f"{path}: cannot be used as --use-plugin ({error}); it must hold 'plugin' and 'plugin_args'"
-        ) from error
+            f"{path}: cannot be used as --use-plugin: it must hold 'plugin', a name, and may hold 'plugin_args'"
+        )
     known = sorted(key.removesuffix("Plugin") for key in vars(plugins) if key.endswith("Plugin"))
     if name not in known:
         raise ConfigError(f"{path}: Nipype has no plugin {name!r}; there are {', '.join(known)}")
-    return name, arguments
-
-
-def _from_yaml(text: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ConfigError("reading YAML needs the package pyyaml; JSON does without") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    return name, dict(arguments)
 
 
 def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:

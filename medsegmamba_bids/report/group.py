@@ -12,7 +12,7 @@ from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.report.gather import Gathered, check_weights, gather, keep_one_version
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
-from medsegmamba_bids.report.quality import load_thresholds
+from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.stats.tables import COLUMNS
 
 logger = logging.getLogger(__name__)

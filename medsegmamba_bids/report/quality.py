@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,12 @@ import pandas as pd
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM
-from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.report.thresholds import load_thresholds, side_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.measures import UNKNOWN
 
-_DEFAULTS = "quality/thresholds.json"
 # White and gray matter by label, the first pair that the weights know is taken.
 _CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))
 
@@ -98,61 +94,6 @@ class QualityInputs:
     measures: dict[str, float] = field(default_factory=dict)
     brain: np.ndarray | None = None
     zooms: tuple[float, ...] | None = None
-
-
-def load_thresholds(path: Path | None = None) -> dict[str, Any]:
-    """The package's thresholds, with those of a file in their place where it names them.
-
-    Raises
-    ------
-    ThresholdError
-        The file cannot be read or names a check that there is not.
-    """
-    thresholds = copy.deepcopy(_defaults())
-    if path is None:
-        return thresholds
-    try:
-        changes = json.loads(Path(path).read_text(encoding="utf-8"))
-        unknown = sorted(changes.get("checks", {}).keys() - thresholds["checks"].keys())
-        ranges = changes.get("volumes", {}).get("ranges", {})
-        if unknown:
-            raise ValueError(f"unknown checks {', '.join(unknown)}; known are {', '.join(thresholds['checks'])}")
-        _check_ranges(
-            {**ranges, **{name: one["range"] for name, one in changes.get("checks", {}).items() if "range" in one}}
-        )
-        for name, entries in changes.get("checks", {}).items():
-            thresholds["checks"][name].update(entries)
-        thresholds["outliers"].update(changes.get("outliers", {}))
-        thresholds["volumes"]["ranges"].update(ranges)
-        thresholds["volumes"]["source"] = changes.get("volumes", {}).get("source", thresholds["volumes"]["source"])
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ThresholdError(f"{path}: cannot be used as quality thresholds: {error}") from error
-    return thresholds
-
-
-@lru_cache
-def _defaults() -> dict[str, Any]:
-    return json.loads(data_path(_DEFAULTS).read_text(encoding="utf-8"))
-
-
-def _check_ranges(ranges: dict[str, Any]) -> None:
-    for name, pair in ranges.items():
-        if len(pair) != 2 or not pair[0] <= pair[1]:
-            raise ValueError(f"the range of {name} is {pair}; it must be two numbers, the lower one first")
-
-
-def side_of(name: str) -> tuple[str, str]:
-    """Side and name without it.
-
-    Examples
-    --------
-    >>> side_of("Left-Caudate"), side_of("CSF")
-    (('left', 'Caudate'), ('', 'CSF'))
-    """
-    for side in ("Left-", "Right-"):
-        if name.startswith(side):
-            return side[:-1].lower(), name.removeprefix(side)
-    return "", name
 
 
 def asymmetry(left: float, right: float) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.report.quality import Flag, asymmetry, side_of
+from medsegmamba_bids.report.quality import Flag, asymmetry
+from medsegmamba_bids.report.thresholds import side_of
 from medsegmamba_bids.segmentations import of_name
 from medsegmamba_bids.stats.measures import UNKNOWN
 

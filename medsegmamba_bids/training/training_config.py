@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.records import build, read_mapping
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PRECISIONS = ("float32", "bfloat16")
 #: Decide how fast a training runs and how its result is described, not what it is.
@@ -188,7 +183,6 @@ class PairsConfig(_Config):
 
 
 Config = SynthesisConfig | PairsConfig
-_SCALARS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,), "dict[str, Any]": (dict,)}
 _AT_LEAST_ONE = ("steps", "epochs", "batch_size", "patches_per_axis", "save_every", "log_every", "restart_epochs")
 
 
@@ -226,26 +220,8 @@ def read_pairs_config(path: Path) -> PairsConfig:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    path = Path(path)
-    try:
-        text = path.read_text()
-        fields = _from_yaml(text, path) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: holds no keys with values")
-    return fields
-
-
-def _from_yaml(text: str, path: Path) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ConfigError(f"{path}: reading YAML needs PyYAML (pip install medsegmamba_bids[train])") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    form = "yaml" if Path(path).suffix in (".yaml", ".yml") else "toml"
+    return read_mapping(path, "a training configuration", form)
 
 
 def _synthesis_config(fields: dict[str, Any], path: Path) -> SynthesisConfig:
@@ -271,27 +247,10 @@ def _with_weights(kind: type, fields: dict[str, Any], path: Path) -> Any:
     return config
 
 
-def _build(kind: type, fields: dict[str, Any], where: str) -> Any:
-    """A record from a table of the file; says which key is unknown, missing or of a wrong type."""
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{where}: must be a table of keys, not {fields!r}")
-    names = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(fields) - set(names))
-    if unknown:
-        raise ConfigError(f"{where}: unknown keys {unknown}; allowed are {sorted(names)}")
-    missing = [n for n, f in names.items() if n not in fields and f.default is f.default_factory is dataclasses.MISSING]
-    if missing:
-        raise ConfigError(f"{where}: the keys {missing} are missing")
-    for key, value in fields.items():
-        _check_value(key, value, str(names[key].type), where)
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def _check_value(key: str, value: Any, kind: str, where: str) -> None:
-    allowed = (list, tuple) if kind.startswith("tuple") else _SCALARS.get(kind)
-    if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-        raise ConfigError(f"{where}: {key} is {value!r}, which is not {kind}")
-    if kind == "tuple[float, float]" and (len(value) != 2 or not all(isinstance(v, (int, float)) for v in value)):
-        raise ConfigError(f"{where}: {key} is {value!r}; two numbers are needed")
-    if key in _AT_LEAST_ONE and value < 1:
-        raise ConfigError(f"{where}: {key} is {value}; it must be 1 or more")
+def _build(kind: type, entries: Any, where: str) -> Any:
+    """A record from a table of the file; says which key is unknown, missing, of a wrong type or too small."""
+    record = build(kind, entries, where)
+    for key in _AT_LEAST_ONE:
+        if getattr(record, key, 1) < 1:
+            raise ConfigError(f"{where}: {key} is {getattr(record, key)}; it must be 1 or more")
+    return record

@@ -10,12 +10,13 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
+from medsegmamba_bids.records import build, parse_json, wrong_types
 from medsegmamba_bids.segmentations import TASKS
 
 METADATA_KEY = "medsegmamba"
@@ -132,32 +133,19 @@ class WeightsInfo:
             If the text is not JSON, lacks an entry or holds one that is not allowed.
         """
         try:
-            entries = dict(json.loads(text))
-            return cls(**{**entries, "input": InputSpec(**entries["input"])})
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, WeightsError):
-                raise
+            entries = parse_json(text)
+        except ValueError as error:
             raise WeightsError(f"its description cannot be read ({error})") from error
-
-
-_FIELD_TYPES = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "dict[str, Any]": (dict,),
-    "tuple[int, ...]": (tuple, list),
-    "InputSpec": (InputSpec,),
-}
+        where = "its description cannot be read"
+        if isinstance(entries, dict) and "input" in entries:
+            entries = {**entries, "input": build(InputSpec, entries["input"], f"{where}, input", WeightsError)}
+        return build(cls, entries, where, WeightsError)
 
 
 def _check_fields(record: InputSpec | WeightsInfo) -> None:
     """Refuse entries of the wrong type: the text may come from anywhere."""
-    for entry in fields(record):
-        value = getattr(record, entry.name)
-        allowed = _FIELD_TYPES[entry.type]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise WeightsError(f"its entry {entry.name!r} is {value!r}, which is not {entry.type}")
+    for name, value, wanted in wrong_types(record):
+        raise WeightsError(f"its entry {name!r} is {value!r}; it must be {wanted}")
 
 
 def _check_choice(what: str, value: str, allowed: Iterable[str]) -> None:

@@ -74,7 +74,10 @@ def test_json_gives_the_record_back(tmp_path):
     [
         ("{", "not JSON"),
         ("[1]", "not a JSON object of options"),
-        ('{"step": 3, "bids_dir": "x"}', "unknown options step; known are bids_dir, output_dir, "),
+        (
+            '{"step": 3, "bids_dir": "x"}',
+            "unknown options step \\(step_size is meant\\?\\); known are bids_dir, output_dir, ",
+        ),
     ],
 )
 def test_text_that_is_no_record(text, sentence):

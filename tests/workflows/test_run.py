@@ -80,6 +80,7 @@ def test_batches_hold_every_participant_once(config):
     [
         ('{"plugin": "Nonsense"}', "no plugin 'Nonsense'; there are"),
         ('{"plugin_args": {}}', "it must hold 'plugin'"),
+        ('{"plugin": "MultiProc", "plugin_arg": {}}', "unknown keys plugin_arg (plugin_args is meant?)"),
         ("{", "cannot be used as --use-plugin"),
     ],
 )

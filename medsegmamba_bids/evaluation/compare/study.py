@@ -11,14 +11,9 @@ from medsegmamba_bids.datasets.participants import read_participants
 from medsegmamba_bids.datasets.places import LabelFiles, Place, find_labels
 from medsegmamba_bids.datasets.scan_names import ScanName, listed
 from medsegmamba_bids.errors import EvaluationError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from medsegmamba_bids.records import build, read_mapping
 
 REFERENCE = "reference"
-_KEYS = {"name", "reference", "methods", "images"}
 
 
 @dataclass(frozen=True)
@@ -99,12 +94,7 @@ def read_study(path: Path) -> list[Dataset]:
     EvaluationError
         It cannot be read, has unknown keys, or its datasets have different methods.
     """
-    if not path.is_file():
-        raise EvaluationError(f"{path}: no such file")
-    try:
-        content = tomllib.loads(path.read_text())
-    except ValueError as error:
-        raise EvaluationError(f"{path}: is no TOML file ({error})") from error
+    content = read_mapping(path, "--study", "toml", EvaluationError)
     entries = content.get("dataset")
     if set(content) != {"dataset"} or not isinstance(entries, list):
         raise EvaluationError(f"{path}: must hold [[dataset]] tables and nothing else; it has {listed(content)}")
@@ -121,21 +111,17 @@ def read_study(path: Path) -> list[Dataset]:
 
 
 def _dataset(entry: Mapping[str, Any], path: Path) -> Dataset:
-    lacking = {"name", "reference", "methods"} - set(entry)
-    unknown = set(entry) - _KEYS
-    if lacking or unknown:
-        raise EvaluationError(f"{path}: a dataset has the keys {listed(sorted(_KEYS))}, not {listed(sorted(entry))}")
-    if not isinstance(entry["methods"], dict):
-        raise EvaluationError(f"{path}: methods of {entry['name']} must be a table of names and places")
-    _check_methods(entry["methods"], str(path))
+    given = build(Dataset, entry, f"{path}, [[dataset]]", EvaluationError)
+    for name, text in given.methods.items():
+        if not isinstance(text, str):
+            raise EvaluationError(f"{path}: the method {name} of {given.name} is {text!r}; it must be a place")
+    _check_methods(given.methods, str(path))
 
     def place(text: str) -> str:
         return str(path.parent / Path(text).expanduser())
 
-    methods = {name: place(text) for name, text in entry["methods"].items()}
-    return Dataset(
-        entry["name"], place(entry["reference"]), methods, place(entry["images"]) if "images" in entry else ""
-    )
+    methods = {name: place(text) for name, text in given.methods.items()}
+    return Dataset(given.name, place(given.reference), methods, place(given.images) if given.images else "")
 
 
 def match_dataset(dataset: Dataset, table: str) -> tuple[list[Item], list[str]]:

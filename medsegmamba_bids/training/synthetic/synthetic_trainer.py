@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.records import unknown_keys
 from medsegmamba_bids.training.learner import Learner
 from medsegmamba_bids.training.loss import segmentation_loss
 from medsegmamba_bids.training.run_folder import RunFolder
@@ -118,8 +119,8 @@ class Trainer:
 def stage_settings(stage: Stage) -> SynthesisSettings:
     """The random choices of a stage; raises ``ConfigError`` for a key that there is not."""
     names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"patch_size", "voxel_size"}
-    if unknown := sorted(set(stage.synthesis) - names):
-        raise ConfigError(f"[stages.synthesis]: unknown keys {unknown}; allowed are {sorted(names)}")
+    if sentence := unknown_keys(stage.synthesis, sorted(names)):
+        raise ConfigError(f"[stages.synthesis]: {sentence}")
     ranges = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.synthesis.items()}
     return SynthesisSettings(patch_size=stage.patch_size, voxel_size=stage.voxel_size, **ranges)
 

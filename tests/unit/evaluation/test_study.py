@@ -96,10 +96,15 @@ def test_a_study_names_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = [", "is no TOML file"),
+        ("a = [", "cannot be used as --study: it is not TOML"),
         ("a = 1", r"must hold \[\[dataset\]\] tables and nothing else; it has a"),
-        (STUDY.replace("name", "nom"), "has the keys images, methods, name, reference, not methods, nom, reference"),
+        (
+            STUDY.replace("name", "nom"),
+            r"unknown keys nom; known are name, reference, methods, images",
+        ),
         (STUDY.replace('{a = "x", b = "/abs/y"}', "{}"), "at least one method"),
+        (STUDY.replace('"fs"', "3"), "reference is 3; it must be a text"),
+        (STUDY.replace('"x"', "3"), "the method a of one is 3; it must be a place"),
         (STUDY + STUDY, "two datasets are called one"),
         (
             STUDY + STUDY.replace("one", "two").replace("b =", "c ="),
