@@ -76,10 +76,14 @@ def measure(case, device, runs):
 def floor(network, patch, runs):
     """The arithmetic of a patch at the rate that convolutions reach here; the scans are not in it."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+    def by_onednn(x, weight, *rest, out_shape, **more):
+        return conv_flop_count(x, weight, out_shape)
+
+    known = {torch.ops.aten.mkldnn_convolution: by_onednn}
     # In inference mode the counter would not see what convolutions consist of.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
         network.probabilities(patch)
     multiplications = counter.get_total_flops() / 2
     rates = []
