@@ -23,8 +23,9 @@ $(INSTALLED): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs]'
 	@touch $@
 
-lint: $(INSTALLED)  ## run ruff
+lint: $(INSTALLED)  ## run ruff, and vulture for what nothing uses
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m vulture
 
 test: $(INSTALLED)  ## run ruff, then pytest; both always, so that pytest's summary comes last
 	@status=0; \

@@ -14,13 +14,8 @@ def _table() -> dict[str, Any]:
     return json.loads(data_path("bids/outputs.json").read_text(encoding="utf-8"))
 
 
-def product_names() -> list[str]:
-    """Return the names by which code knows the files that are written per T1w."""
-    return list(_table()["products"])
-
-
 def product(name: str) -> dict[str, Any]:
-    """Return entities, suffix, extension and fixed metadata of a product."""
+    """Return entities, suffix, extension and fixed metadata of a file that is written per T1w."""
     return _table()["products"][name]
 
 
@@ -61,7 +56,7 @@ def output_name(prefix: str, name: str, extension: str | None = None, **fill: st
     prefix : str
         The T1w's name without ``_T1w`` and extension.
     name : str
-        Of the product, see :func:`product_names`.
+        Of the product, see :func:`product`.
     extension : str, optional
         Another one, such as ``.json``.
     fill : str

@@ -11,7 +11,7 @@ from typing import Any
 from nipype.interfaces.base import DynamicTraitedSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 from nipype.interfaces.io import add_traits
 
-from medsegmamba_bids.data.names import output_name, product
+from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.image.io import atomic_path
 
 #: Appended to the name of a product: a file with metadata of its own, which join the fixed ones.
@@ -74,11 +74,6 @@ class WriteOutputs(SimpleInterface):
         sidecar = folder / output_name(prefix, name, extension=".json", **fill)
         write_new(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", sidecar)
         return [path, sidecar]
-
-
-def has_sidecar(name: str) -> bool:
-    """Whether a product has metadata in the table of names."""
-    return "metadata" in product(name)
 
 
 def copy_new(source: Path, path: Path) -> bool:

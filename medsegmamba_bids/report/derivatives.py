@@ -41,7 +41,7 @@ class Scan:
     prefix: str
 
     def path(self, name: str, extension: str | None = None) -> Path:
-        """Path of a product, see ``data.names.product_names``."""
+        """Path of a product, see ``data.names.product``."""
         return self.root / output_name(self.prefix, name, extension)
 
     @property

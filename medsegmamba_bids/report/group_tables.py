@@ -19,7 +19,6 @@ _ENTITIES = {
     "acq": "acquisition", "ce": "contrast_agent", "rec": "reconstruction", "dir": "direction", "run": "run",
     "echo": "echo", "part": "part", "proc": "processing", "chunk": "chunk",
 }  # fmt: skip
-QUALITY = ("flags", "outliers", "weights")
 
 
 def volume_matrix(tables: list[ScanTable]) -> pd.DataFrame:

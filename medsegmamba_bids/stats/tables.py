@@ -7,7 +7,6 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +181,3 @@ def _row_line(number: int, row: Mapping[str, Any]) -> str:
 def read_measures(sidecar: Mapping[str, Any]) -> dict[str, float]:
     """Measures by name from the JSON beside a volume table."""
     return {name: float(entry["Value"]) for name, entry in sidecar.get("Measures", {}).items()}
-
-
-def measures_to_json(measures: Iterable[Measure]) -> list[dict[str, Any]]:
-    """Measures as plain records."""
-    return [asdict(measure) for measure in measures]

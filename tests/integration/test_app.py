@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.cli.main import main
-from medsegmamba_bids.data.names import output_name, product_names
+from medsegmamba_bids.data.names import _table, output_name
 from medsegmamba_bids.stats.tables import read_tsv
 from medsegmamba_bids.weights.files import read_info
 
@@ -81,7 +81,7 @@ def test_each_image_has_its_line(finished):
 def test_every_product_is_there(finished):
     root = finished[0]
     for prefix in PREFIXES:
-        missing = [name for name in product_names() if not path_of(root, prefix, name).is_file()]
+        missing = [name for name in _table()["products"] if not path_of(root, prefix, name).is_file()]
         assert missing == ["aseg_posteriors", "hippocampus_posteriors"]  # on request
     assert not list((root / "out").rglob("sub-03*.nii.gz"))
     assert not list((root / "out").rglob("*.part*"))

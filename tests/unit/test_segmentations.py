@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids import segmentations
-from medsegmamba_bids.data.names import output_name, product_names
+from medsegmamba_bids.data.names import _table, output_name
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image import labels
 from medsegmamba_bids.image.labels import LabelTable, load_label_table
@@ -28,7 +28,7 @@ def test_each_table_holds_the_narrower_ones(kind):
 @pytest.mark.parametrize("kind", SEGMENTATIONS, ids=lambda kind: kind.name)
 def test_products_bear_its_name(kind):
     products = [kind.native, kind.conformed, kind.entropy, kind.posteriors, kind.stats]
-    assert set(products) <= set(product_names())
+    assert set(products) <= set(_table()["products"])
     assert all(f"_seg-{kind.name}_" in output_name("sub-01", name) for name in products)
 
 
