@@ -258,6 +258,8 @@ def _why_left_out(file: BIDSFile, dataset: BIDSFolder, selection: Selection, con
         return "its name is not that of a T1w image in BIDS"
     if file.misplaced:
         return file.misplaced
+    if file.derived:
+        return f"{file.derived} names a derivative"
     if unsuited := why_unsuited(file, selection.wanted):
         return unsuited
     if config.skip_bids_validation or file.extension not in IMAGE_EXTENSIONS or is_bids(file.relative):

@@ -19,7 +19,11 @@ class ConfigError(UserError):
     """Options or a configuration that cannot be carried out."""
 
 
-class BIDSError(UserError):
+class DatasetError(UserError):
+    """Images or label images that cannot be found, told apart or read as what they should be."""
+
+
+class BIDSError(DatasetError):
     """A dataset that cannot be used; the message names the folder."""
 
 

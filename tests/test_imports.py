@@ -42,7 +42,7 @@ for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "errors"}:
 
 # Third-party package -> the subpackages that know it at all.
 MAY_KNOW = {
-    "bids": {"bids", "training"},
+    "bids": {"bids"},
     "nipype": {"cli", "execution", "interfaces", "workflows"},
     "torch": {"cli", "evaluation", "inference", "interfaces", "networks", "training", "weights"},
 }

@@ -84,14 +84,17 @@ class BIDSFile:
         return dict(part.split("-", 1) for part in self.prefix.split("_") if part)
 
     @property
+    def derived(self) -> str:
+        """What names it as a derivative, such as ``space-MNI152``; empty for a raw image."""
+        return next((f"{key}-{self.entities[key]}" for key in DERIVED if key in self.entities), "")
+
+    @property
     def misplaced(self) -> str:
-        """Why it does not belong into its folder, as a copy or a file of another participant does; else empty."""
+        """Why it does not belong into its folder, as a copy or another participant's file does not; else empty."""
         for folder in PurePosixPath(self.relative).parts[:-1]:
             key, separator, label = folder.partition("-")
             if separator and key in ("sub", "ses") and self.entities and self.entities.get(key, label) != label:
                 return f"it lies in the folder {folder}, but is named after {key}-{self.entities[key]}"
-            if key == "sub" and not _LABEL.fullmatch(label):
-                return f"it lies in the folder {folder}, which is no participant's: labels are letters and digits"
         return ""
 
 
@@ -119,10 +122,20 @@ class BIDSFolder:
     def _folders(self) -> Iterator[str]:
         return (path.name for path in self.root.glob("sub-*") if path.is_dir())
 
-    def files(self, folder: str) -> Iterator[BIDSFile]:
-        """Files of a folder ``sub-*``, in order, without hidden ones; links to folders are followed."""
-        for path in files_below(self.root / folder, OTHER_FOLDERS):
-            yield BIDSFile(self.root, path.relative_to(self.root).as_posix())
+    def files(self, *folders: str) -> Iterator[BIDSFile]:
+        """Files of folders ``sub-*``, all by default, in order, without hidden ones; links to folders are followed."""
+        for folder in folders or sorted(self._folders()):
+            for path in files_below(self.root / folder, OTHER_FOLDERS):
+                yield BIDSFile(self.root, path.relative_to(self.root).as_posix())
+
+    def t1w_images(self, *folders: str) -> list[BIDSFile]:
+        """T1w images of a whole head that lie where they belong and that ``.bidsignore`` does not list."""
+        return [
+            file
+            for file in self.files(*folders)
+            if file.suffix == "T1w" and file.extension in IMAGE_EXTENSIONS
+            if not (file.misplaced or self.ignores(file.relative) or why_unsuited(file))
+        ]
 
     def t1w_files(self, folder: str) -> Iterator[BIDSFile]:
         """Files of a folder ``sub-*`` whose names speak of a T1w image, well formed or not, without JSON files."""
@@ -192,8 +205,6 @@ def why_unsuited(file: BIDSFile, chosen: Collection[str] = ()) -> str:
     entities = file.entities
     if (part := entities.get("part", "mag")) != "mag":
         return f"part-{part} is no magnitude image"
-    if derived := [key for key in DERIVED if key in entities]:
-        return f"{derived[0]}-{entities[derived[0]]} names a derivative"
     if "inv" in entities and "inv" not in chosen:
         return f"inv-{entities['inv']} is an inversion image, not the T1w that is made of several"
     if "chunk" in entities and "chunk" not in chosen:

@@ -11,12 +11,16 @@ import numpy as np
 from medsegmamba_bids.anatomy import NUCLEI
 from medsegmamba_bids.datasets.places import LabelFiles, Parts
 from medsegmamba_bids.datasets.scan_names import listed
-from medsegmamba_bids.errors import EvaluationError
+from medsegmamba_bids.errors import DatasetError
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_labels
 from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
 from medsegmamba_bids.segmentations import ASEG, of_table
+
+#: Images lie on one grid where no voxel is further apart; headers are rounded.
+SAME_MM = 0.1
+LARGEST_LABEL = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +45,56 @@ class LabelImage:
         return Grid(self.affine, self.data.shape)
 
 
-def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = ()) -> LabelImage:
-    """Read a label image, or one of each side as one.
+def read_parts(parts: Parts) -> LabelImage:
+    """Read a label image, or one of each side as one, with the labels of its files.
 
     Parameters
     ----------
     parts : Parts
-        Files with what is added to their labels; where both have a label the first counts.
+        Files with what is added to their labels; where both have a label the first counts. Nuclei of the amygdala in
+        files of subfields are left out.
+
+    Raises
+    ------
+    ImageError
+        A file cannot be read as labels.
+    DatasetError
+        Both sides lie on different grids, or labels are too large.
+    """
+    images = [load_labels(path) for path, _ in parts]
+    path = " and ".join(str(file) for file, _ in parts)
+    first = LabelImage(path, np.zeros(images[0].shape, np.uint16), images[0].affine)
+    for image, (file, added) in zip(images, parts, strict=True):
+        if not lies_on(Grid.of(image), first.grid):
+            raise DatasetError(f"{path}: lie on different grids")
+        values = np.asarray(image.dataobj)
+        if int(values.max()) + added > LARGEST_LABEL:
+            raise DatasetError(f"{file}: has the label {values.max()}; with {added} added at most {LARGEST_LABEL} fits")
+        fresh = (values > 0) & (first.data == 0)
+        if added:
+            fresh &= ~np.isin(values, NUCLEI)
+        first.data[fresh] = values[fresh] + added
+    return first
+
+
+def lies_on(grid: Grid, other: Grid) -> bool:
+    """Whether voxels of two grids are each other's: of one shape, and nowhere further apart than rounding puts them."""
+    return grid.shape == other.shape and grid.distance(other) <= SAME_MM
+
+
+def foreign_labels(labels: np.ndarray, table: LabelTable, background: Collection[int]) -> list[int]:
+    """Labels that are there, but neither structures of a table nor background."""
+    present = np.flatnonzero(np.bincount(labels.ravel())).tolist()
+    return sorted(set(present) - {0, *table.labels.tolist(), *background})
+
+
+def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = ()) -> LabelImage:
+    """Read labels as structures of a table.
+
+    Parameters
+    ----------
+    parts : Parts
+        As for :func:`read_parts`.
     table : LabelTable
         Its structures.
     background : collection of int
@@ -55,35 +102,18 @@ def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = (
 
     Raises
     ------
-    ImageError, EvaluationError
-        A file cannot be read; both sides lie on different grids; a label is unknown.
+    ImageError, DatasetError
+        As for :func:`read_parts`; or a label is unknown.
     """
-    images = [load_labels(path) for path, _ in parts]
-    path = " and ".join(str(file) for file, _ in parts)
-    first = images[0]
-    merged = np.zeros(first.shape, np.uint16)
-    for image, (_, added) in zip(images, parts, strict=True):
-        if not Grid.of(image).same_as(Grid.of(first)):
-            raise EvaluationError(f"{path}: lie on different grids")
-        values = np.asarray(image.dataobj)
-        fresh = (values > 0) & (merged == 0)
-        if added:
-            fresh &= ~np.isin(values, NUCLEI)
-        merged[fresh] = values[fresh] + added
-    _check_labels(merged, path, table, background)
-    if of_table(table.name) is ASEG:
-        merged = join_brain_labels(merged)
-    return LabelImage(path, merged, first.affine)
-
-
-def _check_labels(labels: np.ndarray, path: str, table: LabelTable, background: Collection[int]) -> None:
-    known = {0, *table.labels.tolist(), *background, *of_table(table.name).beside}
-    found = np.flatnonzero(np.bincount(labels.ravel())).tolist()
-    if unknown := [label for label in found if label not in known]:
-        raise EvaluationError(
-            f"{path}: the labels {listed(unknown)} are neither structures of the table {table.name} nor known beside "
-            "them. If they are to count as background, name them with --background; else choose another --table"
+    image = read_parts(parts)
+    if unknown := foreign_labels(image.data, table, {*background, *of_table(table.name).beside}):
+        raise DatasetError(
+            f"{image.path}: the labels {listed(unknown)} are neither structures of the table {table.name} nor known "
+            "beside them. If they are to count as background, name them with --background; else choose another --table"
         )
+    if of_table(table.name) is ASEG:
+        return LabelImage(image.path, join_brain_labels(image.data), image.affine)
+    return image
 
 
 def read_reference(files: LabelFiles, table: LabelTable, background: Collection[int] = ()) -> LabelImage:
@@ -91,14 +121,14 @@ def read_reference(files: LabelFiles, table: LabelTable, background: Collection[
 
     Raises
     ------
-    ImageError, EvaluationError
+    ImageError, DatasetError
         As :func:`read_labels`; or none of the table's structures is there.
     """
     image = read_labels(files.choices[0], table, background)
     if not np.isin(image.data, table.labels[1:]).any():
         found = np.flatnonzero(np.bincount(image.data.ravel())).tolist()
         what = "every voxel is 0" if found == [0] else f"it holds the labels {listed(found)}"
-        raise EvaluationError(
+        raise DatasetError(
             f"{image.path}: this reference has none of the structures of the table {table.name}, {what}; "
             "replace or remove it"
         )
@@ -114,7 +144,7 @@ def read_on_grid(
 
     Raises
     ------
-    ImageError, EvaluationError
+    ImageError, DatasetError
         As :func:`read_labels`; or the labels lie outside the reference's field of view.
     """
     parts = next((one for one in files.choices if _on_grid(one, like)), files.choices[0])
@@ -123,7 +153,7 @@ def read_on_grid(
         return LabelImage(image.path, image.data, like.affine), False
     moved = labels_to_grid(image.data, image.grid, like.grid)
     if image.data.any() and not moved.any():
-        raise EvaluationError(
+        raise DatasetError(
             f"{image.path}: none of its labels lies within the field of view of {like.path}; "
             "they must share one space (mm), as images of one scan do"
         )

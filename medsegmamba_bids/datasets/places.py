@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medsegmamba_bids.datasets.bids_files import IMAGE_EXTENSIONS, BIDSFolder
 from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, scan_name
-from medsegmamba_bids.errors import EvaluationError
+from medsegmamba_bids.errors import DatasetError
 from medsegmamba_bids.image.io import READABLE
 from medsegmamba_bids.segmentations import of_table
 
@@ -76,7 +77,7 @@ def find_labels(path: str, table: str) -> Place:
 
     Raises
     ------
-    EvaluationError
+    DatasetError
         There is no such folder, nothing is found, or a scan has two label images.
     """
     if "{participant}" in path:
@@ -85,21 +86,24 @@ def find_labels(path: str, table: str) -> Place:
     if folder.is_file():
         return _place(path, "one file", [(parse_name(_stem(folder)), folder)])
     if not folder.is_dir():
-        raise EvaluationError(f"{path}: no such file or folder")
-    if subjects := list(_subjects(folder)):
+        raise DatasetError(f"{path}: no such file or folder")
+    if subjects := subject_folders(folder):
         return _freesurfer(path, subjects, table)
-    if derivatives := list(_derivatives(folder, table)):
-        return _bids(path, derivatives)
+    scans, notes = derivative_labels(folder, table)
+    if scans:
+        return Place(path, "BIDS derivatives", scans, notes)
     plain = [(parse_name(_stem(file)), file) for file in _images(folder) if not _NO_LABELS.search(_stem(file))]
     if not plain:
         kind = of_table(table)
         expected = _EXPECTED.format(table=kind.short, file=kind.files[0][0][0])
-        raise EvaluationError(f"{path}: no label images found; {expected}")
+        raise DatasetError(f"{path}: no label images found; {expected}")
     return _place(path, "label images", plain)
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(READABLE))
+    """Images right in a folder, without hidden files such as ``._`` ones of macOS."""
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in files if file.name.lower().endswith(READABLE))
 
 
 def _stem(file: Path) -> str:
@@ -111,13 +115,13 @@ def _place(path: str, kind: str, files: Iterable[tuple[ScanName, Path]]) -> Plac
     found: dict[ScanName, Path] = {}
     for name, file in files:
         if name in found:
-            raise EvaluationError(
+            raise DatasetError(
                 f"{path}: two label images for {name}, {found[name]} and {file}; "
                 "name one of them by a pattern, such as FOLDER/{participant}_labels.nii.gz"
             )
         found[name] = file
     if not found:
-        raise EvaluationError(f"{path}: no file matches")
+        raise DatasetError(f"{path}: no file matches")
     return Place(path, kind, {name: LabelFiles(name, (((file, 0),),)) for name, file in found.items()})
 
 
@@ -157,14 +161,15 @@ def _named(groups: dict[str, str]) -> ScanName:
     return scan_name(name.participant, list(values.items()))
 
 
-def _subjects(folder: Path) -> Iterator[Path]:
-    """FreeSurfer's subjects in a folder; the folder itself where it is one."""
+def subject_folders(folder: Path) -> list[Path]:
+    """FreeSurfer's subjects in a folder, in order; the folder itself where it is one."""
     if (folder / "mri").is_dir():
-        yield folder
-        return
-    for subject in sorted(folder.iterdir()):
-        if (subject / "mri").is_dir() and not subject.name.startswith("fsaverage"):
-            yield subject
+        return [folder]
+    return [
+        subject
+        for subject in sorted(folder.iterdir())
+        if (subject / "mri").is_dir() and not subject.name.startswith(("fsaverage", "."))
+    ]
 
 
 def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
@@ -173,23 +178,24 @@ def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
     incomplete = []
     for subject in subjects:
         name = parse_name(subject.name)
-        parts = _freesurfer_parts(subject / "mri", table)
+        parts = subject_labels(subject / "mri", table)
         if parts is None:
             wanted = [pattern for patterns in of_table(table).files for pattern, _ in patterns]
             incomplete.append(f"{subject}: has none of mri/{{{','.join(wanted)}}} and is left out")
         elif name in folders:
-            raise EvaluationError(
+            raise DatasetError(
                 f"{path}: two subjects for {name}, {folders[name].name} and {subject.name}; name the files by a "
                 "pattern, such as FOLDER/{participant}/mri/aseg.mgz"
             )
         else:
             folders[name], scans[name] = subject, LabelFiles(name, (parts,))
     if not scans:
-        raise EvaluationError(f"{path}: no subject has labels; {incomplete[0]}")
+        raise DatasetError(f"{path}: no subject has labels; {incomplete[0]}")
     return Place(path, "FreeSurfer subjects", scans, incomplete)
 
 
-def _freesurfer_parts(mri: Path, table: str) -> Parts | None:
+def subject_labels(mri: Path, table: str) -> Parts | None:
+    """Label images in ``mri/`` of a subject, the latest versions; None where there are none."""
     for patterns in of_table(table).files:
         parts = tuple((_latest(mri, pattern), added) for pattern, added in patterns)
         if all(file is not None for file, _ in parts):
@@ -205,36 +211,59 @@ def _latest(folder: Path, pattern: str) -> Path | None:
     return max(folder.glob(pattern), default=None)
 
 
-def _derivatives(folder: Path, table: str) -> Iterator[tuple[ScanName, tuple[int, int], Path]]:
-    """Segmentations in BIDS derivatives with their rank: what names them, and the space."""
-    for file in sorted(folder.glob("sub-*/**/*_dseg.nii*")):
-        stem = _stem(file)
-        entities = dict(part.split("-", 1) for part in stem.split("_") if "-" in part)
-        kind, space = _rank(entities, table), entities.get("space", "")
-        if kind is not None and space in _SPACES:
-            yield parse_name(stem), (kind, _SPACES.index(space)), file
+def derivative_labels(folder: Path, table: str, called: str = "") -> tuple[dict[ScanName, LabelFiles], list[str]]:
+    """Segmentations of BIDS derivatives in the participants' own spaces.
+
+    Parameters
+    ----------
+    folder : Path
+    table : str
+        The label table.
+    called : str, optional
+        How the value of ``seg-`` must begin; by default as that of the table's segmentation does.
+
+    Returns
+    -------
+    dict of ScanName to LabelFiles
+        What is on the T1w image's own grid comes first.
+    list of str
+        Sentences about files that are left out.
+
+    Raises
+    ------
+    DatasetError
+        A scan has two that are equally good.
+    """
+    ranked: dict[ScanName, list[tuple[tuple[int, int], Path]]] = {}
+    notes = []
+    for file in BIDSFolder(folder).files():
+        if file.suffix != "dseg" or file.extension not in IMAGE_EXTENSIONS:
+            continue
+        kind, space = _rank(file.entities, table, called), file.entities.get("space", "")
+        if file.misplaced:
+            notes.append(f"{file.path}: {file.misplaced}; it is left out")
+        elif kind is not None and space in _SPACES:
+            ranked.setdefault(parse_name(_stem(file.path)), []).append(((kind, _SPACES.index(space)), file.path))
+    return {name: _best(name, sorted(files), folder) for name, files in ranked.items()}, notes
 
 
-def _rank(entities: dict[str, str], table: str) -> int | None:
+def _rank(entities: dict[str, str], table: str, called: str) -> int | None:
     """0 for files that name their segmentation as we do, more for fMRIPrep's; None for other segmentations."""
     kind = of_table(table)
     if "seg" in entities:
-        return 0 if entities["seg"].startswith(kind.short) else None
-    return kind.described_as.get(entities.get("desc", ""))
+        return 0 if entities["seg"].startswith(called or kind.short) else None
+    return None if called else kind.described_as.get(entities.get("desc", ""))
 
 
-def _bids(path: str, files: list[tuple[ScanName, tuple[int, int], Path]]) -> Place:
-    scans = {}
-    for name in dict.fromkeys(name for name, _, _ in files):
-        ranked = sorted((rank, file) for one, rank, file in files if one == name)
-        best = [(rank, file) for rank, file in ranked if rank[0] == ranked[0][0][0]]
-        if len({rank for rank, _ in best}) < len(best):
-            raise EvaluationError(
-                f"{path}: several segmentations for {name}: {listed(file.name for _, file in best)}; name one by a "
-                "pattern, such as FOLDER/{participant}/anat/*_desc-mine_dseg.nii.gz"
-            )
-        scans[name] = LabelFiles(name, tuple(((file, 0),) for _, file in best))
-    return Place(path, "BIDS derivatives", scans)
+def _best(name: ScanName, ranked: list[tuple[tuple[int, int], Path]], folder: Path) -> LabelFiles:
+    best = [(rank, file) for rank, file in ranked if rank[0] == ranked[0][0][0]]
+    if len({rank for rank, _ in best}) < len(best):
+        raise DatasetError(
+            f"{folder}: several segmentations for {name}: {listed(file.name for _, file in best)}; one must be named: "
+            "to compare by a pattern, such as FOLDER/{participant}/anat/*_desc-mine_dseg.nii.gz, to train by the "
+            "beginning of its seg- (segmentation in the configuration)"
+        )
+    return LabelFiles(name, tuple(((file, 0),) for _, file in best))
 
 
 def find_images(path: str) -> dict[ScanName, Path]:
@@ -252,11 +281,12 @@ def find_images(path: str) -> dict[ScanName, Path]:
         found = [(parse_name(_stem(folder)), folder)]
     elif not folder.is_dir():
         found = []
-    elif subjects := list(_subjects(folder)):
+    elif subjects := subject_folders(folder):
         firsts = ((parse_name(one.name), _first(one / "mri", T1_FILES)) for one in subjects)
         found = [(name, file) for name, file in firsts if file is not None]
     else:
-        files = sorted(folder.glob("sub-*/**/*_T1w.nii*"), key=lambda file: ("_space-" not in file.name, file.name))
+        files = [file.path for file in BIDSFolder(folder).t1w_images()]
+        files.sort(key=lambda file: ("_space-" not in file.name, file.name))
         files += [file for file in _images(folder) if _stem(file).endswith("_T1w")]
         found = [(parse_name(_stem(file)), file) for file in files if _own_space(file)]
     return dict(found)

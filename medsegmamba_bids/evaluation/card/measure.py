@@ -12,6 +12,7 @@ import pandas as pd
 
 from medsegmamba_bids import segmentations
 from medsegmamba_bids.anatomy import HIPPOCAMPI, WHITE_MATTER
+from medsegmamba_bids.datasets.label_images import lies_on, read_parts
 from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
@@ -103,10 +104,10 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
 
 def read_reference(case: Case, image: Image) -> np.ndarray:
     """FreeSurfer's labels on an image's grid, the corpus callosum as white matter: uint16 (X, Y, Z)."""
-    reference = load_image(case.reference)
-    if not Grid.of(reference).same_as(Grid.of(image)):
+    reference = read_parts(((case.reference, 0),))
+    if not lies_on(reference.grid, Grid.of(image)):
         raise CaseError(f"{case.reference}: does not lie on the grid of its image {case.image}")
-    return join_brain_labels(np.asarray(reference.dataobj).astype(np.uint16))
+    return join_brain_labels(reference.data)
 
 
 def _mirrored_back(found: ImageLabels, affine: np.ndarray, networks: Networks) -> ImageLabels:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from medsegmamba_bids.errors import ConfigError, ExperimentError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import load_image, save_image
+from medsegmamba_bids.image.io import load_image, load_labels, save_image
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import conform_and_segment
@@ -143,7 +143,7 @@ def _subfields(segmenter: Segmenter, pair: Pair, image: nib.spatialimages.Spatia
     conformed = conform(image)
     aseg = pair.image.with_name("aseg.mgz")
     if aseg.is_file():
-        given = load_image(aseg)
+        given = load_labels(aseg)
         around = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(conformed))
     else:
         around = segmenter.segment(conformed).labels

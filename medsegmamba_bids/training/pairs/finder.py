@@ -6,20 +6,15 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
+from medsegmamba_bids.datasets.places import Parts, derivative_labels, subject_folders, subject_labels
+from medsegmamba_bids.datasets.scan_names import ScanName, parse_name
 from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.training_config import PairsConfig
 
-if TYPE_CHECKING:
-    from bids.layout import BIDSImageFile, BIDSLayout
-
 logger = logging.getLogger(__name__)
-
-#: The label image in ``mri/`` of a FreeSurfer subject, and what is added to its labels.
-#: Entities in which a label image and its T1-weighted image agree.
-_ENTITIES = ("subject", "session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part")
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Pair:
     name: str
     participant: str
     image: Path
-    labels: tuple[tuple[Path, int], ...]
+    labels: Parts
 
 
 def find_freesurfer_pairs(subjects_dir: Path, config: PairsConfig, participants: list[str]) -> list[Pair]:
@@ -53,7 +48,7 @@ def find_freesurfer_pairs(subjects_dir: Path, config: PairsConfig, participants:
         raise PairError(f"{subjects_dir}: no such folder of FreeSurfer subjects")
     known = {participant.removeprefix("sub-"): participant for participant in participants}
     pairs = []
-    for folder in sorted(path for path in subjects_dir.iterdir() if (path / "mri").is_dir()):
+    for folder in subject_folders(subjects_dir):
         participant = known.get(re.split(r"[_.]", folder.name.removeprefix("sub-"))[0])
         participant = known.get(folder.name, participant)  # names may hold "_" themselves
         if participant:
@@ -65,16 +60,10 @@ def _freesurfer_pair(folder: Path, participant: str, config: PairsConfig) -> Pai
     image = folder / "mri" / config.image
     if not image.is_file():
         raise PairError(f"{image}: no such file; which image of a subject is used stands in the configuration (image)")
-    wanted = of_table(config.table).files[0]
-    return Pair(folder.name, participant, image, tuple((_one(folder / "mri", name), add) for name, add in wanted))
-
-
-def _one(folder: Path, pattern: str) -> Path:
-    """The latest version of a file."""
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise PairError(f"{folder / pattern}: no such file")
-    return found[-1]
+    labels = subject_labels(folder / "mri", config.table)
+    if labels is None:
+        raise PairError(f"{folder / 'mri' / of_table(config.table).files[0][0][0]}: no such file")
+    return Pair(folder.name, participant, image, labels)
 
 
 def find_bids_pairs(
@@ -82,53 +71,43 @@ def find_bids_pairs(
 ) -> list[Pair]:
     """Pairs of raw T1-weighted images and ``*_seg-<segmentation>*_dseg`` images of derivatives on their grid.
 
-    Of several label images for one image, those without ``space-`` come first, then the first by name.
+    Of several derivatives the first that has labels for an image counts, and there those without ``space-`` come
+    first.
 
     Raises
     ------
-    PairError
-        A dataset cannot be read, or nothing was found.
+    PairError, DatasetError
+        A folder is no dataset, or a scan has several label images that are equally good.
     """
-    layout = _layout(Path(bids_dir), [Path(folder) for folder in derivatives])
-    subjects = [participant.removeprefix("sub-") for participant in participants]
-    images = layout.get(
-        scope="raw", suffix="T1w", extension=[".nii", ".nii.gz"], subject=subjects, return_type="object"
-    )
-    prefix = config.segmentation or of_table(config.table).short
-    labels = _label_images(layout, prefix, subjects)
+    for folder in (bids_dir, *derivatives):
+        if not (Path(folder) / "dataset_description.json").is_file():
+            raise PairError(f"{folder}: no BIDS dataset, it has no dataset_description.json")
+    labels = _native_labels(derivatives, config)
+    dataset = BIDSFolder(Path(bids_dir))
+    known = {f"sub-{label}" for label in dataset.participants}
+    folders = [name for name in sorted(participants) if name in known]
     pairs = []
-    for image in images:
-        matching = [label for label in labels if _same_scan(label, image)]
-        if matching:
-            name = Path(image.path).name.split(".")[0].removesuffix("_T1w")
-            participant = f"sub-{image.entities['subject']}"
-            pairs.append(Pair(name, participant, Path(image.path), ((Path(matching[0].path), 0),)))
+    for file in dataset.t1w_images(*folders) if folders else ():
+        found = labels.get(parse_name(file.prefix))
+        if file.derived:
+            continue
+        if found is None:
+            prefix = config.segmentation or of_table(config.table).short
+            logger.warning("%s: has no seg-%s*_dseg image and is left out", file.path, prefix)
         else:
-            logger.warning("%s: has no seg-%s*_dseg image and is left out", image.path, prefix)
+            pairs.append(Pair(file.prefix, f"sub-{file.entities['sub']}", file.path, found))
     return pairs
 
 
-def _layout(bids_dir: Path, derivatives: list[Path]) -> BIDSLayout:
-    from bids.exceptions import BIDSDerivativesValidationError, BIDSValidationError
-    from bids.layout import BIDSLayout
-
-    for folder in (bids_dir, *derivatives):
-        if not (folder / "dataset_description.json").is_file():
-            raise PairError(f"{folder}: no BIDS dataset, it has no dataset_description.json")
-    try:
-        return BIDSLayout(bids_dir, validate=False, derivatives=[str(folder) for folder in derivatives])
-    except (BIDSValidationError, BIDSDerivativesValidationError, OSError, ValueError) as error:
-        raise PairError(f"{bids_dir}: cannot be read as a BIDS dataset ({error})") from error
-
-
-def _label_images(layout: BIDSLayout, prefix: str, subjects: list[str]) -> list[BIDSImageFile]:
-    found = layout.get(
-        scope="derivatives", suffix="dseg", extension=[".nii", ".nii.gz"], subject=subjects, return_type="object"
-    )
-    found = [label for label in found if str(label.entities.get("segmentation", "")).startswith(prefix)]
-    native = [label for label in found if label.entities.get("space") in (None, "orig", "T1w")]
-    return sorted(native, key=lambda label: (label.entities.get("space") is not None, Path(label.path).name))
-
-
-def _same_scan(label: BIDSImageFile, image: BIDSImageFile) -> bool:
-    return all(label.entities.get(key) == image.entities.get(key) for key in _ENTITIES)
+def _native_labels(derivatives: list[Path], config: PairsConfig) -> dict[ScanName, Parts]:
+    """Label images on the raw images' grid."""
+    native: dict[ScanName, Parts] = {}
+    for folder in derivatives:
+        scans, notes = derivative_labels(Path(folder), config.table, config.segmentation)
+        for note in notes:
+            logger.warning("%s", note)
+        for name, files in scans.items():
+            on_grid = [parts for parts in files.choices if "_space-conform" not in parts[0][0].name]
+            if on_grid:
+                native.setdefault(name, on_grid[0])
+    return native

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from medsegmamba_bids.anatomy import NUCLEI
+from medsegmamba_bids.datasets.label_images import foreign_labels, lies_on, read_parts
 from medsegmamba_bids.errors import PairError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Box, Grid
@@ -127,46 +127,32 @@ def merged_labels(pair: Pair, image: nib.spatialimages.SpatialImage) -> np.ndarr
 
     Raises
     ------
+    ImageError, DatasetError
+        A label image cannot be read.
     PairError
-        A label image has another grid, or values that are no labels.
+        It has another grid than the image.
     """
-    merged = np.zeros(image.shape, np.uint16)
-    for path, added in pair.labels:
-        single = load_image(path)
-        _check_grid(single, path, image, pair.image)
-        values = np.asanyarray(single.dataobj)
-        if values.min() < 0 or values.max() > 60000 or not np.array_equal(values, np.rint(values)):
-            raise PairError(f"{path}: its values are not whole numbers from 0 up; a label image is needed")
-        values = values.astype(np.uint16)
-        subfield = (values > 0) & ~np.isin(values, NUCLEI) if added else values > 0
-        fresh = subfield & (merged == 0)
-        merged[fresh] = values[fresh] + added
-    return merged
-
-
-def _check_grid(
-    labels: nib.spatialimages.SpatialImage, path: Path, image: nib.spatialimages.SpatialImage, image_path: Path
-) -> None:
-    if labels.shape != image.shape:
-        raise PairError(f"{path}: has {labels.shape} voxels, but its image {image_path} has {image.shape}")
-    apart = Grid.of(labels).distance(Grid.of(image))
-    if apart > 0.1:
-        raise PairError(f"{path}: lies up to {apart:.1f} mm from its image {image_path}; both must share one grid")
+    labels = read_parts(pair.labels)
+    if labels.data.shape != image.shape:
+        raise PairError(f"{labels.path}: has {labels.data.shape} voxels, but its image {pair.image} has {image.shape}")
+    if not lies_on(labels.grid, Grid.of(image)):
+        apart = labels.grid.distance(Grid.of(image))
+        raise PairError(
+            f"{labels.path}: lies up to {apart:.1f} mm from its image {pair.image}; both must share one grid"
+        )
+    return labels.data
 
 
 def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pair: Pair) -> np.ndarray:
     """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
     background = of_table(config.table).beside if config.background is None else config.background
-    present = np.flatnonzero(np.bincount(labels.ravel()))
-    foreign = sorted(set(present.tolist()) - set(table.labels.tolist()) - set(background))
     files = ", ".join(str(path) for path, _ in pair.labels)
-    if foreign:
+    if foreign := foreign_labels(labels, table, background):
         raise PairError(
             f"{files}: the labels {foreign} are neither classes of the table {config.table} nor named as background"
         )
-    lookup = np.zeros(int(present.max()) + 1, np.uint8)
-    lookup[present] = table.to_indices(present)
-    classes = lookup[labels]
+    present = np.arange(int(labels.max()) + 1)
+    classes = table.to_indices(present).astype(np.uint8)[labels]
     if not classes.any():
         raise PairError(f"{files}: none of the classes of the table {config.table} is there")
     return classes

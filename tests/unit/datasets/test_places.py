@@ -2,9 +2,9 @@
 
 import pytest
 
-from medsegmamba_bids.datasets.places import find_labels
+from medsegmamba_bids.datasets.places import find_images, find_labels
 from medsegmamba_bids.datasets.scan_names import listed, parse_name
-from medsegmamba_bids.errors import EvaluationError
+from medsegmamba_bids.errors import DatasetError
 
 
 def touch(root, *names):
@@ -158,17 +158,15 @@ def test_a_single_file_is_a_scan(tmp_path):
 
 
 def test_nothing_is_said_with_what_is_expected(tmp_path):
-    with pytest.raises(EvaluationError, match=r"none: no such file or folder"):
+    with pytest.raises(DatasetError, match=r"none: no such file or folder"):
         find_labels(str(tmp_path / "none"), "aseg")
-    with pytest.raises(
-        EvaluationError, match=r"no label images found; expected are BIDS derivatives .*_seg-aseg\*_dseg"
-    ):
+    with pytest.raises(DatasetError, match=r"no label images found; expected are BIDS derivatives .*_seg-aseg\*_dseg"):
         find_labels(touch(tmp_path / "empty", "readme.txt"), "aseg")
-    with pytest.raises(EvaluationError, match=r"_seg-hippo\*_dseg.*\*/mri/lh\.hippoAmygLabels"):
+    with pytest.raises(DatasetError, match=r"_seg-hippo\*_dseg.*\*/mri/lh\.hippoAmygLabels"):
         find_labels(str(tmp_path / "empty"), "hippoFS60")
-    with pytest.raises(EvaluationError, match=r"\{participant\}\.nii: no file matches"):
+    with pytest.raises(DatasetError, match=r"\{participant\}\.nii: no file matches"):
         find_labels(f"{tmp_path}/{{participant}}.nii", "aseg")
-    with pytest.raises(EvaluationError, match=r"no subject has labels; .*sub-01: has none of mri/\{aseg\.mgz"):
+    with pytest.raises(DatasetError, match=r"no subject has labels; .*sub-01: has none of mri/\{aseg\.mgz"):
         find_labels(touch(tmp_path / "fs", "sub-01/mri/T1.mgz"), "aseg")
 
 
@@ -179,10 +177,48 @@ def test_nothing_is_said_with_what_is_expected(tmp_path):
         (["sub-01/mri/aseg.mgz", "01/mri/aseg.mgz"], "two subjects for (sub-)?01, "),
         (
             ["sub-01/anat/sub-01_seg-aseg_desc-a_dseg.nii", "sub-01/anat/sub-01_seg-aseg_desc-b_dseg.nii"],
-            "several segmentations for sub-01: .*desc-a_dseg.nii, .*desc-b_dseg.nii; name one by a pattern",
+            "several segmentations for sub-01: .*desc-a_dseg.nii, .*desc-b_dseg.nii; one must be named: to",
         ),
     ],
 )
 def test_two_label_images_for_a_scan_are_refused(tmp_path, names, message):
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(DatasetError, match=message):
         find_labels(touch(tmp_path, *names), "aseg")
+
+
+def test_hidden_files_and_copies_are_no_labels_and_links_are_followed(tmp_path):
+    root = tmp_path / "derivatives"
+    touch(root, "sub-01/anat/._sub-01_seg-aseg_dseg.nii.gz", "sub-01/anat/sub-01_seg-aseg_dseg.nii.gz")
+    touch(root, "sub-01_old/anat/sub-01_seg-aseg_dseg.nii.gz", "sub-02/anat/sub-01_seg-aseg_dseg.nii.gz")
+    touch(tmp_path / "store", "sub-03_seg-aseg_dseg.nii.gz", "sub-03_T1w.nii.gz")
+    (root / "sub-03").mkdir()
+    (root / "sub-03/anat").symlink_to(tmp_path / "store")
+    place = find_labels(str(root), "aseg")
+    assert [[parts[0][0] for parts in files.choices] for files in place.scans.values()] == [
+        [root / "sub-01/anat/sub-01_seg-aseg_dseg.nii.gz"],
+        [root / "sub-03/anat/sub-03_seg-aseg_dseg.nii.gz"],
+    ]
+    assert place.incomplete == [
+        f"{root}/sub-01_old/anat/sub-01_seg-aseg_dseg.nii.gz: it lies in the folder sub-01_old, but is named after "
+        "sub-01; it is left out",
+        f"{root}/sub-02/anat/sub-01_seg-aseg_dseg.nii.gz: it lies in the folder sub-02, but is named after sub-01; it "
+        "is left out",
+    ]
+    plain = tmp_path / "plain"
+    touch(plain, "a_labels.nii.gz", "._a_labels.nii.gz")
+    assert [str(name) for name in find_labels(str(plain), "aseg").scans] == ["a"]
+
+
+def test_images_are_whole_heads_that_belong_to_the_dataset(tmp_path):
+    root = tmp_path / "sub-99" / "bids"
+    touch(root, "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/._sub-01_T1w.nii.gz")
+    touch(root, "sub-01/anat/sub-01_part-phase_T1w.nii.gz", "sub-01/anat/sub-01_chunk-1_T1w.nii.gz")
+    touch(root, "sub-02/anat/sub-02_T1w.nii", "sub-02/anat/sub-01_T1w.nii", "sub-01 copy/anat/sub-01_T1w.nii.gz")
+    touch(tmp_path / "store", "sub-03_T1w.nii.gz")
+    (root / "sub-03").mkdir()
+    (root / "sub-03/anat").symlink_to(tmp_path / "store")
+    (root / ".bidsignore").write_text("sub-02\n")
+    assert {str(name): file.relative_to(root).as_posix() for name, file in find_images(str(root)).items()} == {
+        "sub-01": "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-03": "sub-03/anat/sub-03_T1w.nii.gz",
+    }

@@ -8,7 +8,7 @@ import pytest
 from medsegmamba_bids.datasets.label_images import read_labels
 from medsegmamba_bids.datasets.places import LabelFiles
 from medsegmamba_bids.datasets.scan_names import parse_name
-from medsegmamba_bids.errors import EvaluationError
+from medsegmamba_bids.errors import DatasetError, EvaluationError
 from medsegmamba_bids.evaluation.compare.scans import COLUMNS, Settings, compare_all, compare_scan, grid_notes
 from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.image.io import save_image
@@ -110,8 +110,14 @@ def test_subfields_of_two_files_are_one_segmentation(tmp_path):
     assert np.unique(image.data).tolist() == [0, 1203, 2226]
     assert (image.data == 1203).sum() == (image.data == 2226).sum() == 8
     save_image(right, RAS, tmp_path / "rh.mgz")
-    with pytest.raises(EvaluationError, match=r"lh\.mgz and .*rh\.mgz: lie on different grids"):
+    with pytest.raises(DatasetError, match=r"lh\.mgz and .*rh\.mgz: lie on different grids"):
         read_labels(parts, load_label_table("hippoFS60"))
+
+
+def test_labels_that_would_wrap_around_are_refused(tmp_path):
+    save_image(labels(l203=(2, 4), l65000=(4, 6)).astype(np.int32), LIA, tmp_path / "lh.mgz")
+    with pytest.raises(DatasetError, match=r"lh\.mgz: has the label 65000; with 1000 added at most 65535 fits"):
+        read_labels(((tmp_path / "lh.mgz", 1000),), load_label_table("hippoFS60"))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +138,8 @@ def test_labels_that_cannot_be_compared_are_named(item, reference, found, table,
     compared = compare_scan(item(labels(**reference), mine=labels(**found)), Settings(table))
     assert compared.rows is None
     assert compared.problem.startswith("all, sub-01_ses-a: ")
-    with pytest.raises(EvaluationError, match=message):
-        raise EvaluationError(compared.problem)
+    with pytest.raises(DatasetError, match=message):
+        raise DatasetError(compared.problem)
 
 
 def test_background_that_is_named_is_ignored(item):

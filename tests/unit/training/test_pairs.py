@@ -1,5 +1,6 @@
 """Pairs found in FreeSurfer's folders and in BIDS derivatives, and what of them is refused."""
 
+import dataclasses
 import json
 
 import nibabel as nib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegmamba_bids.errors import PairError
+from medsegmamba_bids.errors import DatasetError, PairError
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.training.pairs.finder import Pair, find_bids_pairs, find_freesurfer_pairs
 from medsegmamba_bids.training.pairs.pair_patches import PreparedPair, merged_labels, prepare_pair, prepare_pairs
@@ -100,6 +101,35 @@ def test_bids_derivatives(tmp_path, caplog):
         find_bids_pairs(raw, [tmp_path / "none"], ASEG, ["sub-01"])
 
 
+@pytest.mark.parametrize("above", ["sub-02", "run-1", "ses-1_acq-x", "desc-y"])
+def test_folders_above_the_datasets_say_nothing(tmp_path, above):
+    (tmp_path / above).mkdir()
+    raw, derived = dataset(tmp_path / above / "raw", "raw"), dataset(tmp_path / above / "derived", "derivative")
+    for prefix in ("sub-01/anat/sub-01", "sub-02/anat/sub-02", "sub-03/anat/sub-03_run-1", "sub-03/anat/sub-03_run-02"):
+        touch(raw / f"{prefix}_T1w.nii.gz")
+        touch(derived / f"{prefix}_seg-aseg_dseg.nii.gz")
+    for name in ("sub-01_part-phase", "sub-02", "._sub-01"):
+        touch(raw / f"sub-01/anat/{name}_T1w.nii.gz")
+        touch(derived / f"sub-01/anat/{name}_seg-aseg_dseg.nii.gz")
+    pairs = find_bids_pairs(raw, [derived], ASEG, ["sub-01", "sub-03", "sub-99"])
+    assert names(pairs) == [("sub-01", "sub-01"), ("sub-03_run-02", "sub-03"), ("sub-03_run-1", "sub-03")]
+    for pair in pairs:
+        ((labels, _),) = pair.labels
+        assert labels == derived / "/".join([pair.participant, "anat", f"{pair.name}_seg-aseg_dseg.nii.gz"])
+        assert pair.image == raw / "/".join([pair.participant, "anat", f"{pair.name}_T1w.nii.gz"])
+
+
+def test_two_segmentations_of_a_scan_are_told_apart_by_their_name(tmp_path):
+    raw, derived = dataset(tmp_path / "raw", "raw"), dataset(tmp_path / "derived", "derivative")
+    touch(raw / "sub-01/anat/sub-01_T1w.nii.gz")
+    for name in ("seg-asegA", "seg-asegB"):
+        touch(derived / f"sub-01/anat/sub-01_{name}_dseg.nii.gz")
+    with pytest.raises(DatasetError, match=r"several segmentations for sub-01: .*asegA_dseg\.nii\.gz, .*asegB_dseg"):
+        find_bids_pairs(raw, [derived], ASEG, ["sub-01"])
+    (pair,) = find_bids_pairs(raw, [derived], dataclasses.replace(ASEG, segmentation="asegB"), ["sub-01"])
+    assert pair.labels[0][0].name == "sub-01_seg-asegB_dseg.nii.gz"
+
+
 def pair_of(folder, labels, affine=None, image_affine=None, labels_list=None):
     """A pair of small NIfTI files; the image is bright where there are labels."""
     affine = np.diag([-1.0, 1, 1, 1]) if affine is None else affine
@@ -152,8 +182,9 @@ def test_other_shapes_are_refused(tmp_path):
     [
         (cube(999), r"the labels \[999\] are neither classes of the table aseg nor named as background"),
         (cube(1005), "none of the classes of the table aseg is there"),
-        (cube(2.5, dtype=np.float32), "its values are not whole numbers from 0 up"),
-        (cube(-4), "labels0"),
+        (cube(2.5, dtype=np.float32), "its values are not whole numbers from 0 to 65535"),
+        (cube(-4), "its values are not whole numbers from 0 to 65535"),
+        (cube(2**17, dtype=np.int32), "its values are not whole numbers from 0 to 65535"),
     ],
 )
 def test_labels_that_cannot_be_trained_on(tmp_path, labels, message):
