@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -223,3 +224,22 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
     for page in pages:
         loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', page.read_text())
         assert loaded == [], page
+
+
+def test_the_rooms_stand_in_the_order_of_their_imports():
+    rules = runpy.run_path(str(ROOT / "tests" / "test_imports.py"))["MAY_IMPORT"]
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert set(rooms) == rules.keys() - {"__init__", "__main__"}
+    for number, room in enumerate(rooms):
+        assert rules[room] - {room} <= set(rooms[:number]), room
+
+
+def test_modules_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = re.findall(r"`([\w/]+(?:\.py|\.json|/))`", text)
+    assert len(names) > 15
+    assert [name for name in names if not any((folder / name).exists() for folder in (ROOT, PACKAGE, *ROOMS))] == []
+
+
+ROOMS = [PACKAGE / name for name in ("training", "evaluation", "networks")]
