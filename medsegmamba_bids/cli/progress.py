@@ -43,8 +43,6 @@ class Progress:
     def __call__(self, node: Any, status: str) -> None:
         """Tell what became of a node."""
         name = describe(node)
-        if not name:
-            return
         if status == "start":
             self._started[name] = time.monotonic()
             self._show(f"{name} …", passing=True)
@@ -69,9 +67,14 @@ class Progress:
 
 
 def describe(node: Any) -> str:
-    """Image and step of a node, from its full name; empty for nodes that only pass things on."""
-    parts = node.fullname.split(".")
-    if parts[-1].endswith("_records"):
-        return ""
-    where = parts[-2].removesuffix("_wf").removeprefix("T1w_")
-    return f"{where}: {parts[-1]}"
+    """Image (or report) and step of a node, from its full name.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> describe(SimpleNamespace(fullname="root.sub_01_wf.T1w_sub_01_wf.aseg_results_wf.native_aseg"))
+    'sub_01: native_aseg'
+    """
+    *outer, step = node.fullname.split(".")
+    where = next((part for part in outer if part.startswith("T1w_")), outer[-1])
+    return f"{where.removesuffix('_wf').removeprefix('T1w_')}: {step}"

@@ -261,7 +261,7 @@ def _crashes(subjects: Iterable[str], config: RunConfig) -> dict[str, str]:
 
 def _judge(image: T1wImage, crashes: dict[str, str], error: str, config: RunConfig) -> Outcome:
     start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
-    own = {name.removeprefix(start): text for name, text in crashes.items() if name.startswith(start)}
+    own = {name.rsplit(".", 1)[-1]: text for name, text in crashes.items() if name.startswith(start)}
     return judge_image(image, own, error, config)
 
 

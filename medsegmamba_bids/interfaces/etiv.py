@@ -26,7 +26,7 @@ class EstimateIntracranialInputSpec(StepInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="normalised T1w")
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
-    template = traits.Dict(mandatory=True, desc="fields of stats.intracranial.Template")
+    template = traits.Instance(Template, mandatory=True, desc="what is registered to")
 
 
 class EstimateIntracranialOutputSpec(StepOutputSpec):
@@ -44,7 +44,7 @@ class EstimateIntracranial(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, register, save."""
-        template = Template(**{**self.inputs.template, "path": Path(self.inputs.template["path"])})
+        template: Template = self.inputs.template
         image = nib.load(self.inputs.in_file)
         mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
         if not mask.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nipype.interfaces.base import File, InputMultiObject, isdefined, traits
+from nipype.interfaces.base import DynamicTraitedSpec, File, isdefined, traits
+from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import output_name
@@ -19,14 +21,15 @@ from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.segmentation import read_numbers
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures, structure_statistics
 from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "nipype")
 
 
-class StatisticsInputSpec(StepInputSpec):
-    """Inputs of :class:`Statistics`."""
+class StatisticsInputSpec(DynamicTraitedSpec, StepInputSpec):
+    """Inputs of :class:`Statistics`, apart from ``record_<step>``, the record of each step before."""
 
     labels_file = File(exists=True, mandatory=True, desc="FreeSurfer labels on the conformed grid")
     norm_file = File(exists=True, mandatory=True, desc="normalised T1w")
@@ -34,10 +37,9 @@ class StatisticsInputSpec(StepInputSpec):
     numbers_file = File(exists=True, mandatory=True, desc="soft volumes and mean posteriors, JSON")
     table = traits.Str(mandatory=True, desc="label table whose structures are listed")
     etiv = traits.Float(desc="estimated total intracranial volume, mm3")
-    template = traits.Dict(desc="what was registered to")
+    template = traits.Instance(Template, desc="what was registered to")
     subject = traits.Str(mandatory=True, desc="name of the T1w without suffix; aseg.stats calls it so")
     notes = traits.List(traits.Str, desc="what is known beforehand, a sentence each")
-    records = InputMultiObject(traits.Dict, desc="records of the steps before")
 
 
 class StatisticsOutputSpec(StepOutputSpec):
@@ -49,10 +51,21 @@ class StatisticsOutputSpec(StepOutputSpec):
 
 
 class Statistics(StepInterface):
-    """Measure the structures of a segmentation."""
+    """Measure the structures of a segmentation.
+
+    Parameters
+    ----------
+    steps : sequence of str
+        Steps whose records (inputs ``record_<step>``) go into the JSON, in order.
+    """
 
     input_spec = StatisticsInputSpec
     output_spec = StatisticsOutputSpec
+
+    def __init__(self, steps: Sequence[str] = (), **inputs: Any) -> None:
+        super().__init__(**inputs)
+        self._records = [f"record_{step}" for step in steps]
+        add_traits(self.inputs, self._records)
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, measure, save."""
@@ -88,12 +101,12 @@ class Statistics(StepInterface):
         whole = next((measure.value for measure in brain if measure.name == "BrainSegVol"), None)
         etiv = self.inputs.etiv if isdefined(self.inputs.etiv) else None
         mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
-        template = self.inputs.template["name"] if isdefined(self.inputs.template) else ""
+        template = self.inputs.template.name if isdefined(self.inputs.template) else ""
         return brain + intracranial_measures(mask, etiv, whole, template)
 
     def _run(self, rows: pd.DataFrame) -> dict[str, Any]:
         """What is known about the run, for reports and for people."""
-        records = [dict(record) for record in self.inputs.records]
+        records = [dict(getattr(self.inputs, name)) for name in self._records]
         told = self.inputs.notes if isdefined(self.inputs.notes) else []
         notes = [*told, *(note for record in records for note in record.pop("Notes"))]
         missing = rows.loc[rows["Flag"] == "not found", "StructName"].tolist()
@@ -102,9 +115,9 @@ class Statistics(StepInterface):
         out: dict[str, Any] = {"Notes": list(dict.fromkeys(notes)), "Missing": missing, "Steps": records}
         if isdefined(self.inputs.template):
             out["Template"] = {
-                "Name": self.inputs.template["name"],
-                "Volume_mm3": self.inputs.template["volume"],
-                "Source": self.inputs.template["source"],
+                "Name": self.inputs.template.name,
+                "Volume_mm3": self.inputs.template.volume,
+                "Source": self.inputs.template.source,
             }
         out["Versions"] = {"medsegmamba_bids": __version__, "python": platform.python_version()}
         out["Versions"] |= {name: version(name) for name in _PACKAGES}

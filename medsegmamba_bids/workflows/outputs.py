@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Node
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name, product
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import table_of_labels
-from medsegmamba_bids.interfaces.sink import METADATA, WriteOutputs
-from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS
-from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.interfaces.sink import WriteOutputs
+from medsegmamba_bids.segmentations import SEGMENTATIONS
+from medsegmamba_bids.workflows.networks import Network
 
 RAW = "raw"  # names the input dataset in BIDS URIs
 _MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
-
-#: A node and its output.
-Source = tuple[Node, str]
 
 
 def derivative_link(number: int) -> str:
@@ -28,39 +26,26 @@ def derivative_link(number: int) -> str:
     return f"derivatives{number + 1}"
 
 
-def connect_outputs(
-    workflow: Workflow,
-    name: str,
-    sources: dict[str, Source],
-    image: T1wImage,
-    config: RunConfig,
-    network: Network,
-    template: str,
-) -> Node:
-    """Add a sink for some products of a T1w, and return it.
+def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: Network) -> Node:
+    """A node that writes products of a T1w.
 
     Parameters
     ----------
-    workflow : Workflow
     name : str
-        Of the sink.
-    sources : dict
-        Product, or product and ``_json`` for its metadata -> where it comes from.
+        Of the node.
+    products : sequence of str
+        What it can write; what is undefined is left out.
     image, config
     network : Network
         That made them.
-    template : str
-        Name of the template, for the transform.
     """
-    products = tuple(key for key in sources if not key.endswith(METADATA))
-    sink = Node(WriteOutputs(products), name=name, mem_gb=min(0.5, config.mem_gb))
-    sink.inputs.output_dir = str(config.output_dir)
-    sink.inputs.prefix = image.prefix
-    sink.inputs.template = template
-    sink.inputs.metadata = {key: product_metadata(key, image, config, network) for key in products}
-    for key, (node, output) in sources.items():
-        workflow.connect(node, output, sink, key)
-    return sink
+    interface = WriteOutputs(
+        tuple(products),
+        output_dir=str(config.output_dir),
+        prefix=image.prefix,
+        metadata={key: product_metadata(key, image, config, network) for key in products},
+    )
+    return Node(interface, name=name, mem_gb=min(0.5, config.mem_gb))
 
 
 def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Network) -> dict[str, Any]:
@@ -105,17 +90,3 @@ def _label_map(network: Network) -> list[str]:
         return table_of_labels(network.info.labels).table["abbreviation"].tolist()
     except TableError:  # a table of someone else's
         return [str(label) for label in network.info.labels]
-
-
-def products_of_aseg(config: RunConfig) -> list[str]:
-    """Return the products that every T1w has, so that it can be told whether it is done."""
-    always = ["conformed", "mask", "conformed_mask", ASEG.native, ASEG.conformed, ASEG.entropy, ASEG.stats]
-    return always + [ASEG.posteriors] * config.save_posteriors + ["freesurfer_stats"] * config.fs_stats
-
-
-def products_of_hippocampus(networks: Networks, config: RunConfig) -> list[str]:
-    """Return the products of the subfields; none where they are left out."""
-    if networks.hippocampus is None:
-        return []
-    always = [HIPPOCAMPUS.native, HIPPOCAMPUS.conformed, HIPPOCAMPUS.entropy, HIPPOCAMPUS.stats]
-    return always + [HIPPOCAMPUS.posteriors] * config.save_posteriors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,14 @@ def init_medsegmamba_wf(
     workflow = Workflow(name=ROOT, base_dir=str(config.work_dir))
     workflow.config["execution"] = _execution(config, config.log_dir)
     for subject, images in subjects.items():
-        workflow.add_nodes([init_participant_wf(subject, images, config, networks, asdict(template))])
+        workflow.add_nodes([init_participant_wf(subject, images, config, networks, template)])
     for subject in reports or []:
         workflow.add_nodes([_report_wf(subject, config)])
     return workflow
 
 
 def init_participant_wf(
-    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: dict[str, Any]
+    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: Template
 ) -> Workflow:
     """Build the workflow of a participant, whose crash files go into its own folder."""
     workflow = Workflow(name=participant_wf_name(subject))

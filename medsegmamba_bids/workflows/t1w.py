@@ -1,234 +1,164 @@
-"""The workflow of one T1w: conform, mask, normalise, segment, measure, bring back, write."""
+"""The workflow of one T1w: from the image to labels, and from labels to files."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.conform import Conform
-from medsegmamba_bids.interfaces.etiv import EstimateIntracranial
 from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
-from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
-from medsegmamba_bids.interfaces.statistics import Statistics
-from medsegmamba_bids.interfaces.step import StepInterface
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.ingredients import files_now, made_from
 from medsegmamba_bids.workflows.networks import Network, Networks
-from medsegmamba_bids.workflows.outputs import (
-    Source,
-    connect_outputs,
-    products_of_aseg,
-    products_of_hippocampus,
+from medsegmamba_bids.workflows.results import init_aseg_results_wf, init_results_wf
+from medsegmamba_bids.workflows.steps import mask_network_step, network_step, step
+
+#: A row of a connect table: from a node to a node or workflow, which output becomes which input.
+Row = tuple[Node, "Node | Workflow", list[tuple[str, str]]]
+
+_GRID = tuple((name, f"inputnode.{name}") for name in ("native_affine", "native_shape"))
+_FOUND = tuple(
+    (name, f"inputnode.{name}") for name in ("labels_file", "entropy_file", "posteriors_file", "numbers_file")
 )
 
-# Most memory that a step was seen to need, GB; images of 512^3 voxels and the authors' network included.
-_MEMORY = {"conform": 2.5, "network": 4.0, "normalize": 1.5, "native": 2.5, "statistics": 1.5, "other": 0.8}
+
+@dataclass(frozen=True)
+class _Chain:
+    """Nodes from a T1w to its labels.
+
+    Attributes
+    ----------
+    conform, normalize, aseg : Node
+    mask : Node
+        Makes the brain mask; ``aseg`` itself where its classes cover the brain and no mask is given.
+    mask_output, mask_input : str
+        Which output of it is the mask, and which input the conformed image.
+    white_matter : Node or None
+        Whose labels tell where white matter is.
+    order : tuple of Node
+    """
+
+    conform: Node
+    normalize: Node
+    aseg: Node
+    mask: Node
+    mask_output: str
+    mask_input: str
+    white_matter: Node | None
+    order: tuple[Node, ...]
 
 
-def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template: dict[str, Any]) -> Workflow:
-    """Build the workflow of a T1w.
+def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> Workflow:
+    """Build the workflow of a T1w: conform, segment, normalise, measure, write.
+
+    Brain mask and normalised image come from what the network found, or before it where its weights ask for them.
 
     Parameters
     ----------
     image : T1wImage
     config : RunConfig
     networks : Networks
-    template : dict
-        Fields of ``stats.intracranial.Template``, for the intracranial volume.
+    template : Template
+        For the intracranial volume.
     """
-    return _Builder(image, config, networks, template).build()
+    chain = _chain(image, config, networks)
+    conform, normalize, aseg, mask = chain.conform, chain.normalize, chain.aseg, chain.mask
+    steps = [node.name for node in chain.order]
+    results = init_aseg_results_wf(image, config, networks.aseg, template, steps)
+    finish = _finish_node(image, config, networks, template)
 
-
-class _Builder:
-    """Nodes of one T1w, in the order of the work."""
-
-    def __init__(self, image: T1wImage, config: RunConfig, networks: Networks, template: dict[str, Any]) -> None:
-        self.image, self.config, self.networks = image, config, networks
-        self.made_from = made_from(image, config, networks, Template(**template))
-        self.template = {**template, "path": str(template["path"])}
-        self.workflow = Workflow(name=image.node_name)
-        self.records: list[Node] = []
-        self.sinks: dict[str, Node] = {}
-
-    def build(self) -> Workflow:
-        self.conform = self.node(Conform(in_file=str(self.image.path)), "conform", "conform")
-        self.mask: Source | None = None
-        self.norm: Source | None = None
-        if self.image.mask:
-            self.mask = (self.given_mask(), "out_file")
-        if not self.networks.aseg.takes_heads:
-            self.prepare_for_aseg()
-        self.aseg = self.segment(SegmentAseg, self.networks.aseg, "aseg")
-        if self.mask is None:
-            self.mask = (self.aseg, "mask_file") if self.networks.aseg.makes_mask else self.other_mask()
-        if self.norm is None:
-            self.norm = self.normalize((self.aseg, "labels_file") if self.networks.aseg.makes_mask else None)
-        self.finish_aseg()
-        if self.networks.hippocampus:
-            self.finish_hippocampus()
-        self.record()
-        return self.workflow
-
-    def node(self, interface: StepInterface, name: str, memory: str = "other", threads: int = 1) -> Node:
-        interface.inputs.num_threads = threads
-        memory_gb = min(_MEMORY[memory], self.config.mem_gb)
-        node = Node(interface, name=name, mem_gb=memory_gb, n_procs=threads)
-        self.workflow.add_nodes([node])
-        self.records.append(node)
-        return node
-
-    def connect(self, source: Source, node: Node, entry: str) -> None:
-        self.workflow.connect(*source, node, entry)
-
-    def given_mask(self) -> Node:
-        node = self.node(GivenMask(in_file=str(self.image.mask)), "mask", "native")
-        self.connect((self.conform, "out_file"), node, "reference")
-        return node
-
-    def prepare_for_aseg(self) -> None:
-        """Make mask and normalised image first, for weights that ask for them."""
-        white_matter = None
-        if self.mask is None:
-            self.mask = self.other_mask()
-            white_matter = (self.mask[0], "labels_file") if self.networks.brain else None
-        self.norm = self.normalize(white_matter)
-
-    def other_mask(self) -> Source:
-        """A mask that does not come from the network which segments."""
-        if self.networks.brain:
-            return self.segment(SegmentAseg, self.networks.brain, "brain"), "mask_file"
-        node = self.node(NonzeroMask(), "mask")
-        self.connect((self.conform, "out_file"), node, "in_file")
-        return node, "out_file"
-
-    def normalize(self, labels: Source | None) -> Source:
-        node = self.node(Normalize(), "normalize", "normalize", self.config.omp_nthreads)
-        self.connect((self.conform, "out_file"), node, "in_file")
-        self.connect(self.mask, node, "mask_file")
-        if labels:
-            self.connect(labels, node, "labels_file")
-        return node, "out_file"
-
-    def segment(self, interface: type[SegmentAseg], network: Network, name: str) -> Node:
-        """A node that runs a network, on the image that its weights ask for."""
-        config, spec = self.config, network.info.input
-        inputs = {"batch_size": config.batch_size}
-        if name != "brain":  # a mask is made as its weights say
-            inputs |= {"step_size": config.step_size, "save_posteriors": config.save_posteriors}
-        node = self.node(
-            interface(
-                weights=str(network.path),
-                checksum=network.info.checksum,
-                precision=config.precision,
-                device=config.device,
-                low_memory=config.low_memory,
-                **{key: value for key, value in inputs.items() if value is not None},
+    workflow = Workflow(name=image.node_name)
+    workflow.connect(
+        [
+            *([] if mask is aseg else [(conform, mask, [("out_file", chain.mask_input)])]),
+            *_image_rows(networks.aseg, aseg, chain),
+            (conform, normalize, [("out_file", "in_file")]),
+            (mask, normalize, [(chain.mask_output, "mask_file")]),
+            *([(chain.white_matter, normalize, [("labels_file", "labels_file")])] if chain.white_matter else []),
+            (
+                conform,
+                results,
+                [("out_file", "inputnode.conformed_file"), ("sidecar_file", "inputnode.conformed_json")],
             ),
-            name,
-            "network",
-            config.omp_nthreads,
-        )
-        self.connect(self.norm if spec.intensity == "freesurfer" else (self.conform, "out_file"), node, "in_file")
-        if spec.skull_stripped:
-            self.connect(self.mask, node, "mask_file")
-        return node
+            (conform, results, [*_GRID]),
+            (mask, results, [(chain.mask_output, "inputnode.mask_file")]),
+            (normalize, results, [("out_file", "inputnode.norm_file")]),
+            (aseg, results, [*_FOUND]),
+            *[(node, results, [("record", f"statistics_aseg.record_{node.name}")]) for node in chain.order],
+            (results, finish, [("write_aseg.out_files", "aseg_files")]),
+        ]
+    )
+    if networks.hippocampus:
+        _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish)
+    return workflow
 
-    def to_native(self, source: Source, name: str) -> Source:
-        node = self.node(ToNative(), name, "native")
-        self.connect(source, node, "in_file")
-        for entry in ("native_affine", "native_shape"):
-            self.connect((self.conform, entry), node, entry)
-        return node, "out_file"
 
-    def statistics(self, segmented: Node, table: str, name: str, threads: int) -> Node:
-        interface = Statistics(table=table, subject=self.image.prefix, notes=list(self.image.notes))
-        before = list(self.records)
-        node = self.node(interface, name, "statistics", threads)
-        self.connect((segmented, "labels_file"), node, "labels_file")
-        self.connect((segmented, "numbers_file"), node, "numbers_file")
-        self.connect(self.norm, node, "norm_file")
-        merged = self.merge_records(before, f"{name}_records")
-        self.connect((merged, "out"), node, "records")
-        return node
+def _add_hippocampus(
+    workflow: Workflow, image: T1wImage, config: RunConfig, network: Network, chain: _Chain, finish: Node
+) -> None:
+    """Add the subfields, which are looked for around the hippocampi that were found."""
+    hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
+    # Measured on one thread, since that is done while the intracranial volume is estimated, which has no more.
+    results = init_results_wf(HIPPOCAMPUS, image, config, network, [hippocampus.name], threads=1)
+    workflow.connect(
+        [
+            *_image_rows(network, hippocampus, chain),
+            (chain.aseg, hippocampus, [("labels_file", "aseg_file")]),
+            (chain.conform, results, [*_GRID]),
+            (chain.normalize, results, [("out_file", "inputnode.norm_file")]),
+            (hippocampus, results, [*_FOUND]),
+            (hippocampus, results, [("record", "statistics_hippocampus.record_hippocampus")]),
+            (results, finish, [("write_hippocampus.out_files", "hippocampus_files")]),
+        ]
+    )
 
-    def merge_records(self, nodes: list[Node], name: str) -> Node:
-        from nipype.interfaces.utility import Merge
 
-        merged = Node(Merge(len(nodes)), name=name, run_without_submitting=True)
-        for number, node in enumerate(nodes, 1):
-            self.workflow.connect(node, "record", merged, f"in{number}")
-        return merged
+def _image_rows(network: Network, node: Node, chain: _Chain) -> list[Row]:
+    """What a network is given: the image that its weights ask for, and the mask where that must be stripped."""
+    spec = network.info.input
+    image = chain.normalize if spec.intensity == "freesurfer" else chain.conform
+    mask = [(chain.mask, node, [(chain.mask_output, "mask_file")])] if spec.skull_stripped else []
+    return [(image, node, [("out_file", "in_file")]), *mask]
 
-    def finish_aseg(self) -> None:
-        """Native grid, intracranial volume, statistics and sink of the subcortical structures."""
-        native_labels = self.to_native((self.aseg, "labels_file"), "native_aseg")
-        native_mask = self.to_native(self.mask, "native_mask")
-        etiv = self.node(EstimateIntracranial(template=self.template), "intracranial")
-        self.connect(self.norm, etiv, "in_file")
-        self.connect(self.mask, etiv, "mask_file")
-        statistics = self.statistics(
-            self.aseg, ASEG.listed_table(self.networks.aseg.info.labels), "statistics_aseg", self.config.omp_nthreads
-        )
-        statistics.inputs.template = self.template
-        self.connect((etiv, "etiv"), statistics, "etiv")
-        self.connect(self.mask, statistics, "mask_file")
-        sources = {
-            "conformed": (self.conform, "out_file"),
-            "mask": native_mask,
-            "conformed_mask": self.mask,
-            "aseg": native_labels,
-            "conformed_aseg": (self.aseg, "labels_file"),
-            "aseg_entropy": (self.aseg, "entropy_file"),
-            "aseg_posteriors": (self.aseg, "posteriors_file"),
-            "aseg_stats": (statistics, "table_file"),
-            "freesurfer_stats": (statistics, "fs_file"),
-        }
-        sources = {key: sources[key] for key in products_of_aseg(self.config)}
-        sources |= {
-            "conformed_json": (self.conform, "sidecar_file"),
-            "aseg_stats_json": (statistics, "sidecar_file"),
-            "transform": (etiv, "out_file"),
-        }
-        self.write("write_aseg", sources, self.networks.aseg)
 
-    def finish_hippocampus(self) -> None:
-        """Segmentation, native grid, statistics and sink of the subfields."""
-        kept = self.records
-        self.records = []
-        segmented = self.segment(SegmentHippocampus, self.networks.hippocampus, "hippocampus")
-        self.connect((self.aseg, "labels_file"), segmented, "aseg_file")
-        native_labels = self.to_native((segmented, "labels_file"), "native_hippocampus")
-        # On one thread, since it then runs while the intracranial volume is estimated, which has no more.
-        statistics = self.statistics(segmented, HIPPOCAMPUS.listed, "statistics_hippocampus", threads=1)
-        sources = {
-            "hippocampus": native_labels,
-            "conformed_hippocampus": (segmented, "labels_file"),
-            "hippocampus_entropy": (segmented, "entropy_file"),
-            "hippocampus_posteriors": (segmented, "posteriors_file"),
-            "hippocampus_stats": (statistics, "table_file"),
-        }
-        sources = {key: sources[key] for key in products_of_hippocampus(self.networks, self.config)}
-        sources["hippocampus_stats_json"] = (statistics, "sidecar_file")
-        self.write("write_hippocampus", sources, self.networks.hippocampus)
-        self.records = kept + self.records
+def _chain(image: T1wImage, config: RunConfig, networks: Networks) -> _Chain:
+    """Choose where the mask comes from, and the order that follows from it."""
+    conform = step(Conform(in_file=str(image.path)), "conform", config)
+    normalize = step(Normalize(), "normalize", config, config.omp_nthreads)
+    aseg = network_step(SegmentAseg, ASEG.task, networks.aseg, config)
+    heads, covers = networks.aseg.takes_heads, networks.aseg.makes_mask
+    mask, mask_output, mask_input = aseg, "mask_file", "in_file"
+    if image.mask:
+        mask = step(GivenMask(in_file=str(image.mask)), "mask", config)
+        mask_output, mask_input = "out_file", "reference"
+    elif networks.brain and not (heads and covers):
+        mask = mask_network_step(SegmentAseg, "brain", networks.brain, config)
+    elif not (heads and covers):
+        mask, mask_output = step(NonzeroMask(), "mask", config), "out_file"
+    if heads:
+        order = (conform, mask, aseg, normalize) if image.mask else (conform, aseg, mask, normalize)
+        white_matter = aseg if covers else None
+    else:
+        order = (conform, mask, normalize, aseg)
+        white_matter = mask if mask.name == "brain" else None
+    return _Chain(
+        *(conform, normalize, aseg, mask, mask_output, mask_input, white_matter), order=tuple(dict.fromkeys(order))
+    )
 
-    def write(self, name: str, sources: dict[str, Source], network: Network) -> None:
-        sink = connect_outputs(self.workflow, name, sources, self.image, self.config, network, self.template["name"])
-        self.sinks[name.removeprefix("write_")] = sink
 
-    def record(self) -> None:
-        """Last, say what all was made from."""
-        node = Node(WriteRecord(), name="finish", mem_gb=min(0.3, self.config.mem_gb))
-        node.inputs.output_dir = str(self.config.output_dir)
-        node.inputs.prefix = self.image.prefix
-        node.inputs.made_from = self.made_from
-        node.inputs.in_files = files_now(self.image)
-        for name, sink in self.sinks.items():
-            self.workflow.connect(sink, "out_files", node, f"{name}_files")
+def _finish_node(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> Node:
+    """Last, say what all was made from."""
+    interface = WriteRecord(
+        output_dir=str(config.output_dir),
+        prefix=image.prefix,
+        made_from=made_from(image, config, networks, template),
+        in_files=files_now(image),
+    )
+    return Node(interface, name="finish", mem_gb=min(0.3, config.mem_gb))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nipype.pipeline.engine.utils import generate_expanded_graph
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
@@ -54,13 +55,21 @@ def names(nodes):
 
 
 def source(nodes, step, entry, config, networks, *images):
-    """Node and output that an input comes from."""
+    """Node and output that an input comes from; nodes that only pass things on are looked through."""
     subjects = {"01": list(images) or [image()]}
     graph = init_medsegmamba_wf(subjects, config, networks, TEMPLATE)._create_flat_graph()
-    for before, after, edge in graph.edges(data=True):
+    (node,) = [node for node in graph.nodes() if node.name == step]
+    found = (node, entry)
+    while found is not None and (found[0].name == "inputnode" or found == (node, entry)):
+        found = _before(graph, *found)
+    return found and f"{found[0].name}.{found[1]}"
+
+
+def _before(graph, node, entry):
+    for before, _, edge in graph.in_edges(node, data=True):
         for output, into in edge["connect"]:
-            if after.name == step and into == entry:
-                return f"{before.name}.{output}"
+            if into == entry:
+                return before, output
     return None
 
 
@@ -103,6 +112,32 @@ def test_subfields_start_from_the_hippocampi(config):
     nodes = build(config, networks)
     assert source(nodes, "hippocampus", "aseg_file", config, networks) == "aseg.labels_file"
     assert "write_hippocampus" in names(nodes)
+
+
+def test_the_json_tells_the_steps_in_the_order_of_the_work(config):
+    heads = build(config, Networks(network(), network("hippoFS60", "hippocampus")))
+    steps = {node.name: node.interface._records for node in heads.values() if node.name.startswith("statistics")}
+    done = ["record_native_aseg", "record_native_mask", "record_intracranial"]
+    assert steps["statistics_aseg"] == ["record_conform", "record_aseg", "record_normalize", *done]
+    assert steps["statistics_hippocampus"] == ["record_hippocampus", "record_native_hippocampus"]
+    (brains,) = [
+        node.interface._records
+        for node in build(config, Networks(network(**AUTHORS), None, network())).values()
+        if node.name == "statistics_aseg"
+    ]
+    assert brains == ["record_conform", "record_brain", "record_normalize", "record_aseg", *done]
+
+
+def test_no_step_only_passes_files_on(config):
+    """A process and a folder for each step of the work, and no more."""
+    workflow = init_medsegmamba_wf(
+        {"01": [image()]}, config, Networks(network(), network("hippoFS60", "hippocampus")), TEMPLATE
+    )
+    graph = generate_expanded_graph(workflow._create_flat_graph())
+    assert names(node.fullname for node in graph.nodes()) == {
+        *("conform", "aseg", "normalize", "hippocampus", "finish", "native_mask", "intracranial"),
+        *(f"{step}_{task}" for step in ("native", "statistics", "write") for task in ("aseg", "hippocampus")),
+    }
 
 
 def test_network_nodes_declare_what_they_need(config):

@@ -124,7 +124,6 @@ def test_progress_names_image_and_step():
     with Progress(stream) as progress:
         progress(node, "start")
         progress(node, "end")
-        progress(SimpleNamespace(fullname="a.b_wf.statistics_aseg_records"), "end")
         progress(node, "exception")
     first, second = stream.getvalue().splitlines()
     assert first.startswith("[00:00] sub_01_ses_a: aseg done, 0.")
