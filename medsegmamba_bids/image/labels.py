@@ -80,7 +80,7 @@ def _other_side(name: str) -> str:
 
 @lru_cache
 def load_label_table(name: str) -> LabelTable:
-    """One of the package's tables: ``aseg`` (32 classes), ``aseg_brain`` (36) or ``hippoFS60`` (25).
+    """One of the package's tables: ``aseg`` (32 classes), ``aseg_brain`` (36), ``aseg_head`` (37), ``hippoFS60`` (25).
 
     Raises
     ------

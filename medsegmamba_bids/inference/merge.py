@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from medsegmamba_bids.anatomy import OUTSIDE_BRAIN
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import covers_brain
 from medsegmamba_bids.inference.foreground import fill_holes, largest_component
@@ -39,7 +40,8 @@ class Segmentation:
     Attributes
     ----------
     labels : uint16 (X, Y, Z)
-        FreeSurfer labels.
+        FreeSurfer labels of the structures. Fluid outside the brain (257) is none: it counts in ``voxels``,
+        ``soft_volumes`` and ``mean_posterior`` alone.
     affine : float (4, 4)
         Of all arrays here, mm.
     posterior : float32 (X, Y, Z)
@@ -211,7 +213,8 @@ class _Merger:
         with np.errstate(invalid="ignore"):
             means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
         grid = Grid(affine, self.grids.shape)
-        whole = grid.paste(labels.astype(np.uint16)[winner], self.box)
+        structures = np.where(np.isin(labels, OUTSIDE_BRAIN), 0, labels).astype(np.uint16)
+        whole = grid.paste(structures[winner], self.box)
         return Segmentation(
             labels=whole,
             affine=affine,

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from torch import nn
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
+from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import covers_brain, table_of_labels
@@ -277,7 +277,8 @@ class _Job:
         """Locate the brain in the box of a head by one pass with patches side by side."""
         side_by_side = Patching(self.info.input.patch_size, step=self.info.input.patch_size)
         quick = self._predict(head, side_by_side, half_accumulator=True)
-        brain = (quick.probabilities.argmax(0) > 0).cpu().numpy()
+        outside = [index for index, label in enumerate(self.info.labels) if label in (0, *OUTSIDE_BRAIN)]
+        brain = ~np.isin(quick.probabilities.argmax(0).cpu().numpy(), outside)
         if self.groups:
             brain = largest_component(brain)
         margin = int(np.ceil(_BRAIN_MARGIN_MM / self.grids.ratio))
@@ -324,13 +325,16 @@ class _Job:
 
 
 def class_groups(info: WeightsInfo) -> list[list[int]]:
-    """Return the classes that hang together: the brain as a whole, the hippocampi a side each.
+    """Return the classes that hang together: the brain as a whole, also with the fluid around it where that is a
+    class; the hippocampi a side each.
 
     Structures without the cerebrum between them need not touch each other, and hypointensities never do.
     """
     classes = [index for index, label in enumerate(info.labels) if index]
     if info.task != HIPPOCAMPUS.task:
-        return [classes] if covers_brain(info.labels) else []
+        brain = [index for index in classes if info.labels[index] not in OUTSIDE_BRAIN]
+        groups = [brain] if brain == classes else [brain, classes]
+        return groups if covers_brain(info.labels) else []
     right_from = SUBFIELDS_FROM[RIGHT_HIPPOCAMPUS]
     left = [index for index in classes if info.labels[index] < right_from]
     right = [index for index in classes if info.labels[index] >= right_from]

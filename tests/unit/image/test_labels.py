@@ -60,6 +60,7 @@ LOOKUP = """
 214 molecular_layer_HP 128 0 0
 215 hippocampal_fissure 128 32 255
 226 HP_tail 170 170 255
+257 CSF-ExtraCerebral 60 60 60
 """
 
 
@@ -76,6 +77,7 @@ def table(request):
 def test_classes_are_those_of_the_networks():
     assert load_label_table("aseg").labels.tolist() == ASEG
     assert load_label_table("aseg_brain").labels.tolist() == sorted([*ASEG, 2, 3, 41, 42])
+    assert load_label_table("aseg_head").labels.tolist() == [*sorted([*ASEG, 2, 3, 41, 42]), 257]
     both_sides = [side + label for side in (1000, 2000) for label in SUBFIELDS]
     assert load_label_table("hippoFS60").labels.tolist() == [0, *both_sides]
 

@@ -199,3 +199,21 @@ def test_nothing_found(labels):
     assert (found.brain_mask is not None) == (2 in labels)
     same = background_only((6, 5, 4), AFFINE, labels, [])
     np.testing.assert_array_equal(same.labels, found.labels)
+
+
+def test_fluid_outside_the_brain_is_counted_but_no_structure():
+    """It has voxels and a soft volume, but no label, and is not in the brain mask."""
+    labels = [0, 2, 3, 41, 42, 257]
+    probabilities = torch.zeros(6, 12, 12, 12)
+    probabilities[5, 1:11, 1:11, 1:11] = 1
+    probabilities[:, 3:9, 3:9, 3:9] = 0
+    probabilities[1, 3:9, 3:9, 3:9] = 1
+    probabilities[0] = 1 - probabilities.sum(0)
+    prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
+    found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
+    brain = np.zeros((12, 12, 12), bool)
+    brain[3:9, 3:9, 3:9] = True
+    np.testing.assert_array_equal(found.labels, np.where(brain, 2, 0))
+    np.testing.assert_array_equal(found.brain_mask, brain)
+    assert found.voxels == {2: 216, 3: 0, 41: 0, 42: 0, 257: 784}
+    assert found.soft_volumes[257] == pytest.approx(784)

@@ -285,6 +285,8 @@ def test_groups_of_classes_that_hang_together():
     assert class_groups(aseg) == []
     whole = WeightsInfo("a", "medsegmamba", config, "aseg", (0, 2, 3, 41, 42))
     assert class_groups(whole) == [[1, 2, 3, 4]]
+    fluid = WeightsInfo("a", "medsegmamba", {"classes": 6}, "aseg", (0, 2, 3, 41, 42, 257))
+    assert class_groups(fluid) == [[1, 2, 3, 4], [1, 2, 3, 4, 5]]
     both = WeightsInfo("b", "medsegmamba", config, "hippocampus", (0, 1203, 1204, 2203, 2204))
     assert class_groups(both) == [[1, 2], [3, 4]]
     left = WeightsInfo("c", "medsegmamba", {"classes": 2}, "hippocampus", (0, 1203))
