@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -53,10 +54,21 @@ def new_network(config: Config, classes: int, patch_size: int | None = None) -> 
     return build_network(config.network_name, network_settings(config, classes, patch_size))
 
 
-def take_initial(network: nn.Module, path_or_name: str) -> int:
+def take_initial(network: nn.Module, path_or_name: str, labels: Sequence[int]) -> int:
     """Copies the tensors of a weights file that have a namesake of equal shape in the network.
 
+    The last layer's rows are taken label by label, so that a network for one class more starts as the other ends.
+
     What is taken and what is not is logged, so that a head for other classes is no surprise.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    path_or_name : str
+        A weights file, or the name of weights.
+    labels : sequence of int (C,)
+        FreeSurfer label of each of the network's classes.
 
     Returns
     -------
@@ -72,6 +84,7 @@ def take_initial(network: nn.Module, path_or_name: str) -> int:
     """
     source, info = load_weights(path_or_name)
     given, own = source.state_dict(), network.state_dict()
+    given |= _last_layer_by_label(given, own, info.labels, labels)
     taken = [name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape]
     if not taken:
         raise ConfigError(f"{path_or_name}: {info.name} has no tensor in common with this network")
@@ -83,3 +96,17 @@ def take_initial(network: nn.Module, path_or_name: str) -> int:
         "%d of %d tensors are taken from %s; new: %s", len(taken), len(own), info.name, ", ".join(left) or "none"
     )
     return len(taken)
+
+
+def _last_layer_by_label(
+    given: dict[str, torch.Tensor], own: dict[str, torch.Tensor], source: Sequence[int], wanted: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """The last layer's rows in the order of the wanted labels; a label without one starts as the background does.
+
+    Empty where the two have the same labels or none in common but the background.
+    """
+    if tuple(source) == tuple(wanted) or not set(source) & set(wanted) - {0}:
+        return {}
+    rows = [source.index(label) if label in source else 0 for label in wanted]
+    names = [name for name in ("head.weight", "head.bias") if name in given and name in own]
+    return {name: given[name][rows] for name in names}

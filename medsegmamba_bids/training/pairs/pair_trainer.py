@@ -83,7 +83,7 @@ class PairTrainer:
         config, device = self.config, self.processes.device
         network = new_network(config, len(self.table.labels))
         if fresh and config.initial:
-            take_initial(network, config.initial)
+            take_initial(network, config.initial, tuple(self.table.labels.tolist()))
         network = network.to(device, memory_format=torch.channels_last_3d).train()
         learner = Learner(
             network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import WHITE_MATTER
+from medsegmamba_bids.anatomy import CORTEX, OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import resample
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_image
 from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
+from medsegmamba_bids.inference.foreground import head_mask
 
 if TYPE_CHECKING:
     from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas
@@ -30,9 +31,23 @@ SYNONYMS = {136: 31, 137: 31, 163: 63, 164: 63, 80: 77, 72: 224, 81: 77, 82: 77}
 MERGED_INTO = {31: (4,), 63: (43,), 77: (2, 41)}
 INNER_CSF, OUTER_CSF = 24, 224
 LANDMARKS = (4, 7, 8, 10, 11, 12, 13, 16, 17, 18, 26, 28, 43, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60)
-SHELL_MM, CSF_REACH_MM, PALLIDUM_REACH_MM = 3, 3, 2
-#: Pallidum, its neighbour putamen and the white matter around, for each side.
-PALLIDA = ((13, 12, 2), (52, 51, 41))
+SHELL_MM, CSF_REACH_MM = 3, 1
+VENTRICLES = (4, 5, 43, 44)
+#: Ventricles that are narrow in the young, and all fluid within the brain.
+NARROWED, FLUIDS = (*VENTRICLES, 14), (*VENTRICLES, 14, 15, 24)
+#: White matter as near to cortex or to the fluid outside is never lost; nothing is lost further away from fluid.
+KEPT_WHITE_MM, LARGEST_REACH_MM = 2, 8
+#: Maps with labels from here on were drawn for synthesis: they name what lies outside the brain.
+OUTSIDE_LABELS = 500
+#: What is drawn too small for FreeSurfer's ways, beside what it is looked for, what it takes, up to how many mm away.
+WIDENED = (
+    (13, (12, 13), (2,), 2),
+    (52, (51, 52), (41,), 2),
+    (18, (18,), (2, 3), 2),
+    (54, (54,), (41, 42), 2),
+    (26, (26,), (2, 3), 1),
+    (58, (58,), (41, 42), 1),
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,9 @@ class LabelMap:
     counts, centres : int64 (C,) and float64 (C, 3), voxels and mean position of every class (background 0)
     brain_box : float64 (3, 2), first and last voxel of the brain
     accepts : bool (C, C), see ``Synthesizer.sample``
+    neighbour, neighbour_distance : uint8 (X, Y, Z), what a voxel turns into where its neighbour grows (tissue
+        index), and how far away that is (tenths of mm; 255: it never happens). Ventricles grow into white matter and
+        the fluid outside into cortex, or the ventricles give way to what surrounds them.
     image : float32 (X, Y, Z) with white matter near 1, or None
     stripped : bool, whether the image is skull-stripped
     weight : float, how often the map is drawn
@@ -57,6 +75,8 @@ class LabelMap:
     centres: np.ndarray
     brain_box: np.ndarray
     accepts: np.ndarray
+    neighbour: np.ndarray
+    neighbour_distance: np.ndarray
     image: np.ndarray | None = None
     stripped: bool = False
     weight: float = 1.0
@@ -122,7 +142,8 @@ def prepare_map(
         Label image, 1 mm.
     tissues : TissueTable
     atlas : TemplateAtlas, optional
-        Without it every voxel of label 24 keeps its label, and the pallidum its size.
+        Without it every voxel of label 24 keeps its label, and the pallidum its size. Maps of FreeSurfer, which
+        name nothing outside the brain, keep both in any case.
     image : SpatialImage, optional
         A real image of this head, resampled onto the map.
     stripped : bool
@@ -137,18 +158,20 @@ def prepare_map(
     """
     labels, turned = read_lia(path)
     labels = _rename(_whole_numbers(labels, path))
-    if atlas is not None:
+    drawn_for_synthesis = labels.max() >= OUTSIDE_LABELS
+    if atlas is not None and drawn_for_synthesis:
         matrix = _landmark_affine(labels, atlas)
         _limit_inner_csf(labels, atlas, matrix)
-        _widen_pallidum(labels, atlas, matrix)
-    if labels.max() < 500:  # a map of the brain alone: some fluid belongs around it
+        _widen(labels, atlas, matrix)
+    if not drawn_for_synthesis:  # some fluid belongs around the brain
         _surround_with_csf(labels)
     if subfields is not None:
         from medsegmamba_bids.training.synthetic.subfields import paint_subfields
 
         labels = paint_subfields(labels, subfields)
     picture = None if image is None else _matching_image(image, turned, labels)
-    return build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
+    built = build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
+    return built if drawn_for_synthesis else replace(built, accepts=_with_fluid_unknown(built.accepts, tissues.table))
 
 
 def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
@@ -190,16 +213,38 @@ def build_map(
         raise ImageError(f"{source or name}: labels {foreign} are not in the tissue table")
     lookup = np.zeros(int(present.max()) + 1, np.uint8)
     lookup[present] = tissues.index_of(present)
-    box = Box.around(labels)
+    box = Box.around(labels if picture is None or stripped else (labels > 0) | head_mask(picture))
     if box is None or not tissues.targets[lookup[present]].any():
         raise ImageError(f"{source or name}: none of its labels {present.tolist()} is a class of the network")
     tissue = lookup[labels[box]]
     classes = tissues.targets[tissue]
     counts, centres = _measure(classes, len(tissues.table.labels))
-    brain_box = np.array([[s.start, s.stop - 1] for s in Box.around(classes)], float)
+    inside = (classes > 0) & tissues.in_brain[tissue]
+    brain_box = np.array([[s.start, s.stop - 1] for s in Box.around(inside)], float)
     picture = None if picture is None else picture[box].astype(np.float32)
     accepts = accepted_classes(counts, tissues.table)
-    return LabelMap(name, tissue, counts, centres, brain_box, accepts, picture, stripped, weight)
+    neighbour, distance = _neighbours(labels[box], tissues)
+    return LabelMap(name, tissue, counts, centres, brain_box, accepts, neighbour, distance, picture, stripped, weight)
+
+
+def _neighbours(labels: np.ndarray, tissues: TissueTable) -> tuple[np.ndarray, np.ndarray]:
+    """What voxels turn into where their neighbour grows, and how far away it is: see ``LabelMap``."""
+    neighbour, distance = np.zeros(labels.shape, np.uint8), np.full(labels.shape, 255, np.uint8)
+    cortex, outside = np.isin(labels, CORTEX), labels == OUTER_CSF
+    ventricles = np.isin(labels, VENTRICLES)
+    kept = ndimage.binary_dilation(cortex | outside, iterations=KEPT_WHITE_MM)
+    white = np.isin(labels, WHITE_MATTER) & ~kept
+    tissue = (labels > 0) & (labels < OUTER_CSF) & ~np.isin(labels, (*FLUIDS, *MERGED_INTO))
+    changes = ((white, ventricles), (cortex, outside), (np.isin(labels, NARROWED), tissue))
+    for changing, growing in changes:
+        box = Box.around(changing, LARGEST_REACH_MM)
+        if box is None or not growing[box].any():
+            continue
+        mm, nearest = ndimage.distance_transform_edt(~growing[box], return_indices=True)
+        here = changing[box] & (mm <= LARGEST_REACH_MM)
+        distance[box][here] = np.rint(10 * mm[here])
+        neighbour[box][here] = tissues.index_of(labels[box][tuple(axis[here] for axis in nearest)])
+    return neighbour, distance
 
 
 def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -222,6 +267,15 @@ def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
     return accepts
 
 
+def _with_fluid_unknown(accepts: np.ndarray, table: LabelTable) -> np.ndarray:
+    """The fluid outside the brain and the background may each stand for the other, as nobody drew the border."""
+    if OUTSIDE_BRAIN[0] not in table.labels:
+        return accepts
+    fluid, merged = int(table.to_indices(np.array(OUTSIDE_BRAIN))[0]), accepts.copy()
+    merged[0, fluid] = merged[fluid, 0] = True
+    return merged
+
+
 def _rename(labels: np.ndarray) -> np.ndarray:
     """Synonyms, cortical parcels and corpus callosum as the classes they belong to."""
     lookup = np.arange(max(int(labels.max()), max(SYNONYMS)) + 1, dtype=labels.dtype)
@@ -236,18 +290,18 @@ def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarra
     labels[tuple(voxels[~kept].T)] = OUTER_CSF
 
 
-def _widen_pallidum(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
-    """White matter at the lentiform nucleus becomes pallidum where the atlas has it.
+def _widen(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
+    """What surrounds a structure becomes that structure where the atlas has it.
 
     Pallidum and white matter look alike in T1w. In SynthSeg's maps, drawn by hand, it has 0.28 of the putamen's
-    volume; in FreeSurfer's output, which is to be met, 0.3 to 0.4, mostly further back (0.40 after this).
+    volume; in FreeSurfer's output, which is to be met, 0.3 to 0.4, mostly further back (0.40 after this). Amygdala
+    and accumbens are 0.87 and 0.80 of FreeSurfer's, relative to the brain.
     """
-    for pallidum, putamen, white in PALLIDA:
-        nucleus = np.isin(labels, (pallidum, putamen))
-        near = ndimage.binary_dilation(nucleus, iterations=PALLIDUM_REACH_MM) & (labels == white)
+    for structure, beside, taken, reach in WIDENED:
+        near = ndimage.binary_dilation(np.isin(labels, beside), iterations=reach) & np.isin(labels, taken)
         voxels = np.argwhere(near)
-        added = _look_up(atlas.labels == pallidum, voxels, matrix)
-        labels[tuple(voxels[added].T)] = pallidum
+        added = _look_up(atlas.labels == structure, voxels, matrix)
+        labels[tuple(voxels[added].T)] = structure
 
 
 def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:

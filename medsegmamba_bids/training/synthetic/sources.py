@@ -17,7 +17,7 @@ from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
 from medsegmamba_bids.training.training_config import Source, SynthesisConfig
 
 #: Raised whenever preparing a map gives something else than before.
-_VERSION = 2
+_VERSION = 4
 
 
 def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: TissueTable) -> list[LabelMap]:
@@ -37,12 +37,13 @@ def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: 
     atlas = TemplateAtlas(read_lia(data_dir / config.atlas)[0]) if config.atlas else None
     maps = []
     for source, paths in found:
-        image, subfields = _source_image(source.image, data_dir), _subfield_atlas(source, data_dir)
+        subfields = _subfield_atlas(source, data_dir)
         for path in tqdm(paths, desc="label maps", disable=None):
             key = _cache_key(config, source, data_dir, path, tissues)
             stored = cache / f"{path.name.split('.')[0]}-{key[:12]}.npz"
             if not stored.exists():
                 stored.parent.mkdir(parents=True, exist_ok=True)
+                image = _read_image(_image_name(source, path, data_dir), data_dir)
                 prepare_map(
                     path, tissues, atlas=atlas, image=image, stripped=source.stripped, subfields=subfields
                 ).save(stored)
@@ -59,9 +60,10 @@ def _label_files(source: Source, data_dir: Path) -> list[Path]:
 
 def _cache_key(config: SynthesisConfig, source: Source, data_dir: Path, path: Path, tissues: TissueTable) -> str:
     """Checksum of all that a prepared map depends on; files count by path, size and time of change."""
-    files = [path, *(data_dir / name for name in (config.atlas, source.image, *source.subfield_atlas) if name)]
+    image = _image_name(source, path, data_dir)
+    files = [path, *(data_dir / name for name in (config.atlas, image, *source.subfield_atlas) if name)]
     stamps = [(str(file.resolve()), *_stamp(file)) for file in files]
-    parts = (_VERSION, stamps, source.image, source.stripped, tissues.rows.to_csv())
+    parts = (_VERSION, stamps, image, source.stripped, tissues.rows.to_csv())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -69,7 +71,24 @@ def _stamp(file: Path) -> tuple[int, int]:
     return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
 
 
-def _source_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | None:
+def _image_name(source: Source, path: Path, data_dir: Path) -> str:
+    """The image of one of a source's label maps: what its ``*`` stands for in the labels, it stands for in the image.
+
+    Raises
+    ------
+    ConfigError
+        The image has a ``*``, but the labels have not exactly one.
+    """
+    if "*" not in source.image:
+        return source.image
+    before, star, after = source.labels.partition("*")
+    if not star or any(sign in before + after for sign in "*?["):
+        raise ConfigError(f"image {source.image!r} has a *; labels {source.labels!r} must have one * and no ? or [")
+    found = path.relative_to(data_dir).as_posix()
+    return source.image.replace("*", found[len(before) : len(found) - len(after)])
+
+
+def _read_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | None:
     """The real image of a source: a file, or ``mni152`` for the template that nilearn carries."""
     if name == "mni152":
         from nilearn.datasets import load_mni152_template

@@ -17,9 +17,15 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
+from medsegmamba_bids.anatomy import CORTEX, HYPOINTENSITIES, WHITE_MATTER
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.image.labels import LabelTable, load_label_table
-from medsegmamba_bids.training.synthetic.label_maps import LabelMap
+from medsegmamba_bids.training.synthetic.label_maps import NARROWED, VENTRICLES, LabelMap
+
+#: A lesion that is darker than this (white matter: 1) is labelled as a hypointensity, as FreeSurfer does.
+DARK_LESION = 0.85
+#: How far the head moves between lines of the acquisition, voxels.
+MOTION_SD = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class TissueTable:
     def targets(self) -> np.ndarray:
         """Class index of every tissue, uint8 (T,)."""
         return self.table.to_indices(self.rows["target"].to_numpy()).astype(np.uint8)
+
+    @property
+    def in_brain(self) -> np.ndarray:
+        """Whether a tissue belongs to the brain, bool (T,)."""
+        return self.rows["brain"].to_numpy() == 1
 
     @property
     def mirror(self) -> np.ndarray:
@@ -75,6 +86,15 @@ class SynthesisSettings:
 
     With ``centre_jitter_mm`` every patch lies around the middle of the classes' box, at most so far off along
     each axis, as where a network looks at one region; without it (None) patches lie all over the head.
+
+    ``real_image`` is the share of real images among the samples of a map that has one. Each of them gets none, half
+    or all (with equal chance) of a random shift of every tissue's intensity, whose standard deviation is
+    ``real_shift`` times the tissue's ``spread``, so that few scanners stand for many.
+
+    The rest are shares of the samples. Of the synthesised ones: ``atrophy``, where ventricles have grown into white
+    matter and fluid into cortex, by up to so many mm; ``narrow_ventricles``, where their walls have come closer, as
+    in the young; ``lesions``, where white matter has spots of any intensity. Of all: ``motion``, where the head has
+    moved between the lines of the acquisition.
     """
 
     patch_size: int = 80
@@ -94,6 +114,14 @@ class SynthesisSettings:
     noise_max: float = 0.06
     bias_max: float = 0.35
     real_image: float = 0.7
+    real_shift: float = 0.0
+    atrophy: float = 0.0
+    narrow_ventricles: float = 0.0
+    ventricle_growth_mm: float = 5.0
+    ventricle_loss_mm: float = 2.5
+    cortex_loss_mm: float = 1.2
+    lesions: float = 0.0
+    motion: float = 0.0
     centre_jitter_mm: float | None = None
 
 
@@ -127,6 +155,8 @@ class Synthesizer:
         flip = rng.random() < 0.5
         tissue, values, real = self._warp(label_map, matrix, centre, flip, rng)
         image = torch.from_numpy(values)
+        if not real and _happens(rng, self.settings.lesions):
+            image, tissue = self._lesions(image, tissue, rng)
         image = self._texture(image, tissue, rng, real)
         target = self.tissues.targets[tissue]
         image = self._acquire(image, rng)
@@ -169,9 +199,13 @@ class Synthesizer:
         if flip:  # the patch's first axis runs the other way
             matrix = matrix * np.array([[-1.0, 1.0, 1.0]])
         real = m.image is not None and rng.random() < self.settings.real_image
-        means = self._intensities(rng).astype(np.float32)
+        means = (self._real_shifts(rng) if real else self._intensities(rng)).astype(np.float32)
+        reach = np.zeros(len(means), np.uint8) if real else self._reach(rng)
         picture = m.image if real else np.zeros((1, 1, 1), np.float32)
-        tissue, values = _warp_patch(m.tissue, picture, real, means, matrix, centre, field_mm.astype(np.float32), p)
+        field_mm = field_mm.astype(np.float32)
+        tissue, values = _warp_patch(
+            m.tissue, m.neighbour, m.neighbour_distance, reach, picture, real, means, matrix, centre, field_mm, p
+        )
         if flip:
             tissue = self.tissues.mirror[tissue]
         return tissue, values, real
@@ -191,6 +225,45 @@ class Synthesizer:
         left = np.arange(len(rows)) < mirror
         means[mirror[sided & left]] = means[sided & left] + rng.normal(0, 0.01, (sided & left).sum())
         return np.clip(means, 0, 2.5)
+
+    def _real_shifts(self, rng: np.random.Generator) -> np.ndarray:
+        """What is added to a real image within every tissue of the brain (T,), the same on both sides."""
+        rows, mirror = self.tissues.rows, self.tissues.mirror
+        if not self.settings.real_shift:
+            return np.zeros(len(rows))
+        share = rng.choice((0.0, 0.5, 1.0)) * self.settings.real_shift
+        shifts = share * rng.normal(0, 1, len(rows)) * rows["spread"].to_numpy()
+        first_side = np.minimum(np.arange(len(rows)), mirror)
+        return np.where(self.tissues.in_brain, shifts[first_side], 0)
+
+    def _reach(self, rng: np.random.Generator) -> np.ndarray:
+        """How far away a tissue's neighbour may be to have taken its place, tenths of mm, uint8 (T,)."""
+        s, labels = self.settings, self.tissues.rows["label"]
+        reach = np.zeros(len(labels), np.uint8)
+        if _happens(rng, s.atrophy):
+            reach[labels.isin(WHITE_MATTER)] = rng.uniform(0, 10 * s.ventricle_growth_mm)
+            reach[labels.isin(CORTEX)] = rng.uniform(0, 10 * s.cortex_loss_mm)
+        elif _happens(rng, s.narrow_ventricles):
+            reach[labels.isin(NARROWED)] = rng.uniform(0, 10 * s.ventricle_loss_mm)
+        return reach
+
+    def _lesions(
+        self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Spots in white matter, near ventricles above all; dark ones are FreeSurfer's hypointensities."""
+        p = image.shape[0]
+        labels = self.tissues.rows["label"].to_numpy()[tissue]
+        cells = max(4, int(p * np.mean(self.settings.voxel_size) / rng.uniform(4, 12)))
+        spots = _upsample(torch.from_numpy(rng.standard_normal((cells,) * 3, dtype=np.float32)), p)
+        ventricle = torch.from_numpy(np.isin(labels, VENTRICLES).astype(np.float32))
+        near = F.avg_pool3d(ventricle[None, None], 5, 1, 2)[0, 0].sqrt()
+        inside = (spots + rng.uniform(0, 3) * near - rng.uniform(0.5, 1.3)).mul(5).clamp(0, 1)
+        inside = inside * torch.from_numpy(np.isin(labels, WHITE_MATTER))
+        level = rng.uniform(0.35, 1.3)
+        if level < DARK_LESION:
+            hypointensity = self.tissues.index_of(np.array([HYPOINTENSITIES]))[0]
+            tissue = np.where(inside.numpy() > 0.5, hypointensity, tissue)
+        return image + inside * (level - image), tissue
 
     def _texture(self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator, real: bool) -> torch.Tensor:
         """Grain and slow drifts within a tissue, such as the brighter lateral thalamus."""
@@ -212,6 +285,8 @@ class Synthesizer:
             image = _blur(image, rng.uniform(0.2, 0.75, 3))
         if rng.random() < s.thick_slices:
             image = _thick_slices(image, int(rng.integers(3)), rng.uniform(1.3, 4.0 / min(s.voxel_size)))
+        if _happens(rng, s.motion):
+            image = _move_between_lines(image, int(rng.integers(3)), rng)
         bias = torch.from_numpy(rng.standard_normal((4, 4, 4), dtype=np.float32))
         image = image * torch.exp(_upsample(bias, p) * rng.uniform(0, s.bias_max))
         noise = torch.from_numpy(rng.standard_normal((p, p, p), dtype=np.float32))
@@ -230,7 +305,7 @@ class Synthesizer:
         """Skull-stripped with a ragged margin, defaced, or the head as it is."""
         s, p = self.settings, image.shape[0]
         if rng.random() < s.skull_stripped and not (real and m.stripped):
-            brain = self.tissues.rows["brain"].to_numpy()[tissue] == 1
+            brain = self.tissues.in_brain[tissue]
             near = F.avg_pool3d(torch.from_numpy(brain.astype(np.float32))[None, None], 5, 1, 2)[0, 0]
             ragged = _upsample(torch.from_numpy(rng.random((8, 8, 8), dtype=np.float32)), p)
             limit = rng.uniform(0.02, 0.3) + ragged * rng.uniform(0, 0.3)
@@ -249,6 +324,11 @@ class Synthesizer:
         """White matter to where robust rescaling of whole heads or stripped brains leaves it."""
         gamma = float(np.exp(rng.normal(0, 0.15)))
         return (image.clamp_min(0) ** gamma * rng.uniform(0.25, 0.95)).clamp_max(1.0)
+
+
+def _happens(rng: np.random.Generator, share: float) -> bool:
+    """Whether something that happens in so large a share of samples happens; a share of 0 draws no number."""
+    return share > 0 and rng.random() < share
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
@@ -291,9 +371,31 @@ def _thick_slices(image: torch.Tensor, axis: int, factor: float) -> torch.Tensor
     return F.interpolate(slices, size=size, mode="trilinear")[0, 0]
 
 
+def _move_between_lines(image: torch.Tensor, axis: int, rng: np.random.Generator) -> torch.Tensor:
+    """Ghosts and ringing: some lines of k-space along an axis come from a head that lay elsewhere.
+
+    The centre of k-space, which holds the contrast, is not moved.
+    """
+    size = image.shape[axis]
+    spectrum = torch.fft.rfft(image, dim=axis)
+    frequency = torch.arange(spectrum.shape[axis]) / size
+    moved = torch.zeros(len(frequency))
+    for _ in range(int(rng.integers(1, 5))):
+        first = int(rng.integers(max(2, size // 20), len(frequency)))
+        last = first + int(rng.integers(1, max(2, len(frequency) // 4)))
+        moved[first:last] = rng.normal(0, MOTION_SD)
+    shape = [1, 1, 1]
+    shape[axis] = len(frequency)
+    ramp = torch.polar(torch.ones(len(frequency)), -2 * torch.pi * frequency * moved).reshape(shape)
+    return torch.fft.irfft(spectrum * ramp, n=size, dim=axis)
+
+
 @njit(cache=True, fastmath=True, nogil=True)
 def _warp_patch(
     tissue: np.ndarray,
+    neighbour: np.ndarray,
+    neighbour_distance: np.ndarray,
+    reach: np.ndarray,
     picture: np.ndarray,
     real: bool,
     means: np.ndarray,
@@ -304,6 +406,8 @@ def _warp_patch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tissue at every patch voxel and the mean intensity of eight points around it (partial volume).
 
+    ``means`` of the tissues make the intensity; they are added to that of the ``picture`` where it is ``real``.
+    What lies nearer to its neighbour than its tissue's ``reach`` has turned into it.
     The patch voxel v lies at ``centre + matrix (v - (p - 1) / 2) + field(v)`` in the map.
     """
     nx, ny, nz = tissue.shape
@@ -341,7 +445,8 @@ def _warp_patch(
                     )
                 x, y, z = int(shift[0] + 0.5), int(shift[1] + 0.5), int(shift[2] + 0.5)
                 if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
-                    out[i, j, k] = tissue[x, y, z]
+                    t = tissue[x, y, z]
+                    out[i, j, k] = neighbour[x, y, z] if neighbour_distance[x, y, z] < reach[t] else t
                 total = 0.0
                 for corner in range(8):
                     da = 0.25 if corner & 1 else -0.25
@@ -351,10 +456,12 @@ def _warp_patch(
                     y = int(shift[1] + matrix[1, 0] * da + matrix[1, 1] * db + matrix[1, 2] * dc + 0.5)
                     z = int(shift[2] + matrix[2, 0] * da + matrix[2, 1] * db + matrix[2, 2] * dc + 0.5)
                     if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                        t = tissue[x, y, z]
+                        if neighbour_distance[x, y, z] < reach[t]:
+                            t = neighbour[x, y, z]
+                        total += means[t]
                         if real:
                             total += picture[x, y, z]
-                        else:
-                            total += means[tissue[x, y, z]]
                     elif not real:
                         total += means[0]
                 values[i, j, k] = total / 8

@@ -75,7 +75,7 @@ class Trainer:
         network = new_network(config, len(self.tissues.table.labels), patch_size)
         network = network.to(self.device, memory_format=torch.channels_last_3d).train()
         if config.initial and "network" not in self.state:
-            take_initial(network, config.initial)
+            take_initial(network, config.initial, tuple(self.tissues.table.labels.tolist()))
         learner = Learner(network, self.device, config.weight_decay, config.clip, config.precision, config.ema)
         if "network" in self.state:
             learner.restore(self.state, self.state["step"])

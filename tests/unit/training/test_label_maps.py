@@ -13,6 +13,7 @@ from medsegmamba_bids.training.synthetic.label_maps import (
     build_map,
     prepare_map,
 )
+from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
 
 
 def write(labels, affine, folder, name="map.nii.gz"):
@@ -181,3 +182,78 @@ def test_images_are_brought_to_the_map(tmp_path, head, lia, tissues):
 def test_names_are_kept(head, tissues):
     with pytest.raises(ValueError, match=r"maps/a\.nii: labels \[999\]"):
         build_map("a", np.where(head() == 17, 999, head()), tissues, source="maps/a.nii")
+
+
+def test_maps_of_freesurfer_keep_csf_and_pallidum(tmp_path, lia, tissues):
+    """They name nothing outside the brain; an atlas changes only the maps that do."""
+    atlas, labels = atlas_and_map()
+    middle = np.argwhere(atlas == 13).mean(0).round().astype(int)
+    around = tuple(slice(m + 7, m + 14) for m in middle)
+    atlas[tuple(slice(m - 3, m + 4) for m in middle)] = 13
+    labels[around] = np.where(labels[around] == 13, 13, 2)
+    labels[60:64, 50:54, 50:54] = 24
+    labels[labels == 502] = 0
+    path = write(labels.astype(np.int16), lia, tmp_path)
+    found = labels_of(prepare_map(path, tissues, atlas=TemplateAtlas(atlas)), tissues)
+    assert [(found == label).sum() for label in (13, 24)] == [(labels == label).sum() for label in (13, 24)]
+
+
+def test_fluid_around_a_brain_alone_may_be_background(tmp_path, head, lia):
+    """Nobody drew that border; a map that names what lies outside has drawn it."""
+    tissues = load_tissue_table("aseg_head")
+    fluid = tissues.table.labels.tolist().index(257)
+    labels = head()
+    drawn = prepare_map(write(labels, lia, tmp_path), tissues)
+    assert not drawn.accepts[0, fluid]
+    assert not drawn.accepts[fluid, 0]
+    labels[labels == 502] = 0
+    alone = prepare_map(write(labels, lia, tmp_path, "brain.nii.gz"), tissues)
+    assert alone.accepts[0, fluid]
+    assert alone.accepts[fluid, 0]
+    assert alone.counts[fluid] == 38**3 - 32**3 - corners_of_a_shell()
+    assert alone.brain_box.tolist() == [[3, 34]] * 3  # without the fluid
+
+
+def corners_of_a_shell():
+    """Voxels of a cube 3 voxels wider than a solid one that are more than 3 steps by faces away from it."""
+    cube = np.zeros((38, 38, 38), bool)
+    cube[3:-3, 3:-3, 3:-3] = True
+    return int((~ndimage.binary_dilation(cube, iterations=3)).sum())
+
+
+def test_a_whole_head_is_not_cut_to_its_brain(tmp_path, head, lia, tissues):
+    """FreeSurfer's map of a head ends with the brain; the head in the image goes on."""
+    labels = head()
+    picture = np.where(np.isin(labels, (2, 41)), 800, np.where(labels > 0, 400, 0)).astype(np.float32)
+    labels[labels == 502] = 0
+    image = nib.Nifti1Image(picture, lia)
+    path = write(labels, lia, tmp_path)
+    assert prepare_map(path, tissues, image=image).tissue.shape == (40, 40, 40)
+    assert prepare_map(path, tissues, image=image, stripped=True).tissue.shape == (38, 38, 38)
+
+
+def test_what_grows_beside_what(tissues):
+    """White matter turns into the ventricle beside it, cortex into the fluid outside, a ventricle into white matter."""
+    labels = np.zeros((40, 20, 20), np.int32)
+    labels[0:4] = OUTER_CSF
+    labels[4:8] = 3
+    labels[8:28] = 2
+    labels[28:34] = 4
+    found = build_map("slabs", labels, tissues)
+    to = tissues.rows["label"].to_numpy()[found.neighbour]
+    column = found.neighbour_distance[:, 10, 10]
+    assert to[4, 10, 10] == OUTER_CSF
+    assert column[4:8].tolist() == [10, 20, 30, 40]
+    assert to[27, 10, 10] == 4
+    assert column[20:28].tolist() == [80, 70, 60, 50, 40, 30, 20, 10]
+    assert (column[8:20] == 255).all()  # near the cortex, and too far from the ventricle
+    assert to[28, 10, 10] == 2
+    assert column[28:34].tolist() == [10, 20, 30, 40, 50, 60]
+    assert (column[:4] == 255).all()
+
+
+def test_white_matter_near_cortex_is_kept(tissues):
+    labels = np.zeros((20, 12, 12), np.int32)
+    labels[2:6], labels[6:9], labels[9:12] = 3, 2, 4
+    distance = build_map("thin", labels, tissues).neighbour_distance[:, 6, 6]  # the crop starts at 2
+    assert distance[4:7].tolist() == [255, 255, 10]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.training.export import export_checkpoint, unweigh
 from medsegmamba_bids.training.run_folder import RunFolder, read_checkpoint
 from medsegmamba_bids.training.start import new_network, take_initial
@@ -124,5 +125,19 @@ def test_initial_weights_are_taken_where_they_fit(tmp_path):
     source = checkpoint_of(tmp_path, config())
     export_checkpoint(tmp_path, config(), tmp_path / "a.safetensors")
     network = new_network(config(seed=5), 25)
-    assert take_initial(network, tmp_path / "a.safetensors") == len(network.state_dict()) - 2  # all but the head
+    subfields = load_label_table("hippoFS60").labels.tolist()
+    taken = take_initial(network, tmp_path / "a.safetensors", subfields)
+    assert taken == len(network.state_dict()) - 2  # all but the head
     assert torch.allclose(network.encoder[0].first.weight, source.encoder[0].first.weight, atol=1e-3)
+
+
+def test_a_network_for_more_classes_takes_the_head_by_label(tmp_path):
+    """The rows of the classes that both have are equal; fluid outside the brain starts as the background does."""
+    source = checkpoint_of(tmp_path, config())
+    export_checkpoint(tmp_path, config(), tmp_path / "a.safetensors")
+    labels = load_label_table("aseg_head").labels.tolist()
+    network = new_network(config(seed=5), len(labels))
+    assert take_initial(network, tmp_path / "a.safetensors", labels) == len(network.state_dict())
+    for own, given in ((network.head.weight, source.head.weight), (network.head.bias, source.head.bias)):
+        assert torch.allclose(own[:-1], given, atol=1e-3)
+        assert torch.allclose(own[-1], given[0], atol=1e-3)
