@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import functools
 import logging
 import os
-import shutil
+import select
+import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.errors import UserError
+from medsegmamba_bids.cli.surroundings import prepare
+from medsegmamba_bids.errors import UserError, reason
 
 Main = Callable[[list[str] | None], int]
 
@@ -119,18 +119,22 @@ def user_errors(main: Main) -> Main:
     """Turn what a user can mend into one sentence and exit code 1, an interrupt into 130.
 
     Those are the package's own errors and the system's; anything else, a ValueError of numpy too, is a fault of the
-    program and keeps its traceback.
+    program and keeps its traceback. A reader of the output who is gone (``| head``) ends the command with 141.
     """
 
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
         try:
-            provide_caches()
-            wait_passively()
-            return main(argv)
+            prepare()
+            try:
+                return main(argv)
+            finally:
+                sys.stdout.flush()
         except (UserError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                return 128 + signal.SIGPIPE
             logging.getLogger(__name__).debug("where it happened", exc_info=True)
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {sentence_of(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -139,33 +143,35 @@ def user_errors(main: Main) -> Main:
     return guarded
 
 
-def provide_caches() -> None:
-    """Give numba and others a folder to write in where they would find none, as in a container of any user.
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more; nothing is written to it then, on leaving either."""
+    number = sys.__stdout__.fileno()
+    poll = select.poll()
+    poll.register(number, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return gone
 
-    numba keeps compiled code beside the package or in the user's cache, and refuses to import where it can write to
-    neither. The folder goes when the command ends.
+
+def sentence_of(error: UserError | OSError) -> str:
+    """What a user reads of an error: its file first, the system's number not at all.
+
+    Examples
+    --------
+    >>> sentence_of(FileNotFoundError(2, "No such file or directory", "a.nii"))
+    'a.nii: No such file or directory'
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    if "NUMBA_CACHE_DIR" in os.environ or any(map(_can_write, (Path(__file__).parents[1], cache))):
-        return
-    folder = tempfile.mkdtemp(prefix="medsegmamba-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["NUMBA_CACHE_DIR"] = folder
-    for name in ("MPLCONFIGDIR", "TRITON_CACHE_DIR"):
-        os.environ.setdefault(name, folder)
+    if isinstance(error, UserError):
+        return str(error)
+    if error.filename is None and isinstance(error, FileNotFoundError) and not _folder_is_there():
+        return f"{os.environ.get('PWD', '.')}: the folder that the command was started in is gone; change to another"
+    files = [os.fspath(name) for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike))]
+    return ": ".join([" -> ".join(files), reason(error)] if files else [reason(error)])
 
 
-def wait_passively() -> None:
-    """Have threads that wait for each other sleep, in this process and all that it starts.
-
-    OpenMP's threads spin by default. Where others use the processors as well, the ones that compute then wait for the
-    ones that wait. Libraries read this when they are first imported, which is later; what the user set stays.
-    """
-    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
-        os.environ.setdefault(name, value)
-
-
-def _can_write(folder: Path) -> bool:
-    """Whether files can be made in a folder, or the folder itself where it does not exist."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(existing, os.W_OK | os.X_OK)
+def _folder_is_there() -> bool:
+    try:
+        return bool(Path.cwd())
+    except OSError:
+        return False

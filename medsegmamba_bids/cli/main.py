@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from medsegmamba_bids.cli.common import set_up_logging, user_errors
+from medsegmamba_bids.cli.machine import memory_gb
 from medsegmamba_bids.cli.parser import parse_config
 from medsegmamba_bids.config import RunConfig, check_folders
 
@@ -49,6 +50,7 @@ def run_level(config: RunConfig) -> int:
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
 
     with _log(config), Progress() as progress:
+        _tell_memory(config)
         outcomes = _outcomes(config, progress)
         table = outcome_table(outcomes)
         logging.getLogger(__name__).info("what became of each image:\n%s", table)
@@ -56,6 +58,16 @@ def run_level(config: RunConfig) -> int:
     print(f"results: {config.output_dir}")
     print(f"log:     {config.log_dir}")
     return exit_code(outcomes)
+
+
+def _tell_memory(config: RunConfig) -> None:
+    """Say where steps plan with memory that is not there; fMRIPrep's --mem counts MB."""
+    there = memory_gb()
+    if there and config.mem_gb > there:
+        advice = f"; --mem counts GB, --mem-mb {config.mem_gb:g} MB" if config.mem_gb >= 1000 else ""
+        logging.getLogger(__name__).warning(
+            "--mem %g GB is more than the %.1f GB that there are: memory may run out%s", config.mem_gb, there, advice
+        )
 
 
 def _outcomes(config: RunConfig, progress: object) -> list:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.cli.common import make_parser
+from medsegmamba_bids.cli.machine import DEFAULT_MEMORY_GB, amount_gb, amount_of_mb, memory_gb, processors
 from medsegmamba_bids.config import LEVELS, PRECISIONS, RunConfig, options_from_json
 from medsegmamba_bids.errors import ConfigError, reason
 
@@ -29,7 +28,6 @@ examples:
   medsegmamba /data/bids /data/out participant -d /data/fmriprep --aseg-weights authors --device cuda
   medsegmamba /data/bids /data/out group
 """
-_DEFAULT_MEMORY_GB = 8.0
 _MOST_THREADS = 8  # of one step; more do not help
 
 
@@ -183,9 +181,13 @@ def _add_performance(parser: argparse.ArgumentParser) -> None:
         "--mem",
         "--mem-gb",
         dest="mem_gb",
-        type=float,
+        type=amount_gb,
         metavar="GB",
-        help="memory that steps may plan with (default: 90 %% of the machine's)",
+        help="memory that steps may plan with, in GB or with a unit, such as 8G or 8000MB (default: 90 %% of the "
+        "machine's, or of what its control group or Slurm job allows)",
+    )
+    group.add_argument(
+        "--mem-mb", dest="mem_gb", type=amount_of_mb, metavar="MB", help="the same in MB, as fMRIPrep counts"
     )
     group.add_argument(
         "--use-plugin", type=Path, metavar="FILE", help="JSON or YAML with 'plugin' and 'plugin_args' for Nipype"
@@ -244,7 +246,7 @@ def make_config(stored: dict[str, Any], given: dict[str, Any]) -> RunConfig:
     ConfigError
         A value is out of range.
     """
-    defaults = {"nprocs": _processors(), "mem_gb": _memory_gb()}
+    defaults = {"nprocs": processors(), "mem_gb": _memory_gb()}
     options = {**defaults, **stored, "omp_nthreads": 1, **given}
     names = {entry.name for entry in fields(RunConfig)}
     config = RunConfig(**{key: value for key, value in options.items() if key in names})
@@ -266,30 +268,7 @@ def stored_options(path: Path | None) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != "run_id"}
 
 
-def _processors() -> int:
-    """Processors that this process may use; within a job of Slurm, those that it was given."""
-    try:
-        there = len(os.sched_getaffinity(0))
-    except AttributeError:
-        there = os.cpu_count() or 1
-    given = _from_slurm("SLURM_CPUS_PER_TASK") or _from_slurm("SLURM_CPUS_ON_NODE")
-    return min(there, given) if given else there
-
-
 def _memory_gb() -> float:
-    """90 % of the memory that this process may use: the machine's, its control group's or its Slurm job's."""
-    limits = []
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    per_processor = _from_slurm("SLURM_MEM_PER_CPU") * (_from_slurm("SLURM_CPUS_ON_NODE") or 1)
-    if given := _from_slurm("SLURM_MEM_PER_NODE") or per_processor:
-        limits.append(given * 2**20)
-    return round(0.9 * min(limits) / 1e9, 2) if limits else _DEFAULT_MEMORY_GB
-
-
-def _from_slurm(name: str) -> int:
-    """A number that Slurm tells its jobs; 0 where it tells none."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdecimal() else 0
+    """90 % of the memory that this process may use."""
+    there = memory_gb()
+    return round(0.9 * there, 2) if there else DEFAULT_MEMORY_GB

@@ -6,6 +6,7 @@ of a cluster it would leave its control characters.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -37,8 +38,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         if self.changing:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._write("\r\x1b[K")
 
     def __call__(self, node: Any, status: str) -> None:
         """Tell what became of a node."""
@@ -60,10 +60,15 @@ class Progress:
         minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
         line = f"[{minutes:02d}:{seconds:02d}] {text}"
         if self.changing:
-            self.stream.write(f"\r\x1b[K{line}" + ("" if passing else "\n"))
+            self._write(f"\r\x1b[K{line}" + ("" if passing else "\n"))
         elif not text.endswith("…"):
-            self.stream.write(line + "\n")
-        self.stream.flush()
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write; a terminal that is gone must not end the run."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def describe(node: Any) -> str:

@@ -37,7 +37,7 @@ def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
     """Numbers that were measured before; None where there are none for these weights."""
     if not path.is_file():
         return None
-    if path.read_text().partition("\n")[0] != first_line:
+    if path.read_text(encoding="utf-8").partition("\n")[0] != first_line:
         logger.warning("%s: is for other weights; everything is measured anew", path)
         return None
     return pd.read_csv(path, sep="\t", comment="#", keep_default_na=False, na_values=["n/a"])
@@ -48,7 +48,7 @@ def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
     with atomic_path(path) as temporary:
-        temporary.write_text(f"{first_line}\n{text}")
+        temporary.write_text(f"{first_line}\n{text}", encoding="utf-8")
 
 
 def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training:
         fields |= _described(HIPPOCAMPUS.task, find_weights(networks.hippocampus, HIPPOCAMPUS.task))
     else:
         fields |= dict.fromkeys(_described_keys(HIPPOCAMPUS.task), "n/a")
-    return Template(data_path("evaluation/model_card.md").read_text()).substitute(fields)
+    return Template(data_path("evaluation/model_card.md").read_text(encoding="utf-8")).substitute(fields)
 
 
 def _described_keys(prefix: str) -> list[str]:

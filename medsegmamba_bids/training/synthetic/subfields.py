@@ -51,7 +51,7 @@ def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
     image = nib.load(image_path)
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     indices = np.asarray(image.as_reoriented(turn).dataobj)
-    names = json.loads(Path(names_path).read_text())["labels"]
+    names = json.loads(Path(names_path).read_text(encoding="utf-8"))["labels"]
     labels = np.zeros(indices.shape, np.int32)
     for index, name in enumerate(names):
         stem = name.removesuffix("-head").removesuffix("-body")

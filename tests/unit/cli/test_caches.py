@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medsegmamba_bids.cli import common
+from medsegmamba_bids.cli import common, surroundings
 
 PACKAGE = Path(common.__file__).parents[1]
 
@@ -18,8 +18,8 @@ def environment(monkeypatch, tmp_path):
     for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(common.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(common.atexit, "register", lambda *arguments, **options: None)
+    monkeypatch.setattr(surroundings.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(surroundings.atexit, "register", lambda *arguments, **options: None)
     yield os.environ
     for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
         os.environ.pop(name, None)
@@ -28,34 +28,34 @@ def environment(monkeypatch, tmp_path):
 @pytest.mark.parametrize("writable", ["package", "home"])
 def test_nothing_changes_where_one_of_them_can_be_written(environment, monkeypatch, tmp_path, writable):
     usable = {"package": PACKAGE, "home": tmp_path / "cache"}[writable]
-    monkeypatch.setattr(common, "_can_write", lambda folder: folder == usable)
-    common.provide_caches()
+    monkeypatch.setattr(surroundings, "_can_write", lambda folder: folder == usable)
+    surroundings.provide_caches()
     assert "NUMBA_CACHE_DIR" not in environment
     assert "MPLCONFIGDIR" not in environment
 
 
 def test_a_folder_is_made_where_none_can_be_written(environment, monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "_can_write", lambda folder: False)
-    common.provide_caches()
+    monkeypatch.setattr(surroundings, "_can_write", lambda folder: False)
+    surroundings.provide_caches()
     folder = Path(environment["NUMBA_CACHE_DIR"])
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
     assert environment["MPLCONFIGDIR"] == environment["TRITON_CACHE_DIR"] == str(folder)
-    common.provide_caches()
+    surroundings.provide_caches()
     assert environment["NUMBA_CACHE_DIR"] == str(folder)
 
 
 def test_what_the_user_names_stays(environment, monkeypatch):
     environment["NUMBA_CACHE_DIR"] = "/somewhere"
-    monkeypatch.setattr(common, "_can_write", lambda folder: False)
-    common.provide_caches()
+    monkeypatch.setattr(surroundings, "_can_write", lambda folder: False)
+    surroundings.provide_caches()
     assert environment["NUMBA_CACHE_DIR"] == "/somewhere"
 
 
 def test_the_folder_goes_when_the_command_ends(tmp_path):
     code = (
-        "import os, sys; from medsegmamba_bids.cli import common\n"
-        "common._can_write = lambda folder: False\n"
+        "import os, sys; from medsegmamba_bids.cli import common, surroundings\n"
+        "surroundings._can_write = lambda folder: False\n"
         "@common.user_errors\n"
         "def main(argv):\n"
         "    print(os.environ['NUMBA_CACHE_DIR'])\n"
@@ -72,7 +72,7 @@ def test_the_folder_goes_when_the_command_ends(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_judged_by_what_is(tmp_path):
-    assert common._can_write(tmp_path / "not" / "there")
+    assert surroundings._can_write(tmp_path / "not" / "there")
     (tmp_path / "file").touch(mode=0o644)
-    assert not common._can_write(tmp_path / "file")
-    assert not common._can_write(tmp_path / "file" / "new")
+    assert not surroundings._can_write(tmp_path / "file")
+    assert not surroundings._can_write(tmp_path / "file" / "new")

@@ -20,7 +20,7 @@ ARGV = ["in", "out", "participant"]
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
     """A machine of 6 processors and 12 GB, and a folder to be in."""
-    monkeypatch.setattr(parser, "_processors", lambda: 6)
+    monkeypatch.setattr(parser, "processors", lambda: 6)
     monkeypatch.setattr(parser, "_memory_gb", lambda: 12.0)
     monkeypatch.chdir(tmp_path)
 
@@ -56,6 +56,12 @@ def test_defaults():
         ("--omp_nthreads 2", "omp_nthreads", 2),
         ("--mem 7.5", "mem_gb", 7.5),
         ("--mem-gb 7.5", "mem_gb", 7.5),
+        ("--mem 8G", "mem_gb", 8.0),
+        ("--mem 8000MB", "mem_gb", 8.0),
+        ("--mem 500MiB", "mem_gb", 0.5),
+        ("--mem 1.5tb", "mem_gb", 1500.0),
+        ("--mem-mb 16000", "mem_gb", 16.0),
+        ("--mem_mb 16000", "mem_gb", 16.0),
         ("--device cuda:1", "device", "cuda:1"),
         ("--batch-size 2", "batch_size", 2),
         ("--low-memory", "low_memory", True),
@@ -248,15 +254,15 @@ def test_help_needs_no_heavy_library():
 
 def test_a_job_of_slurm_plans_with_what_it_was_given(monkeypatch):
     monkeypatch.undo()  # the machine as it is
-    whole = parser._processors(), parser._memory_gb()
+    whole = parser.processors(), parser._memory_gb()
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "500")
-    assert (parser._processors(), parser._memory_gb()) == (1, 0.47)  # 0.9 x 500 MiB
+    assert (parser.processors(), parser._memory_gb()) == (1, 0.47)  # 0.9 x 500 MiB
     monkeypatch.delenv("SLURM_MEM_PER_NODE")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "200")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert (parser._processors(), parser._memory_gb()) == (1, 0.38)
+    assert (parser.processors(), parser._memory_gb()) == (1, 0.38)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1000")
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "0")  # all there is
-    assert (parser._processors(), parser._memory_gb()) == whole
+    assert (parser.processors(), parser._memory_gb()) == whole
