@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -282,8 +283,8 @@ def _clean(found: dict[str, list[Outcome]], config: RunConfig) -> None:
 def _write_graph(workflow: Workflow, config: RunConfig) -> None:
     """Write the workflow as a graph; as a picture where Graphviz is installed."""
     path = config.log_dir / "graph.dot"
-    kind = "svg" if shutil.which("dot") else "dot"
-    try:
-        workflow.write_graph(dotfilename=str(path), graph2use="colored", format=kind, simple_form=True)
-    except OSError as error:  # Graphviz is not there: the text is
-        logger.warning("the graph was written as text only (%s)", error)
+    workflow.write_hierarchical_dotfile(dotfilename=str(path), colored=True, simple_form=True)
+    # Nipype draws an arrow for each file that is handed on; strict graphs have one between two nodes.
+    path.write_text(path.read_text(encoding="utf-8").replace("digraph", "strict digraph", 1), encoding="utf-8")
+    if dot := shutil.which("dot"):
+        subprocess.run([dot, "-Tsvg", str(path), "-o", str(path.with_suffix(".svg"))], check=False)
