@@ -12,6 +12,26 @@ HYPOINTENSITIES = 77
 #: CSF-ExtraCerebral: fluid inside the skull that is no structure of the brain.
 OUTSIDE_BRAIN = (257,)
 CALLOSUM = (251, 252, 253, 254, 255)
+#: What ``aseg.stats`` lists beside the structures that networks of this package may know.
+FREESURFER_ONLY = {
+    30: "Left-vessel",
+    62: "Right-vessel",
+    72: "5th-Ventricle",
+    78: "Left-WM-hypointensities",
+    79: "Right-WM-hypointensities",
+    80: "non-WM-hypointensities",
+    81: "Left-non-WM-hypointensities",
+    82: "Right-non-WM-hypointensities",
+    85: "Optic-Chiasm",
+    251: "CC_Posterior",
+    252: "CC_Mid_Posterior",
+    253: "CC_Central",
+    254: "CC_Mid_Anterior",
+    255: "CC_Anterior",
+}
+FIFTH_VENTRICLE, OPTIC_CHIASM = 72, 85
+#: Fluid between brain and skull, of networks that know it.
+OUTER_CSF = 257
 
 LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS = 17, 53
 HIPPOCAMPI = {LEFT_HIPPOCAMPUS: "left", RIGHT_HIPPOCAMPUS: "right"}

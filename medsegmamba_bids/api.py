@@ -27,7 +27,7 @@ from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
-from medsegmamba_bids.stats.measures import structure_statistics
+from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
 __all__ = ["InferenceSettings", "SegmentedImage", "Segmenter", "compare", "load_image", "segment", "statistics"]

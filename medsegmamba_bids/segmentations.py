@@ -15,6 +15,14 @@ from medsegmamba_bids.errors import TableError
 #: Patterns of the files, one or several, that hold a label image, each with what is added to its labels.
 Patterns = tuple[tuple[str, int], ...]
 
+CORRECTED, POSTERIORS, VOXELS = "corrected", "posteriors", "voxels"
+#: What the volumes of a table may be, for the JSON beside it.
+VOLUME_DEFINITIONS = {
+    CORRECTED: "Volume corrected for partial volume at borders, as FreeSurfer's mri_segstats --pv does in aseg.stats",
+    POSTERIORS: "Sum of the posterior probabilities times the voxel volume, as FreeSurfer reports subfields",
+    VOXELS: "Number of voxels times the voxel volume",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentationKind:
@@ -48,6 +56,7 @@ class SegmentationKind:
     short: str
     files: tuple[Patterns, ...]
     described_as: dict[str, int] = field(default_factory=dict)
+    volumes: str = CORRECTED
     beside: tuple[int, ...] = ()
 
     @property
@@ -142,6 +151,7 @@ HIPPOCAMPUS = SegmentationKind(
     titles={"hippoFS60": "Hippocampal subfields"},
     listed="hippoFS60",
     short="hippo",
+    volumes=POSTERIORS,
     files=(
         (
             ("lh.hippoAmygLabels-T1*.FS60.FSvoxelSpace.mgz", 1000),

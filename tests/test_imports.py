@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "datasets": {"anatomy", "data", "image", "segmentations"},
     "networks": {"data", "image"},
     "weights": {"data", "image", "networks", "segmentations"},
-    "stats": {"anatomy", "data", "image"},
+    "stats": {"anatomy", "data", "image", "segmentations"},
     "inference": {"anatomy", "data", "image", "networks", "segmentations", "weights"},
     "viz": {"data", "image"},
     "report": {"anatomy", "config", "data", "datasets", "image", "segmentations", "stats", "viz"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.segmentation import read_numbers
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures, structure_statistics
+from medsegmamba_bids.stats.measures import (
+    INTRACRANIAL,
+    Measure,
+    brain_measures,
+    hypointensity_sides,
+    intracranial_measures,
+    intracranial_space,
+    knows_outer_fluid,
+)
+from medsegmamba_bids.stats.structures import structure_statistics, volume_definition
 from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "nipype")
@@ -34,6 +44,8 @@ class StatisticsInputSpec(DynamicTraitedSpec, StepInputSpec):
     labels_file = File(exists=True, mandatory=True, desc="FreeSurfer labels on the conformed grid")
     norm_file = File(exists=True, mandatory=True, desc="normalised T1w")
     mask_file = File(exists=True, desc="brain mask, for measures of the whole brain")
+    around_file = File(exists=True, desc="labels of what lies around structures that do not cover the brain")
+    whole_brain = traits.List(traits.Dict, desc="measures of the whole brain that another table has, for this one too")
     numbers_file = File(exists=True, mandatory=True, desc="soft volumes and mean posteriors, JSON")
     table = traits.Str(mandatory=True, desc="label table whose structures are listed")
     etiv = traits.Float(desc="estimated total intracranial volume, mm3")
@@ -48,6 +60,7 @@ class StatisticsOutputSpec(StepOutputSpec):
     table_file = File(desc="TSV, a row per structure")
     sidecar_file = File(desc="JSON: columns, measures of the brain, notes and how the run went")
     fs_file = File(desc="FreeSurfer's aseg.stats")
+    measures = traits.List(traits.Dict, desc="measures of the whole brain")
 
 
 class Statistics(StepInterface):
@@ -69,9 +82,17 @@ class Statistics(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, measure, save."""
-        rows = self._rows()
-        measures = self._measures(rows)
-        sidecar = table_sidecar(measures, self._run(rows))
+        table = load_label_table(self.inputs.table)
+        labels, brain, around = (_load(getattr(self.inputs, f"{name}_file")) for name in ("labels", "mask", "around"))
+        inside = None if brain is None else intracranial_space(labels, brain > 0)
+        soft, means = read_numbers(self.inputs.numbers_file)
+        guide = _load(self.inputs.norm_file)
+        if inside is not None:
+            guide = np.where(inside, guide, guide.dtype.type(0))  # as in FreeSurfer's norm
+        rows = structure_statistics(labels, guide, table, soft_volumes=soft, mean_posteriors=means, around=around)
+        measures = self._measures(rows, labels, brain, inside)
+        definition = volume_definition(table, posteriors=True, guide=True)
+        sidecar = table_sidecar(measures, self._run(rows), definition)
         names = {"SegVolFile": "conformed_aseg", "InVolFile": "conformed", "PVVolFile": "conformed"}
         files = {key: Path(output_name(self.inputs.subject, name)).name for key, name in names.items()}
         texts = {
@@ -82,27 +103,22 @@ class Statistics(StepInterface):
         for name, text in texts.values():
             with atomic_path(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        return {output: str(folder / name) for output, (name, _) in texts.items()}
+        outputs = {output: str(folder / name) for output, (name, _) in texts.items()}
+        return {**outputs, "measures": [asdict(measure) for measure in measures]}
 
-    def _rows(self) -> pd.DataFrame:
-        soft, means = read_numbers(self.inputs.numbers_file)
-        return structure_statistics(
-            np.asanyarray(nib.load(self.inputs.labels_file).dataobj),
-            np.asanyarray(nib.load(self.inputs.norm_file).dataobj),
-            load_label_table(self.inputs.table),
-            soft_volumes=soft,
-            mean_posteriors=means,
-        )
-
-    def _measures(self, rows: pd.DataFrame) -> list[Measure]:
-        if not isdefined(self.inputs.mask_file):
-            return []
-        brain = brain_measures(rows)
-        whole = next((measure.value for measure in brain if measure.name == "BrainSegVol"), None)
+    def _measures(
+        self, rows: pd.DataFrame, labels: np.ndarray, brain: np.ndarray | None, inside: np.ndarray | None
+    ) -> list[Measure]:
+        if brain is None:
+            given = [Measure(**one) for one in self.inputs.whole_brain]
+            return [measure for measure in given if measure.name in INTRACRANIAL]
+        found = brain_measures(rows, hypointensities=hypointensity_sides(labels))
+        whole = next((measure.value for measure in found if measure.name == "BrainSegVol"), None)
         etiv = self.inputs.etiv if isdefined(self.inputs.etiv) else None
-        mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
         template = self.inputs.template.name if isdefined(self.inputs.template) else ""
-        return brain + intracranial_measures(mask, etiv, whole, template)
+        return found + intracranial_measures(
+            brain > 0, etiv, whole, template, inside=inside, from_classes=knows_outer_fluid(labels)
+        )
 
     def _run(self, rows: pd.DataFrame) -> dict[str, Any]:
         """What is known about the run, for reports and for people."""
@@ -122,3 +138,7 @@ class Statistics(StepInterface):
         out["Versions"] = {"medsegmamba_bids": __version__, "python": platform.python_version()}
         out["Versions"] |= {name: version(name) for name in _PACKAGES}
         return out
+
+
+def _load(path: Any) -> np.ndarray | None:
+    return np.asanyarray(nib.load(path).dataobj) if isdefined(path) else None

@@ -17,7 +17,7 @@ from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.report.thresholds import load_thresholds, side_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
-from medsegmamba_bids.stats.measures import UNKNOWN
+from medsegmamba_bids.stats.structures import UNKNOWN
 
 # White and gray matter by label, the first pair that the weights know is taken.
 _CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))

@@ -11,7 +11,7 @@ from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.report.quality import Flag, asymmetry
 from medsegmamba_bids.report.thresholds import side_of
 from medsegmamba_bids.segmentations import of_name
-from medsegmamba_bids.stats.measures import UNKNOWN
+from medsegmamba_bids.stats.structures import UNKNOWN
 
 _DECADES = (1, 6)  # mm3, the axis of the plot runs from 10 to a million
 

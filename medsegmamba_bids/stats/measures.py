@@ -1,9 +1,8 @@
-"""Labels and intensities in, numbers out: a row per structure, and measures of the whole brain."""
+"""Measures of the whole brain: numbers of voxels, a brain mask and a registration in, volumes out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,25 +11,33 @@ from scipy import ndimage
 
 from medsegmamba_bids.anatomy import (
     BRAIN_STEM,
+    CALLOSUM,
     CEREBRUM,
+    FIFTH_VENTRICLE,
     HYPOINTENSITIES,
     LEFT_CORTEX,
     LEFT_WHITE_MATTER,
+    OPTIC_CHIASM,
+    OUTER_CSF,
     RIGHT_CORTEX,
     RIGHT_WHITE_MATTER,
+    WHITE_MATTER,
 )
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.image.labels import LabelTable
-from medsegmamba_bids.stats.partial_volume import corrected_counts
-
-NOT_FOUND = "not found"
-UNKNOWN = "unknown to the weights"
 
 VENTRICLES_AND_PLEXUS = (4, 5, 31, 43, 44, 63)
 OTHER_CSF = (14, 15, 24)
 CEREBELLUM = (7, 8, 46, 47)
 CEREBELLUM_CORTEX = (8, 47)
 SUBCORTICAL_GRAY = (10, 11, 12, 13, 17, 18, 26, 28, 49, 50, 51, 52, 53, 54, 58, 60)
+
+#: Hypointensities with a side, left and right, which only FreeSurfer's segmentations have.
+WHITE_LESIONS = (78, 79)
+#: Key in ``aseg.stats``, as samseg's, and name of the intracranial volume from the segmentation.
+SEGMENTED_ICV = ("SegmentedTotalIntraCranialVol", "sbTIV")
+
+#: Measures of the head's size, which tables of subfields have as well.
+INTRACRANIAL = ("eTIV", "sbTIV")
 
 _CLOSING_MM = 10.0
 _COARSE = 2  # the closing is done on every second voxel
@@ -54,101 +61,48 @@ class Measure:
     unit: str = "mm^3"
 
 
-def structure_statistics(
-    labels: np.ndarray,
-    guide: np.ndarray,
-    table: LabelTable,
-    voxel_mm3: float = 1.0,
-    soft_volumes: Mapping[int, float] | None = None,
-    mean_posteriors: Mapping[int, float] | None = None,
-) -> pd.DataFrame:
-    """Measure each structure of a label table.
-
-    Parameters
-    ----------
-    labels : int (X, Y, Z)
-        FreeSurfer labels.
-    guide : (X, Y, Z)
-        Intensities, bias field corrected, white matter near 110.
-    table : LabelTable
-        Its rows but the background are those of the result.
-    voxel_mm3 : float
-        Volume of a voxel, mm3.
-    soft_volumes : mapping of int to float, optional
-        Sum of the posteriors of each label that the weights know, mm3. A label without an entry was not looked
-        for: its numbers are missing, not 0.
-    mean_posteriors : mapping of int to float, optional
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns as ``stats.tables.COLUMNS`` describes them; missing numbers are NaN.
-    """
-    indices = table.to_indices(labels)
-    n_classes = len(table.labels)
-    known = set(map(int, table.labels)) if soft_volumes is None else set(soft_volumes)
-    voxels = np.bincount(indices.ravel(), minlength=n_classes)
-    rows = pd.DataFrame({"SegId": table.labels, "StructName": table.names, "NVoxels": voxels.astype(float)})
-    rows["Volume_mm3"] = corrected_counts(indices, guide, n_classes) * voxel_mm3
-    for column, values in (("SoftVolume_mm3", soft_volumes), ("MeanPosterior", mean_posteriors)):
-        rows[column] = [math.nan if values is None else values.get(int(one), math.nan) for one in table.labels]
-    rows = rows.join(_intensities(indices, guide, n_classes))
-    rows["Flag"] = np.where(voxels == 0, NOT_FOUND, "")
-    absent = voxels == 0
-    # Partial volume may leave a class without voxels a trace; it was not found all the same.
-    rows.loc[absent, "Volume_mm3"] = 0.0
-    unknown = ~rows["SegId"].isin(known)
-    rows.loc[unknown, [name for name in rows if name not in ("SegId", "StructName", "Flag")]] = math.nan
-    rows.loc[unknown, "Flag"] = UNKNOWN
-    return rows.iloc[1:].reset_index(drop=True)
-
-
-def _intensities(indices: np.ndarray, guide: np.ndarray, n_classes: int) -> pd.DataFrame:
-    """Mean, standard deviation (of a sample, as FreeSurfer's), lowest, highest and range of each class."""
-    box = Box.around(indices) or Box.empty()
-    inside = indices[box] > 0
-    classes, values = indices[box][inside], guide[box][inside].astype(np.float64)
-    counts = np.bincount(classes, minlength=n_classes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.bincount(classes, values, minlength=n_classes) / counts
-        squares = np.bincount(classes, (values - means[classes]) ** 2, minlength=n_classes)
-        deviations = np.where(counts == 1, 0.0, np.sqrt(squares / (counts - 1)))
-    lowest, highest = np.full(n_classes, np.inf), np.full(n_classes, -np.inf)
-    np.minimum.at(lowest, classes, values)
-    np.maximum.at(highest, classes, values)
-    columns = {"normMean": means, "normStdDev": deviations, "normMin": lowest, "normMax": highest}
-    columns["normRange"] = np.subtract(highest, lowest, where=counts > 0, out=np.full(n_classes, np.nan))
-    out = pd.DataFrame(columns)
-    out.loc[counts == 0] = math.nan
-    return out
-
-
-def brain_measures(rows: pd.DataFrame, voxel_mm3: float = 1.0) -> list[Measure]:
+def brain_measures(
+    rows: pd.DataFrame, voxel_mm3: float = 1.0, hypointensities: tuple[int, int] | None = None
+) -> list[Measure]:
     """Measures of the whole brain, from numbers of voxels.
 
     FreeSurfer takes some of them from surfaces; these are all voxel-based. Definitions follow FreeSurfer 7
-    (``ComputeBrainVolumeStats2``): BrainSeg has no brain-stem; "NotVent" leaves out ventricles,
-    choroid plexus and CSF; the supratentorial volume is BrainSeg without the cerebellum.
+    (``ComputeBrainVolumeStats2``): BrainSeg has neither brain-stem nor optic chiasm; "NotVent" leaves out ventricles,
+    choroid plexus and CSF; the supratentorial volume is BrainSeg without the cerebellum; white matter of the cerebrum
+    includes hypointensities and corpus callosum, half of which counts on either side.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        From :func:`structure_statistics`. Measures that need labels unknown to the weights, or cortex and white
-        matter where the table has none, are left out.
+        From ``stats.structures.structure_statistics``. Measures that need labels unknown to the weights, or cortex
+        and white matter where the table has none, are left out.
     voxel_mm3 : float
         Volume of a voxel, mm3.
+    hypointensities : tuple of int, optional
+        Voxels of white-matter hypointensities on the left and on the right, from :func:`hypointensity_sides`; white
+        matter of either side is left out without them.
     """
     volumes = dict(zip(rows["SegId"], rows["NVoxels"] * voxel_mm3, strict=True))
 
     def total(*labels: int) -> float:
         return float(sum(volumes.get(label, math.nan) for label in labels))
 
-    brain = total(*({*volumes, *CEREBRUM} - {BRAIN_STEM}))
+    def occurring(*labels: int) -> float:
+        """Of labels that only FreeSurfer's own segmentations have."""
+        return float(sum(volumes.get(label, 0.0) for label in labels))
+
+    brain = total(*({*volumes, *CEREBRUM} - {BRAIN_STEM, OPTIC_CHIASM, OUTER_CSF}))
     plexus = total(*VENTRICLES_AND_PLEXUS)
-    fluid = plexus + total(*OTHER_CSF)
+    fluid = plexus + total(*OTHER_CSF) + occurring(FIFTH_VENTRICLE)
     cerebellum = total(*CEREBELLUM)
     cortex = total(LEFT_CORTEX, RIGHT_CORTEX)
-    white = total(LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER, HYPOINTENSITIES)
+    half_callosum = occurring(*CALLOSUM) / 2
+    white = (
+        total(LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER, HYPOINTENSITIES) + 2 * half_callosum + occurring(*WHITE_LESIONS)
+    )
+    left, right = (math.nan, math.nan) if hypointensities is None else hypointensities
+    left_white = total(LEFT_WHITE_MATTER) + half_callosum + left * voxel_mm3 + occurring(WHITE_LESIONS[0])
+    right_white = total(RIGHT_WHITE_MATTER) + half_callosum + right * voxel_mm3 + occurring(WHITE_LESIONS[1])
     subcortical = total(*SUBCORTICAL_GRAY)
     gray = cortex + subcortical + total(*CEREBELLUM_CORTEX)
     found = [
@@ -158,7 +112,9 @@ def brain_measures(rows: pd.DataFrame, voxel_mm3: float = 1.0) -> list[Measure]:
         ("lhCortex", "lhCortexVol", "Left hemisphere cortical gray matter volume (voxel-based)", total(LEFT_CORTEX)),
         ("rhCortex", "rhCortexVol", "Right hemisphere cortical gray matter volume (voxel-based)", total(RIGHT_CORTEX)),
         ("Cortex", "CortexVol", "Total cortical gray matter volume (voxel-based)", cortex),
-        ("CerebralWhiteMatter", "CerebralWhiteMatterVol", "Total cerebral white matter volume (voxel-based)", white),
+        ("lhCerebralWhiteMatter", "lhCerebralWhiteMatterVol", f"Left hemisphere {_WHITE}", left_white),
+        ("rhCerebralWhiteMatter", "rhCerebralWhiteMatterVol", f"Right hemisphere {_WHITE}", right_white),
+        ("CerebralWhiteMatter", "CerebralWhiteMatterVol", f"Total {_WHITE}", white),
         ("SubCortGray", "SubCortGrayVol", "Subcortical gray matter volume", subcortical),
         ("TotalGray", "TotalGrayVol", "Total gray matter volume (voxel-based)", gray),
         ("SupraTentorial", "SupraTentorialVol", "Supratentorial volume (voxel-based)", brain - cerebellum),
@@ -170,6 +126,49 @@ def brain_measures(rows: pd.DataFrame, voxel_mm3: float = 1.0) -> list[Measure]:
         ),
     ]
     return [Measure(*entry) for entry in found if not math.isnan(entry[3])]
+
+
+_WHITE = "cerebral white matter volume (voxel-based)"
+_NEAR = 5  # voxels around a hypointensity, in which white matter of its own side is looked for
+
+
+def hypointensity_sides(labels: np.ndarray) -> tuple[int, int]:
+    """Voxels of white-matter hypointensities on the left and on the right; FreeSurfer's label 77 has no side.
+
+    A voxel lies on the side that has more white matter and cortex within 5 voxels along each axis; of equals, and
+    where there is none, on the side of the nearer mean position of white matter.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+        FreeSurfer labels.
+    """
+    places = np.argwhere(labels == HYPOINTENSITIES)
+    if not len(places):
+        return 0, 0
+    box = Box.around(labels == HYPOINTENSITIES, margin=_NEAR + 1)
+    part = labels[box]
+    sign = np.isin(part, (LEFT_WHITE_MATTER, LEFT_CORTEX)).astype(np.float32)
+    sign -= np.isin(part, (RIGHT_WHITE_MATTER, RIGHT_CORTEX))
+    near = ndimage.uniform_filter(sign, 2 * _NEAR + 1, mode="constant")
+    more = near[tuple((places - box.start).T)]
+    return _divided(labels, places, more)
+
+
+def _divided(labels: np.ndarray, places: np.ndarray, more: np.ndarray) -> tuple[int, int]:
+    """Count the places with more on the left, and of the others those that are nearer to the left's middle."""
+    equal = np.abs(more) < 0.5 / (2 * _NEAR + 1) ** 3
+    left = int(np.count_nonzero(more[~equal] > 0))
+    if equal.any():
+        middles = [
+            np.argwhere(labels[::4, ::4, ::4] == side).mean(0) * 4 for side in WHITE_MATTER if (labels == side).any()
+        ]
+        if len(middles) == 2:
+            distances = [np.linalg.norm(places[equal] - middle, axis=1) for middle in middles]
+            left += int(np.count_nonzero(distances[0] < distances[1]))
+        else:
+            left += int(np.count_nonzero(equal)) // 2
+    return left, len(places) - left
 
 
 def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
@@ -200,6 +199,28 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
     return out
 
 
+def intracranial_space(labels: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
+    """Everything inside the skull: all classes where one is the fluid around the brain, else the closed brain mask.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+        FreeSurfer labels.
+    brain : bool (X, Y, Z)
+        The brain mask.
+    voxel_mm : float
+        Edge of the isotropic voxels, mm.
+    """
+    if knows_outer_fluid(labels):
+        return ndimage.binary_fill_holes((labels > 0) | brain)
+    return intracranial_mask(brain, voxel_mm)
+
+
+def knows_outer_fluid(labels: np.ndarray) -> bool:
+    """Whether the fluid between brain and skull is labelled."""
+    return bool((labels == OUTER_CSF).any())
+
+
 def _halved(mask: np.ndarray) -> np.ndarray:
     """Every second voxel; true where any of its eight is."""
     even = np.pad(mask, [(0, side % _COARSE) for side in mask.shape])
@@ -213,13 +234,15 @@ def intracranial_measures(
     brain_segmented: float | None,
     template: str = "",
     voxel_mm3: float = 1.0,
+    inside: np.ndarray | None = None,
+    from_classes: bool = False,
 ) -> list[Measure]:
     """Volumes of brain mask and intracranial space, and their ratios.
 
     Parameters
     ----------
     brain : bool (X, Y, Z) or None
-        The brain mask.
+        The brain mask: the brain itself, without the fluid around it.
     etiv : float or None
         Estimated total intracranial volume from a registration, mm3.
     brain_segmented : float or None
@@ -227,21 +250,24 @@ def intracranial_measures(
     template : str
         What was registered to.
     voxel_mm3 : float
+    inside : bool (X, Y, Z), optional
+        The intracranial space, from :func:`intracranial_space`; the closed brain mask by default.
+    from_classes : bool
+        Whether the network has a class for the fluid around the brain, so that the space is a sum of classes.
     """
     found = []
-    mask_volume = None
     if brain is not None:
-        mask_volume = float(np.count_nonzero(brain)) * voxel_mm3
-        inside = float(np.count_nonzero(intracranial_mask(brain, voxel_mm3 ** (1 / 3)))) * voxel_mm3
-        found.append(Measure("Mask", "MaskVol", "Mask Volume", mask_volume))
-        text = "Intracranial Volume from the segmentation (brain mask closed by 10 mm)"
-        found.append(Measure("SegmentedIntraCranialVol", "sbTIV", text, inside))
+        description = "Volume of the brain mask (without the fluid around it; FreeSurfer's MaskVol has a margin)"
+        found.append(Measure("BrainMask", "BrainMaskVol", description, float(np.count_nonzero(brain)) * voxel_mm3))
+        space = intracranial_mask(brain, voxel_mm3 ** (1 / 3)) if inside is None else inside
+        how = "all classes inside the skull" if from_classes else "brain mask closed by 10 mm"
+        text = f"Intracranial Volume from the segmentation ({how})"
+        found.append(Measure(*SEGMENTED_ICV, text, float(np.count_nonzero(space)) * voxel_mm3))
     if etiv is None:
         return found
-    for name, volume in (("BrainSegVol", brain_segmented), ("MaskVol", mask_volume)):
-        if volume is not None and etiv > 0:
-            key = f"{name}-to-eTIV"
-            found.append(Measure(key, key, f"Ratio of {name} to eTIV", volume / etiv, "unitless"))
+    if brain_segmented is not None and etiv > 0:
+        key = "BrainSegVol-to-eTIV"
+        found.append(Measure(key, key, "Ratio of BrainSegVol to eTIV", brain_segmented / etiv, "unitless"))
     text = f"Estimated Total Intracranial Volume (affine to {template})"
     found.append(Measure("EstimatedTotalIntraCranialVol", "eTIV", text, etiv))
     return found

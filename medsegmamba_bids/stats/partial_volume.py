@@ -12,6 +12,8 @@ import numpy as np
 from medsegmamba_bids.image.grid import Box
 
 _HALF = 7  # the window in which a label's mean intensity is taken has 15 voxels a side
+#: Voxels further from all labels than this make no difference to their counts.
+REACH = _HALF + 1
 # A count of voxels and the sum of their intensities share 64 bits: 15^3 voxels below 2^38 stay below 2^51.
 _LEVELS = 38
 _ONE_VOXEL = 1 << 51
@@ -55,7 +57,7 @@ def corrected_counts(classes: np.ndarray, guide: np.ndarray, n_classes: int) -> 
     """
     if classes.shape != guide.shape:
         raise ValueError(f"classes of shape {classes.shape} and intensities of shape {guide.shape}")
-    box = Box.around(classes, margin=_HALF + 1)
+    box = Box.around(classes, margin=REACH)
     if box is None:
         return np.bincount([0], [classes.size], minlength=n_classes)
     inside = np.ascontiguousarray(classes[box], np.int16)

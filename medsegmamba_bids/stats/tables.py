@@ -13,19 +13,17 @@ from typing import Any
 import pandas as pd
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.anatomy import CEREBRUM
+from medsegmamba_bids.anatomy import CEREBRUM, FREESURFER_ONLY, OUTER_CSF
 from medsegmamba_bids.errors import TableError
-from medsegmamba_bids.stats.measures import Measure
+from medsegmamba_bids.segmentations import CORRECTED, VOLUME_DEFINITIONS
+from medsegmamba_bids.stats.measures import SEGMENTED_ICV, Measure
 
 #: What each column of the volume table holds, in order; the JSON beside the table says the same.
 COLUMNS: dict[str, dict[str, str]] = {
     "SegId": {"Description": "FreeSurfer's label of the structure"},
     "StructName": {"Description": "FreeSurfer's name of the structure"},
     "NVoxels": {"Description": "Voxels of 1 mm with this label in the conformed segmentation", "Units": "voxel"},
-    "Volume_mm3": {
-        "Description": "Volume corrected for partial volume at borders, as FreeSurfer's mri_segstats --pv does",
-        "Units": "mm3",
-    },
+    "Volume_mm3": {"Description": VOLUME_DEFINITIONS[CORRECTED], "Units": "mm3"},
     "SoftVolume_mm3": {"Description": "Sum of the posterior probabilities times the voxel volume", "Units": "mm3"},
     "normMean": {"Description": "Mean intensity; bias field corrected, white matter near 110", "Units": "arbitrary"},
     "normStdDev": {"Description": "Standard deviation of the intensity", "Units": "arbitrary"},
@@ -46,6 +44,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 _DECIMALS = {"Volume_mm3": 3, "SoftVolume_mm3": 3, "MeanPosterior": 5}
 _DECIMALS |= {name: 4 for name in COLUMNS if name.startswith("norm")}
 MISSING = "n/a"
+_INTENSITIES = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
 
 
 def to_tsv(rows: pd.DataFrame) -> str:
@@ -81,7 +80,20 @@ def read_tsv(path: str | os.PathLike) -> pd.DataFrame:
     return rows[list(COLUMNS)]
 
 
-def table_sidecar(measures: Iterable[Measure], extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def columns(definition: str = CORRECTED) -> dict[str, dict[str, Any]]:
+    """``COLUMNS``, with what the volumes of a table are (a key of ``segmentations.VOLUME_DEFINITIONS``).
+
+    Examples
+    --------
+    >>> columns("voxels")["Volume_mm3"]
+    {'Description': 'Number of voxels times the voxel volume', 'Units': 'mm3'}
+    """
+    return {**COLUMNS, "Volume_mm3": {**COLUMNS["Volume_mm3"], "Description": VOLUME_DEFINITIONS[definition]}}
+
+
+def table_sidecar(
+    measures: Iterable[Measure], extra: Mapping[str, Any] | None = None, definition: str = CORRECTED
+) -> dict[str, Any]:
     """What stands in the JSON beside a volume table: its columns, measures of the brain, and what else is known."""
     listed = {
         measure.name: {
@@ -91,7 +103,7 @@ def table_sidecar(measures: Iterable[Measure], extra: Mapping[str, Any] | None =
         }
         for measure in measures
     }
-    return {**COLUMNS, **({"Measures": listed} if listed else {}), **(extra or {})}
+    return {**columns(definition), **({"Measures": listed} if listed else {}), **(extra or {})}
 
 
 def to_aseg_stats(
@@ -102,15 +114,17 @@ def to_aseg_stats(
     voxel_mm3: float = 1.0,
     command: str = "medsegmamba",
 ) -> str:
-    """Text of FreeSurfer's ``aseg.stats``, which ``asegstats2table`` reads.
+    """Text of FreeSurfer's ``aseg.stats``, which ``asegstats2table`` reads beside FreeSurfer's own.
 
-    Structures that the weights do not know, cerebral cortex and cerebral white matter are left out, as FreeSurfer
-    leaves out the latter two (``--excl-ctxgmwm``).
+    It has the rows and measures that FreeSurfer 7 writes, in its order, so that both merge without gaps. What is not
+    known (vessels, corpus callosum, holes of surfaces, structures that the weights do not know) is ``nan``, since
+    ``asegstats2table`` would put 0 where a line is absent; only FreeSurfer's own labels may have it. Cerebral cortex
+    and cerebral white matter are left out, as FreeSurfer leaves them out (``--excl-ctxgmwm``).
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        From ``stats.measures.structure_statistics``.
+        From ``stats.structures.structure_statistics``.
     measures : sequence of Measure
     subject : str
     files : mapping
@@ -120,8 +134,8 @@ def to_aseg_stats(
         The command line.
     """
     excluded = (0, *CEREBRUM)
-    kept = rows[~rows["SegId"].isin(excluded) & rows["NVoxels"].notna()]
-    lines = [*_header(subject, command), *map(_measure_line, measures)]
+    kept = _as_freesurfer_lists(rows[~rows["SegId"].isin((*excluded, OUTER_CSF))])
+    lines = [*_header(subject, command), *map(_measure_line, _with_unknown(measures))]
     lines += [f"# {key} {value}" for key, value in files.items()]
     lines += [f"# ExcludeSegId {' '.join(map(str, excluded))}", f"# VoxelVolume_mm3 {voxel_mm3:g}"]
     for number, entries in enumerate(_TABLE_COLUMNS, 1):
@@ -130,6 +144,40 @@ def to_aseg_stats(
     lines += [f"# NRows {len(kept)}", f"# NTableCols {len(_TABLE_COLUMNS)}", f"# ColHeaders  {names}"]
     lines += [_row_line(number, row) for number, row in enumerate(kept.to_dict("records"), 1)]
     return "\n".join(lines) + "\n"
+
+
+def _as_freesurfer_lists(rows: pd.DataFrame) -> pd.DataFrame:
+    """With rows for what only FreeSurfer knows, without numbers, in the order of the labels."""
+    unknown = {label: name for label, name in FREESURFER_ONLY.items() if label not in set(rows["SegId"])}
+    beside = pd.DataFrame({"SegId": list(unknown), "StructName": list(unknown.values())}, dtype=object)
+    return pd.concat([rows.astype(object), beside], ignore_index=True).sort_values("SegId", kind="stable")
+
+
+#: Measures that FreeSurfer 7 writes and ``asegstats2table`` reads, by name, with key and unit where they are others.
+_FREESURFER_MEASURES = (
+    *(("BrainSegVol", "BrainSeg"), ("BrainSegVolNotVent", "BrainSegNotVent"), ("VentricleChoroidVol",) * 2),
+    *(("lhCortexVol", "lhCortex"), ("rhCortexVol", "rhCortex"), ("CortexVol", "Cortex")),
+    ("lhCerebralWhiteMatterVol", "lhCerebralWhiteMatter"),
+    ("rhCerebralWhiteMatterVol", "rhCerebralWhiteMatter"),
+    ("CerebralWhiteMatterVol", "CerebralWhiteMatter"),
+    *(("SubCortGrayVol", "SubCortGray"), ("TotalGrayVol", "TotalGray"), ("SupraTentorialVol", "SupraTentorial")),
+    *(("SupraTentorialVolNotVent", "SupraTentorialNotVent"), ("MaskVol", "Mask")),
+    *(("BrainSegVol-to-eTIV",) * 2, ("MaskVol-to-eTIV",) * 2),
+    *(("lhSurfaceHoles",) * 2, ("rhSurfaceHoles",) * 2, ("SurfaceHoles",) * 2),
+    ("eTIV", "EstimatedTotalIntraCranialVol"),
+)
+_UNITLESS = ("to-eTIV", "SurfaceHoles")
+
+
+def _with_unknown(measures: Sequence[Measure]) -> list[Measure]:
+    """Measures in FreeSurfer's order, ``nan`` for those that are not known; then those that are only ours."""
+    known = {measure.name: measure for measure in measures}
+    found = [
+        known.pop(name, None)
+        or Measure(key, name, "not measured", math.nan, "unitless" if name.endswith(_UNITLESS) else "mm^3")
+        for name, key in _FREESURFER_MEASURES
+    ]
+    return found + list(known.values())
 
 
 def _column(name: str, field: str, unit: str) -> tuple[str, str, str]:
@@ -166,16 +214,17 @@ def _header(subject: str, command: str) -> list[str]:
 
 def _measure_line(measure: Measure) -> str:
     text = measure.description.replace(",", ";")
-    return f"# Measure {measure.key}, {measure.name}, {text}, {measure.value:.6f}, {measure.unit}"
+    # samseg and asegstats2table call the intracranial volume of a segmentation so.
+    name = "sTIV" if measure.key == SEGMENTED_ICV[0] else measure.name
+    return f"# Measure {measure.key}, {name}, {text}, {measure.value:.6f}, {measure.unit}"
 
 
 def _row_line(number: int, row: Mapping[str, Any]) -> str:
     # A structure without voxels has intensities of 0 in FreeSurfer's file.
-    names = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
-    values = [0.0 if math.isnan(row[name]) else row[name] for name in names]
-    numbers = " ".join(f"{value:10.4f}" for value in values)
-    voxels, volume = int(row["NVoxels"]), row["Volume_mm3"]
-    return f"{number:3d} {row['SegId']:3d}  {voxels:8d} {volume:10.1f}  {row['StructName']:<30s} {numbers}"
+    fill = 0.0 if row["NVoxels"] == 0 else math.nan
+    numbers = " ".join(f"{fill if math.isnan(row[name]) else row[name]:10.4f}" for name in _INTENSITIES)
+    voxels, volume = f"{row['NVoxels']:8.0f}", f"{row['Volume_mm3']:10.1f}"
+    return f"{number:3d} {row['SegId']:3d}  {voxels} {volume}  {row['StructName']:<30s} {numbers}"
 
 
 def read_measures(sidecar: Mapping[str, Any]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from medsegmamba_bids.workflows.steps import step
 
 _INPUTS = ("labels_file", "entropy_file", "posteriors_file", "numbers_file")  # of a network's node
 _INPUTS += ("norm_file", "native_affine", "native_shape")
-_BRAIN_INPUTS = ("conformed_file", "conformed_json", "mask_file")
+_BRAIN_INPUTS = ("conformed_file", "conformed_json", "mask_file", "around_file")
 _BRAIN_STEPS = ("native_mask", "intracranial")
 _BRAIN_PRODUCTS = ("conformed", "mask", "conformed_mask", "transform")
 
@@ -100,7 +100,7 @@ def init_aseg_results_wf(
             (inputs, native_mask, [("mask_file", "in_file")]),
             (inputs, native_mask, [(name, name) for name in ("native_affine", "native_shape")]),
             (inputs, intracranial, [("norm_file", "in_file"), ("mask_file", "mask_file")]),
-            (inputs, statistics, [("mask_file", "mask_file")]),
+            (inputs, statistics, [(name, name) for name in ("mask_file", "around_file")]),
             (intracranial, statistics, [("etiv", "etiv"), ("record", "record_intracranial")]),
             (native_mask, statistics, [("record", "record_native_mask")]),
             (inputs, write, [("conformed_file", "conformed"), ("conformed_json", "conformed_json")]),

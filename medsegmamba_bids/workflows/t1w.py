@@ -29,6 +29,9 @@ _FOUND = tuple(
 )
 
 
+BRAIN = "brain"  # the network that makes a mask for weights which do not
+
+
 @dataclass(frozen=True)
 class _Chain:
     """Nodes from a T1w to its labels.
@@ -89,6 +92,7 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
             ),
             (conform, results, [*_GRID]),
             (mask, results, [(chain.mask_output, "inputnode.mask_file")]),
+            (mask, results, [("labels_file", "inputnode.around_file")] if mask.name == BRAIN else []),
             (normalize, results, [("out_file", "inputnode.norm_file")]),
             (aseg, results, [*_FOUND]),
             *[(node, results, [("record", f"statistics_aseg.record_{node.name}")]) for node in chain.order],
@@ -97,6 +101,8 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
     )
     if networks.hippocampus:
         _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish)
+        subfields = workflow.get_node(f"{HIPPOCAMPUS.task}_results_wf")
+        workflow.connect(results, "statistics_aseg.measures", subfields, "statistics_hippocampus.whole_brain")
     return workflow
 
 
@@ -105,7 +111,6 @@ def _add_hippocampus(
 ) -> None:
     """Add the subfields, which are looked for around the hippocampi that were found."""
     hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
-    # Measured on one thread, since that is done while the intracranial volume is estimated, which has no more.
     results = init_results_wf(HIPPOCAMPUS, image, config, network, [hippocampus.name], threads=1)
     workflow.connect(
         [
@@ -139,7 +144,7 @@ def _chain(image: T1wImage, config: RunConfig, networks: Networks) -> _Chain:
         mask = step(GivenMask(in_file=str(image.mask)), "mask", config)
         mask_output, mask_input = "out_file", "reference"
     elif networks.brain and not (heads and covers):
-        mask = mask_network_step(SegmentAseg, "brain", networks.brain, config)
+        mask = mask_network_step(SegmentAseg, BRAIN, networks.brain, config)
     elif not (heads and covers):
         mask, mask_output = step(NonzeroMask(), "mask", config), "out_file"
     if heads:
@@ -147,7 +152,7 @@ def _chain(image: T1wImage, config: RunConfig, networks: Networks) -> _Chain:
         white_matter = aseg if covers else None
     else:
         order = (conform, mask, normalize, aseg)
-        white_matter = mask if mask.name == "brain" else None
+        white_matter = mask if mask.name == BRAIN else None
     return _Chain(
         *(conform, normalize, aseg, mask, mask_output, mask_input, white_matter), order=tuple(dict.fromkeys(order))
     )

@@ -16,7 +16,8 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import bidsignore, output_name
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.stats.measures import brain_measures, intracranial_measures, structure_statistics
+from medsegmamba_bids.stats.measures import brain_measures, intracranial_measures
+from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import table_sidecar, to_tsv
 
 LIA = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])

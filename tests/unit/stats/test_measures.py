@@ -6,13 +6,13 @@ import pytest
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.stats.measures import (
-    NOT_FOUND,
-    UNKNOWN,
     brain_measures,
+    hypointensity_sides,
     intracranial_mask,
     intracranial_measures,
-    structure_statistics,
+    intracranial_space,
 )
+from medsegmamba_bids.stats.structures import NOT_FOUND, UNKNOWN, structure_statistics, volume_definition
 from medsegmamba_bids.stats.tables import COLUMNS
 
 NUMBERS = [name for name in COLUMNS if name not in ("SegId", "StructName", "Flag")]
@@ -90,6 +90,62 @@ def test_labels_outside_the_table_are_background(image):
     assert rows["NVoxels"].sum() == 3
 
 
+def test_vessels_and_callosum_have_rows_where_they_occur(image):
+    labels, guide = image
+    labels[4, 4, 4], labels[4, 4, 6] = 253, 999
+    rows = structure_statistics(labels, guide, load_label_table("aseg"))
+    assert rows["StructName"].tolist()[-1] == "CC_Central"
+    assert row(rows, 253)["NVoxels"] == 1
+    assert 999 not in set(rows["SegId"])
+
+
+def test_labels_outside_the_table_are_neighbours_of_their_own():
+    """A border voxel is shared with the label that touches it, also where no row is made of that label."""
+    labels, guide = np.full((5, 5, 9), 12, np.uint16), np.full((5, 5, 9), 80.0)
+    labels[..., 5:], guide[..., 5:] = 999, 20
+    guide[..., 4] = 50
+    mean = (4 * 80 + 50) / 5
+    expected = 25 * (4 + (50 - 20) / (mean - 20))
+    assert row(structure_statistics(labels, guide, load_label_table("aseg")), 12)["Volume_mm3"] == pytest.approx(
+        expected
+    )
+
+
+def test_tissue_around_the_structures_is_a_neighbour_and_no_more():
+    labels, guide = np.zeros((5, 5, 9), np.uint16), np.full((5, 5, 9), 80.0)
+    labels[..., :5] = 12
+    around = np.where(labels == 0, 2, 3)
+    guide[..., 5:], guide[..., 4] = 110, 95
+    around[..., 7:], guide[..., 7:] = 0, 0
+    table = load_label_table("aseg")
+    mean = (4 * 80 + 95) / 5
+    alone, among = (structure_statistics(labels, guide, table, around=one) for one in (None, around))
+    assert row(among, 12)["Volume_mm3"] == pytest.approx(25 * (4 + (95 - 110) / (mean - 110)))
+    assert row(alone, 12)["Volume_mm3"] == pytest.approx(125)  # all around taken together is darker
+    assert row(among, 12)["NVoxels"] == 125
+    own = structure_statistics(labels, guide, table, around=np.where(around == 2, 12, 0))
+    pd.testing.assert_frame_equal(own, alone)  # another opinion about where a structure ends changes nothing
+
+
+def test_subfields_are_sums_of_posteriors_or_else_voxels():
+    table = load_label_table("hippoFS60")
+    labels, guide = np.zeros((6, 6, 6), np.uint16), np.full((6, 6, 6), 50.0)
+    labels[2:4, 2:4, 2:4] = 1203
+    soft = dict.fromkeys(map(int, table.labels), 6.25)
+    assert row(structure_statistics(labels, guide, table, 2.0, soft), 1203)["Volume_mm3"] == 6.25
+    assert row(structure_statistics(labels, guide, table, 2.0), 1203)["Volume_mm3"] == 16
+    assert volume_definition(table, posteriors=True, guide=True) == "posteriors"
+    assert volume_definition(table, posteriors=False, guide=True) == "voxels"
+    assert volume_definition(load_label_table("aseg"), posteriors=True, guide=True) == "corrected"
+
+
+def test_without_intensities_voxels_are_counted(image):
+    rows = structure_statistics(image[0], None, load_label_table("aseg"), voxel_mm3=2.0)
+    assert row(rows, 11)["Volume_mm3"] == 4
+    assert rows[["normMean", "normStdDev", "normMin", "normMax", "normRange"]].isna().all(axis=None)
+    assert volume_definition(load_label_table("aseg"), posteriors=False, guide=False) == "voxels"
+
+
 # Measures of the whole brain
 
 
@@ -146,10 +202,10 @@ def test_mask_volume_and_ratios():
     brain = np.zeros((40, 40, 40), bool)
     brain[10:30, 10:30, 10:30] = True
     found = {m.name: m for m in intracranial_measures(brain, 40_000.0, 6000.0, "MNI305", voxel_mm3=1.0)}
-    assert found["MaskVol"].value == 8000
+    assert found["BrainMaskVol"].value == 8000
+    assert "MaskVol" not in found  # FreeSurfer's is another mask, with a margin
     assert found["BrainSegVol-to-eTIV"].value == pytest.approx(0.15)
-    assert found["MaskVol-to-eTIV"].value == pytest.approx(0.2)
-    assert found["MaskVol-to-eTIV"].unit == "unitless"
+    assert found["BrainSegVol-to-eTIV"].unit == "unitless"
     assert found["eTIV"].value == 40_000
     assert found["eTIV"].key == "EstimatedTotalIntraCranialVol"
     assert "MNI305" in found["eTIV"].description
@@ -158,7 +214,45 @@ def test_mask_volume_and_ratios():
 def test_no_mask_no_etiv_no_measures():
     assert intracranial_measures(None, None, 5.0) == []
     names = [measure.name for measure in intracranial_measures(np.ones((8, 8, 8), bool), None, 5.0)]
-    assert names == ["MaskVol", "sbTIV"]
+    assert names == ["BrainMaskVol", "sbTIV"]
+
+
+def test_white_matter_of_either_side():
+    """FreeSurfer 7.2's numbers of its subject bert: voxels of 2, 41, the callosum, and hypointensities by side."""
+    rows = pd.DataFrame({"SegId": [2, 41, 77, 251], "NVoxels": [245665.0, 244473, 679, 4849]})
+    found = {one.name: one.value for one in brain_measures(rows, hypointensities=(406, 273))}
+    assert found["lhCerebralWhiteMatterVol"] == 248495.5
+    assert found["rhCerebralWhiteMatterVol"] == 247170.5
+    assert found["CerebralWhiteMatterVol"] == 495666
+
+
+def test_hypointensities_lie_on_the_side_of_the_tissue_around_them():
+    labels = np.zeros((60, 40, 40), np.uint16)
+    labels[5:28, 5:35, 5:35], labels[32:55, 5:35, 5:35] = 41, 2
+    labels[10:12, 10, 10], labels[40:45, 20, 20] = 77, 77
+    assert hypointensity_sides(labels) == (5, 2)
+    labels[30, 20, 20] = 77  # as near to one as to the other, and nearer to the middle of the left
+    assert sum(hypointensity_sides(labels)) == 8
+    assert hypointensity_sides(np.zeros((4, 4, 4), np.uint16)) == (0, 0)
+
+
+def test_the_chiasm_is_no_part_of_the_brain():
+    rows = counted(**{"85": 500.0, "257": 1e5})
+    assert values(rows)["BrainSegVol"] == values(counted())["BrainSegVol"]
+    assert values(counted(**{"30": 50.0}))["BrainSegVol"] == values(counted())["BrainSegVol"] + 50
+
+
+def test_fluid_around_the_brain_makes_the_intracranial_volume_a_sum_of_classes():
+    labels = np.zeros((40, 40, 40), np.uint16)
+    labels[5:35, 5:35, 5:35] = 257
+    labels[10:30, 10:30, 10:30] = 3
+    brain = labels == 3
+    inside = intracranial_space(labels, brain)
+    assert np.count_nonzero(inside) == 27_000
+    found = intracranial_measures(brain, None, None, inside=inside, from_classes=True)[1]
+    assert (found.name, found.value) == ("sbTIV", 27_000)
+    assert "all classes inside the skull" in found.description
+    np.testing.assert_array_equal(intracranial_space(brain.astype(int), brain), intracranial_mask(brain))
 
 
 def test_intracranial_mask_fills_furrows_and_cavities():

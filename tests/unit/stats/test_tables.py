@@ -8,7 +8,8 @@ import pytest
 from medsegmamba_bids import __version__
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.stats.measures import Measure, structure_statistics
+from medsegmamba_bids.stats.measures import Measure, brain_measures, intracranial_measures
+from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import (
     COLUMNS,
     read_measures,
@@ -133,26 +134,53 @@ def test_measures_come_back():
 FILES = {"SegVolFile": "aseg.nii.gz", "InVolFile": "norm.nii.gz", "PVVolFile": "norm.nii.gz"}
 
 
-def read_as_asegstats2table(text):
-    """Structures and measures by the rules of FreeSurfer's script."""
-    rows, measures = {}, {}
+# What FreeSurfer 7's asegstats2table knows, by its source: the start of a line of the header -> column of its table.
+READ = {
+    "lhCortex, lhCortexVol,": "lhCortexVol",
+    "rhCortex, rhCortexVol,": "rhCortexVol",
+    "Cortex, CortexVol,": "CortexVol",
+    "lhCerebralWhiteMatter, lhCerebralWhiteMatterVol,": "lhCerebralWhiteMatterVol",
+    "rhCerebralWhiteMatter, rhCerebralWhiteMatterVol,": "rhCerebralWhiteMatterVol",
+    "CerebralWhiteMatter, CerebralWhiteMatterVol,": "CerebralWhiteMatterVol",
+    "SubCortGray, SubCortGrayVol,": "SubCortGrayVol",
+    "TotalGray, TotalGrayVol,": "TotalGrayVol",
+    "SupraTentorial, SupraTentorialVol,": "SupraTentorialVol",
+    "SupraTentorialNotVent, SupraTentorialVolNotVent,": "SupraTentorialVolNotVent",
+    "EstimatedTotalIntraCranialVol, eTIV,": "EstimatedTotalIntraCranialVol",
+    "SegmentedTotalIntraCranialVol, sTIV,": "SegmentedTotalIntracranialVol",
+    "Mask, MaskVol,": "MaskVol",
+    "BrainSegVol-to-eTIV, BrainSegVol-to-eTIV,": "BrainSegVol-to-eTIV",
+    "MaskVol-to-eTIV, MaskVol-to-eTIV,": "MaskVol-to-eTIV",
+    "lhSurfaceHoles, lhSurfaceHoles,": "lhSurfaceHoles",
+    "rhSurfaceHoles, rhSurfaceHoles,": "rhSurfaceHoles",
+    "SurfaceHoles, SurfaceHoles,": "SurfaceHoles",
+    "BrainSeg, BrainSegVol,": "BrainSegVol",
+    "BrainSegNotVent, BrainSegVolNotVent,": "BrainSegVolNotVent",
+}
+# Structures of FreeSurfer 7's aseg.stats, in its order.
+FREESURFER_ROWS = (4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 30, 31, 43, 44, 46, 47, 49, 50, 51, 52)
+FREESURFER_ROWS += (53, 54, 58, 60, 62, 63, 72, 77, 78, 79, 80, 81, 82, 85, 251, 252, 253, 254, 255)
+
+
+def read_as_asegstats2table(text, column=3):
+    """Columns of the table that FreeSurfer's script makes of a file, by the rules of its source."""
+    found = {}
     for line in text.splitlines():
-        if not line:
-            break  # it stops here, whatever follows
-        if line.startswith("# Measure "):
-            fields = line[len("# Measure ") :].split(", ")
-            measures[fields[1]] = float(fields[3])
-        elif not line.startswith("#"):
-            columns = line.split()
-            rows[columns[4]] = {
-                "id": int(columns[1]),
-                "voxels": int(columns[2]),
-                "volume": float(columns[3]),
-                "mean": float(columns[5]),
-                "std": float(columns[6]),
-            }
-            assert len(columns) == 10
-    return rows, measures
+        if "#" not in line:
+            fields = line.split()  # a blank line ends in an IndexError, as there
+            found[fields[4]] = float(fields[column])
+            assert int(fields[1]) >= 0
+            assert len(fields) == 10
+        for start, name in READ.items():
+            if line.startswith(f"# Measure {start}"):
+                found[name] = float(line.split(",")[3])
+    return found
+
+
+def merged(*texts):
+    """All columns of several files, 0 where a file lacks one: ``asegstats2table --all-segs``."""
+    tables = [read_as_asegstats2table(text) for text in texts]
+    return pd.DataFrame([{name: table.get(name, 0.0) for one in tables for name in one} for table in tables])
 
 
 @pytest.fixture
@@ -176,57 +204,96 @@ def test_text_of_aseg_stats(text):
         "#",
         "# SUBJECTS_DIR .",
         "# subjectname sub-01",
-        "# Measure EstimatedTotalIntraCranialVol, eTIV, Estimated Total Intracranial Volume, 1574632.800000, mm^3",
+        "# Measure BrainSeg, BrainSegVol, not measured, nan, mm^3",
+        "# Measure BrainSegNotVent, BrainSegVolNotVent, not measured, nan, mm^3",
+        "# Measure VentricleChoroidVol, VentricleChoroidVol, not measured, nan, mm^3",
+    ]
+    start = lines.index(
+        "# Measure EstimatedTotalIntraCranialVol, eTIV, Estimated Total Intracranial Volume, 1574632.800000, mm^3"
+    )
+    assert lines[start + 1 : start + 9] == [
         "# SegVolFile aseg.nii.gz",
         "# InVolFile norm.nii.gz",
-    ]
-    assert lines[14:17] == [
         "# PVVolFile norm.nii.gz",
         "# ExcludeSegId 0 2 3 41 42",
         "# VoxelVolume_mm3 1",
-    ]
-    assert lines[17:20] == [
         "# TableCol  1 ColHeader Index",
         "# TableCol  1 FieldName Index",
         "# TableCol  1 Units     NA",
     ]
-    assert lines[-6:] == [
-        "# NRows 2",
+    head = lines.index("# NRows 17")
+    assert lines[head + 1 : head + 6] == [
         "# NTableCols 10",
         "# ColHeaders  Index SegId NVoxels Volume_mm3 StructName normMean normStdDev normMin normMax normRange",
         "  1   4     11076     3926.1  Left-Lateral-Ventricle            "
         "36.1619    12.5000     8.0000    90.0000    82.0000",
         "  2  26         0        0.0  Left-Accumbens-area                "
         "0.0000     0.0000     0.0000     0.0000     0.0000",
-        "",
+        "  3  30       nan        nan  Left-vessel                    " + " ".join(["       nan"] * 5),
     ]
 
 
 def test_asegstats2table_reads_it(text):
-    found, measures = read_as_asegstats2table(text)
-    assert found == {
-        "Left-Lateral-Ventricle": {"id": 4, "voxels": 11076, "volume": 3926.1, "mean": 36.1619, "std": 12.5},
-        "Left-Accumbens-area": {"id": 26, "voxels": 0, "volume": 0.0, "mean": 0.0, "std": 0.0},
-    }
-    assert measures == {"eTIV": 1574632.8}
+    found = read_as_asegstats2table(text)
+    assert found["Left-Lateral-Ventricle"] == 3926.1
+    assert found["Left-Accumbens-area"] == 0
+    assert found["EstimatedTotalIntraCranialVol"] == 1574632.8
+    assert read_as_asegstats2table(text, column=5)["Left-Lateral-Ventricle"] == 36.1619
+    assert read_as_asegstats2table(text, column=6)["Left-Lateral-Ventricle"] == 12.5
     assert "\n\n" not in text
     assert "\t" not in text
 
 
-def test_all_structures_of_a_real_table_are_read():
+@pytest.fixture
+def measured():
+    """A table of all structures of the brain, with the measures that the app takes."""
     table = load_label_table("aseg_brain")
     labels = np.resize(table.labels, (8, 8, 8)).astype(np.int16)
     rows = structure_statistics(labels, np.full((8, 8, 8), 50.0), table)
-    found, _ = read_as_asegstats2table(to_aseg_stats(rows, [], "x", FILES))
-    kept = [name for name, label in zip(table.names, table.labels, strict=True) if label not in (0, 2, 3, 41, 42)]
-    assert list(found) == kept
-    assert sum(row["voxels"] for row in found.values()) == np.isin(labels, (0, 2, 3, 41, 42), invert=True).sum()
+    measures = brain_measures(rows, hypointensities=(3, 4))
+    return rows, measures + intracranial_measures(labels > 0, 1.5e6, 400.0, "x")
+
+
+def test_every_row_and_measure_of_freesurfer_is_there_in_its_order(measured):
+    text = to_aseg_stats(*measured, "x", FILES)
+    assert [int(line.split()[1]) for line in text.splitlines() if "#" not in line] == list(FREESURFER_ROWS)
+    assert set(READ.values()) < set(read_as_asegstats2table(text))
+
+
+def test_beside_freesurfers_file_nothing_unknown_is_0(measured):
+    """All columns of both: FreeSurfer's has no sTIV, ours knows no vessels, callosum, chiasm and surfaces."""
+    theirs = "".join(f"# Measure {start} text, 7.0, mm^3\n" for start, name in READ.items() if "sTIV" not in start)
+    theirs += "".join(f"{n:3d} {label:3d} 9 9.5 name-{label} 1 1 1 1 1\n" for n, label in enumerate(FREESURFER_ROWS, 1))
+    ours = to_aseg_stats(*measured, "x", FILES)
+    names = {int(line.split()[1]): line.split()[4] for line in ours.splitlines() if "#" not in line}
+    for label, name in names.items():
+        theirs = theirs.replace(f"name-{label} ", f"{name} ")
+    table = merged(theirs, ours)
+    unknown = {names[label] for label in (30, 62, 72, 78, 79, 80, 81, 82, 85, 251, 252, 253, 254, 255)}
+    unknown |= {"MaskVol", "MaskVol-to-eTIV", "lhSurfaceHoles", "rhSurfaceHoles", "SurfaceHoles"}
+    assert set(table.columns[table.loc[1].isna()]) == unknown
+    assert (table.loc[1].dropna() != 0).all()
+    assert list(table.columns[table.loc[0] == 0]) == ["SegmentedTotalIntracranialVol"]
+
+
+def test_a_structure_that_the_weights_do_not_know_is_no_0(text):
+    assert math.isnan(read_as_asegstats2table(text)["Left-choroid-plexus"])
+
+
+def test_freesurfers_own_labels_keep_their_numbers():
+    """Vessels and callosum of a FreeSurfer segmentation have voxels, so they have numbers."""
+    labels = np.zeros((6, 6, 6), np.uint16)
+    labels[1:3], labels[4] = 251, 30
+    rows = structure_statistics(labels, np.full((6, 6, 6), 50.0), load_label_table("aseg_brain"))
+    found = read_as_asegstats2table(to_aseg_stats(rows, [], "x", FILES), column=2)
+    assert (found["CC_Posterior"], found["Left-vessel"]) == (72, 36)
+    assert math.isnan(found["CC_Anterior"])
 
 
 def test_commas_and_big_labels_do_not_shift_columns():
-    odd = Measure("A", "B", "one, two", 3.0)
+    odd = Measure("EstimatedTotalIntraCranialVol", "eTIV", "one, two", 3.0)
     rows = pd.DataFrame([{**VENTRICLE, "SegId": 1203, "NVoxels": 123456789.0, "Volume_mm3": 1234567890.12}])
-    found, measures = read_as_asegstats2table(to_aseg_stats(rows, [odd], "x", FILES, voxel_mm3=0.5))
-    assert measures == {"B": 3.0}
-    assert found["Left-Lateral-Ventricle"]["voxels"] == 123456789
-    assert found["Left-Lateral-Ventricle"]["volume"] == 1234567890.1
+    text = to_aseg_stats(rows, [odd], "x", FILES, voxel_mm3=0.5)
+    assert read_as_asegstats2table(text)["EstimatedTotalIntraCranialVol"] == 3
+    assert read_as_asegstats2table(text)["Left-Lateral-Ventricle"] == 1234567890.1
+    assert read_as_asegstats2table(text, column=2)["Left-Lateral-Ventricle"] == 123456789
