@@ -122,8 +122,8 @@ def train_synthetic(options: argparse.Namespace) -> None:
     from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
     from medsegmamba_bids.training.export import weights_info, write_weights
     from medsegmamba_bids.training.synthetic.sources import load_sources
-    from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
     from medsegmamba_bids.training.synthetic.synthetic_trainer import Trainer, check_synthesis
+    from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
     from medsegmamba_bids.training.training_config import find_config, read_synthesis_config
 
     keep_freed_memory()

@@ -18,7 +18,7 @@ from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
-from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
+from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
 from medsegmamba_bids.training.training_config import Config, SynthesisConfig, WeightsTable
 from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
 

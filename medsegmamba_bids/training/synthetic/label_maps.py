@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -15,13 +14,11 @@ from medsegmamba_bids.anatomy import CORTEX, OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import resample
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import atomic_path, load_image
+from medsegmamba_bids.image.io import atomic_path, load_labels
 from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
 from medsegmamba_bids.inference.foreground import head_mask
-
-if TYPE_CHECKING:
-    from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas
-    from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
+from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas, paint_subfields
+from medsegmamba_bids.training.synthetic.tissues import TissueTable
 
 #: Labels of FreeSurfer and of SynthSeg's training maps that stand for another one here. 136/137 and 163/164 lie
 #: inside the ventricles and look like choroid plexus (judged by position, not documented); 72 is the fifth
@@ -98,14 +95,20 @@ class LabelMap:
 
 
 def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Array and image of a 1 mm file with its axes turned to LIA; raises ``ImageError`` for other voxel sizes."""
-    image = load_image(path)
-    zooms = np.array(image.header.get_zooms()[:3])
+    """Labels, int32 (X, Y, Z), and image of a 1 mm label image with its axes turned to LIA.
+
+    Raises
+    ------
+    ImageError
+        The file is no label image, or has other voxels.
+    """
+    image = load_labels(path)
+    zooms = nib.affines.voxel_sizes(image.affine)
     if np.abs(zooms - 1).max() > 0.01:
         raise ImageError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     turned = image.as_reoriented(turn)
-    return np.asarray(turned.dataobj), turned
+    return np.asarray(turned.dataobj).astype(np.int32), turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +160,7 @@ def prepare_map(
         The file is no label image of 1 mm, or a label is not in the tissue table.
     """
     labels, turned = read_lia(path)
-    labels = _rename(_whole_numbers(labels, path))
+    labels = _rename(labels)
     drawn_for_synthesis = labels.max() >= OUTSIDE_LABELS
     if atlas is not None and drawn_for_synthesis:
         matrix = _landmark_affine(labels, atlas)
@@ -166,22 +169,10 @@ def prepare_map(
     if not drawn_for_synthesis:  # some fluid belongs around the brain
         _surround_with_csf(labels)
     if subfields is not None:
-        from medsegmamba_bids.training.synthetic.subfields import paint_subfields
-
         labels = paint_subfields(labels, subfields)
     picture = None if image is None else _matching_image(image, turned, labels)
     built = build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
     return built if drawn_for_synthesis else replace(built, accepts=_with_fluid_unknown(built.accepts, tissues.table))
-
-
-def _whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
-    """The same as int32; raises ``ImageError`` for what is no label map."""
-    whole = labels.astype(np.int32)
-    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
-        raise ImageError(f"{path}: its values are not whole numbers; a label map is needed")
-    if whole.min() < 0:
-        raise ImageError(f"{path}: has the negative label {whole.min()}")
-    return whole
 
 
 def _surround_with_csf(labels: np.ndarray) -> None:

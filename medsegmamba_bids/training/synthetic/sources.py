@@ -13,7 +13,7 @@ from tqdm import tqdm
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.training.synthetic.label_maps import LabelMap, TemplateAtlas, prepare_map, read_lia
-from medsegmamba_bids.training.synthetic.synthesizer import TissueTable
+from medsegmamba_bids.training.synthetic.tissues import TissueTable
 from medsegmamba_bids.training.training_config import Source, SynthesisConfig
 
 #: Raised whenever preparing a map gives something else than before.

@@ -48,7 +48,7 @@ class SubfieldAtlas:
 
 def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
     """Reads the atlas and its names (JSON with ``labels``, a list by index)."""
-    image = nib.load(image_path)
+    image = nib.load(image_path)  # no label image of ours: -1 is background
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     indices = np.asarray(image.as_reoriented(turn).dataobj)
     names = json.loads(Path(names_path).read_text(encoding="utf-8"))["labels"]

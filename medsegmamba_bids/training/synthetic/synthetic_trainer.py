@@ -21,7 +21,8 @@ from medsegmamba_bids.training.loss import segmentation_loss
 from medsegmamba_bids.training.run_folder import RunFolder
 from medsegmamba_bids.training.start import check_network, new_network, take_initial
 from medsegmamba_bids.training.synthetic.label_maps import LabelMap
-from medsegmamba_bids.training.synthetic.synthesizer import SynthesisSettings, Synthesizer, TissueTable
+from medsegmamba_bids.training.synthetic.synthesizer import SynthesisSettings, Synthesizer
+from medsegmamba_bids.training.synthetic.tissues import TissueTable
 from medsegmamba_bids.training.training_config import Stage, SynthesisConfig
 
 logger = logging.getLogger(__name__)

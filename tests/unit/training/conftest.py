@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.training.synthetic.label_maps import build_map
-from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
+from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
 
 
 def _head(plexus=False):

@@ -13,7 +13,7 @@ from medsegmamba_bids.training.synthetic.label_maps import (
     build_map,
     prepare_map,
 )
-from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
+from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
 
 
 def write(labels, affine, folder, name="map.nii.gz"):

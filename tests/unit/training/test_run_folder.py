@@ -105,7 +105,7 @@ def test_exported_weights_are_those_of_the_checkpoint(tmp_path):
         found = load_weights(plain)[0].probabilities(patch)
         other = load_weights(shifted)[0].probabilities(patch)
     assert torch.allclose(found, expected, atol=2e-3)  # half precision
-    from medsegmamba_bids.training.synthetic.synthesizer import load_tissue_table
+    from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
 
     weights = torch.from_numpy(load_tissue_table("aseg_brain").class_weights).view(1, -1, 1, 1, 1)
     divided = expected / weights.sqrt()

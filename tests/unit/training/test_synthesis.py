@@ -10,8 +10,8 @@ from medsegmamba_bids.training.synthetic.synthesizer import (
     Synthesizer,
     _happens,
     _move_between_lines,
-    load_tissue_table,
 )
+from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
 
 #: No random geometry and no degradation: the patch is the middle of the map.
 PLAIN = {
