@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.devices import PRECISIONS, check_precision, device_name
 from medsegmamba_bids.errors import ConfigError, reason
 from medsegmamba_bids.records import parse_json, unknown_keys, wrong_types
 
 LEVELS = ("participant", "group")
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 _PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
 _PATHS |= {"quality_thresholds"}
@@ -117,6 +117,8 @@ class RunConfig:
                 value = Path(value).expanduser().absolute()
             elif entry.name == "derivatives":
                 value = tuple(Path(path).expanduser().absolute() for path in value)
+            elif entry.name == "device":
+                value = device_name(value)
             elif isinstance(value, list):
                 value = tuple(value)
             object.__setattr__(self, entry.name, value)
@@ -186,6 +188,7 @@ def _option(name: str) -> str:
 def _check_numbers(config: RunConfig) -> None:
     _check_choice("level", config.level, LEVELS)
     _check_choice("--precision", config.precision, PRECISIONS)
+    check_precision(config.precision, config.device)
     for name, lowest in (("nprocs", 1), ("omp_nthreads", 1), ("batch_size", 1), ("step_size", 1)):
         value = getattr(config, name)
         if value is not None and value < lowest:

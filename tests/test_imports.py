@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "anatomy": set(),
     "data": set(),
     "errors": set(),
+    "devices": set(),
     "records": set(),
     "config": {"data"},
     "image": {"anatomy", "data"},
@@ -38,7 +39,7 @@ MAY_IMPORT["api"] = {"anatomy", "data", "evaluation", "image", "inference", "seg
 MAY_IMPORT["cli"] = MAY_IMPORT["execution"] | MAY_IMPORT["evaluation"] | {"api", "evaluation", "execution", "training"}
 MAY_IMPORT["__main__"] = {"cli"}
 for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "errors"}:
-    MAY_IMPORT[_name] |= {"errors", "records"}
+    MAY_IMPORT[_name] |= {"devices", "errors", "records"}
 
 # Third-party package -> the subpackages that know it at all.
 MAY_KNOW = {

@@ -47,8 +47,10 @@ def run_level(config: RunConfig) -> int:
     """Process participants; print the table and return the exit code that follows from it."""
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1")  # Nipype would report over the network that it is used
     from medsegmamba_bids.cli.progress import Progress
+    from medsegmamba_bids.execution.machine_check import check_machine
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
 
+    check_machine(config)
     with _log(config), Progress() as progress:
         _tell_memory(config)
         outcomes = _outcomes(config, progress)

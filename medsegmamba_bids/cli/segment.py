@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_logging, user_errors
-from medsegmamba_bids.config import PRECISIONS
+from medsegmamba_bids.devices import PRECISIONS
 
 if TYPE_CHECKING:
     import torch

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import torch
 
+from medsegmamba_bids.devices import device_name
 from medsegmamba_bids.errors import DeviceError
 
 logger = logging.getLogger(__name__)
 
-_NAMES = re.compile(r"cpu|cuda(:\d+)?|mps")
 #: Bytes of a GPU's memory for tensors with --low-memory: 2 GiB, less half a GiB for the CUDA context.
 LOW_MEMORY = 3 * 2**29
 
@@ -24,7 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
     Parameters
     ----------
     name : str
-        "cpu", "cuda", "cuda:N", "mps", or "auto": the first CUDA device that works, else the CPU.
+        "cpu", "cuda" or "gpu", "cuda:N", "mps", or "auto": the first CUDA device that works, else the CPU.
 
     Raises
     ------
@@ -32,10 +31,9 @@ def choose_device(name: str = "auto") -> torch.device:
         If the name is unknown or the device does not work; "auto" falls back instead, and warns
         if a CUDA device is there but fails.
     """
+    name = device_name(name)
     if name == "auto":
         return _first_that_works()
-    if not _NAMES.fullmatch(name):
-        raise DeviceError(f"device {name!r} is unknown; allowed are auto, cpu, cuda, cuda:N, mps")
     if reason := why_refused(torch.device(name)):
         raise DeviceError(f"device {name!r} cannot be used: {reason}")
     return torch.device(name)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid, Position
@@ -19,7 +20,7 @@ from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, a
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
 
 #: Called with the number of patches done and of all patches.
@@ -175,23 +176,6 @@ def _check_finite(probabilities: torch.Tensor, precision: str) -> None:
         raise SegmentationError(f"the network gave probabilities that are not finite{advice}")
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse a precision that is unknown, or that the device computes badly.
-
-    Raises
-    ------
-    SegmentationError
-        With what is allowed.
-    """
-    if precision not in PRECISIONS:
-        raise SegmentationError(f"precision {precision!r} is unknown; allowed are {', '.join(PRECISIONS)}")
-    if precision == "float16" and device.type == "cpu":
-        raise SegmentationError(
-            "precision float16 is for GPUs: CPUs are slower with it and overflow; "
-            "allowed on the CPU are float32 and bfloat16"
-        )
-
-
 def _check(volume: np.ndarray, plan: _Plan, mirror: Sequence[int] | np.ndarray | None, n_classes: int) -> None:
     if volume.ndim != 3:
         raise ValueError(f"a volume of shape {volume.shape}: three axes are needed")
@@ -199,7 +183,7 @@ def _check(volume: np.ndarray, plan: _Plan, mirror: Sequence[int] | np.ndarray |
         raise SegmentationError(f"batch size {plan.batch_size}: must be 1 or more")
     if mirror is not None and sorted(mirror) != list(range(n_classes)):
         raise ValueError(f"mirror must hold each of the {n_classes} classes once")
-    check_precision(plan.precision, plan.run_on)
+    check_precision(plan.precision, plan.run_on.type)
 
 
 @dataclass(frozen=True)
@@ -285,7 +269,7 @@ class _Run:
         """Probabilities (B, C, P, P, P) of the patches at some positions."""
         patches = torch.stack([self.padded[self.grid.box(position)] for position in batch])[:, None]
         device = self.plan.run_on
-        dtype = PRECISIONS[self.plan.precision]
+        dtype = _DTYPES[self.plan.precision]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.other_scan:

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
+from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import covers_brain, table_of_labels
@@ -26,7 +27,6 @@ from medsegmamba_bids.inference.predict import (
     Prediction,
     Progress,
     Resources,
-    check_precision,
     predict_volume,
 )
 from medsegmamba_bids.inference.rescale import AlignedGrids
@@ -97,7 +97,7 @@ class Segmenter:
     def __init__(self, settings: InferenceSettings | None = None) -> None:
         settings = settings or InferenceSettings()
         self.device = choose_device(settings.device)
-        check_precision(settings.precision, self.device)
+        check_precision(settings.precision, self.device.type)
         if settings.low_memory:
             limit_memory(self.device)
         self.settings = replace(settings, device=str(self.device))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
+from medsegmamba_bids.devices import device_name
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -59,6 +61,7 @@ def join_processes(device: str) -> Processes:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Processes(0, 1, choose_device(device))
+    device = device_name(device)
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     chosen = choose_device(device)

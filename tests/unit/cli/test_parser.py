@@ -96,7 +96,7 @@ def test_every_option_may_be_spelt_with_underscores():
     names = {"--" + o[2:].replace("-", "_"): a for a in build_parser()._actions for o in a.option_strings if "--" in o}
     assert len(names) > 28
     for name, action in names.items():
-        value = {"precision": "bfloat16", "config_file": stored()[1]}.get(action.dest, "1")
+        value = {"precision": "bfloat16", "config_file": stored()[1], "device": "cpu"}.get(action.dest, "1")
         if action.dest not in ("help", "version"):
             parse_config([*ARGV, name, *([] if action.nargs == 0 or action.dest == "verbose" else [value])])
 

@@ -306,9 +306,9 @@ def test_nonsense_is_a_usage_error(image, options, capsys):
 
 
 def test_the_choices_are_those_of_the_library():
-    from medsegmamba_bids.config import PRECISIONS
+    from medsegmamba_bids.devices import PRECISIONS
     from medsegmamba_bids.inference import predict
     from medsegmamba_bids.networks.kernels.selective_scan import BACKENDS
 
     assert set(SCAN_BACKENDS) == set(BACKENDS)
-    assert set(PRECISIONS) == set(predict.PRECISIONS)
+    assert set(PRECISIONS) == set(predict._DTYPES)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.inference import predict
 from medsegmamba_bids.inference.patches import PatchAverage
-from medsegmamba_bids.inference.predict import _Plan, check_precision, is_out_of_memory
+from medsegmamba_bids.inference.predict import _Plan, is_out_of_memory
 from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.registry import build_network
 
@@ -390,10 +391,10 @@ def test_a_volume_has_three_axes():
 
 
 def test_precisions_by_device():
-    check_precision("float16", torch.device("cuda"))
-    check_precision("bfloat16", torch.device("cpu"))
+    check_precision("float16", "cuda")
+    check_precision("bfloat16", "cpu")
     with pytest.raises(ValueError, match="allowed on the CPU are float32 and bfloat16"):
-        check_precision("float16", torch.device("cpu"))
+        check_precision("float16", "cpu")
 
 
 @pytest.mark.gpu
