@@ -16,8 +16,8 @@ MAY_IMPORT = {
     "anatomy": set(),
     "data": set(),
     "errors": set(),
-    "devices": set(),
-    "records": set(),
+    "devices": {"errors"},
+    "records": {"errors"},
     "config": {"data"},
     "image": {"anatomy", "data"},
     "segmentations": {"anatomy", "data", "image"},
@@ -38,7 +38,7 @@ MAY_IMPORT["evaluation"] = MAY_IMPORT["training"] | {"viz"}
 MAY_IMPORT["api"] = {"anatomy", "data", "evaluation", "image", "inference", "segmentations", "stats"}
 MAY_IMPORT["cli"] = MAY_IMPORT["execution"] | MAY_IMPORT["evaluation"] | {"api", "evaluation", "execution", "training"}
 MAY_IMPORT["__main__"] = {"cli"}
-for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "errors"}:
+for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "devices", "errors", "records"}:
     MAY_IMPORT[_name] |= {"devices", "errors", "records"}
 
 # Third-party package -> the subpackages that know it at all.

@@ -26,7 +26,7 @@ def test_names_of_nothing(name):
 
 
 def test_float16_on_a_cpu_is_refused_with_the_options():
-    with pytest.raises(DeviceError, match="float16 is for GPUs.* allowed on the CPU are float32 and bfloat16"):
+    with pytest.raises(DeviceError, match=r"float16 is for GPUs.* allowed on the CPU are float32 and bfloat16"):
         RunConfig("in", "out", device="cpu", precision="float16")
     check_precision("float16", "auto")
 
