@@ -63,91 +63,94 @@ def draw_pictures(
     detail : float
         Below 1 for smaller pictures, where a page has to hold many.
     """
-    data, affine = np.asarray(t1w.dataobj), t1w.affine
-    nothing = np.zeros(data.shape, np.uint8)
-    aseg = labels.get(ASEG.name, nothing)
-    inside = brain > 0 if brain is not None else aseg > 0
-    deep = slices.box_of((aseg > 0) & ~np.isin(aseg, CEREBRUM)).grow(4, data.shape)
+    data = np.asarray(t1w.dataobj)
+    aseg = _Overlay(labels.get(ASEG.name, np.zeros(data.shape, np.uint8)), ASEG.widest, entropies.get(ASEG.name))
+    inside = brain > 0 if brain is not None else aseg.labels > 0
+    head = _Head(data, t1w.affine, slices.bright(data, inside))
+    deep = slices.box_of((aseg.labels > 0) & ~np.isin(aseg.labels, CEREBRUM)).grow(4, data.shape)
     shown = slices.box_of(inside).grow(6 if brain is not None else 30, data.shape)
-    top = slices.bright(data, inside)
-    colors = colors_of(ASEG.widest)
     planes = [
-        _layers(plane, plan, data, affine, top, aseg, colors, entropies.get(ASEG.name))
-        for plane, plan in _plans(shown, deep, _SLICES, 4, 2.5 * detail)
+        _layers(plane, slices.plan(shown, deep, plane, number, 4, 2.5 * detail), head, aseg)
+        for plane, number in _SLICES.items()
     ]
-    thumbnail = _thumbnail(data / top, aseg, shown, deep, colors)
-    close_up, subfield_views = _hippocampus(data, affine, top, labels, entropies, detail)
-    views = _views(aseg, affine, colors_of(ASEG.widest, OUTER), 3.0 * detail)
+    thumbnail = _thumbnail(data / head.top, aseg.labels, shown, deep, colors_of(ASEG.widest))
+    close_up, subfield_views = [], []
+    if hippocampi := _hippocampi(labels, entropies):
+        close_up = _close_up(head, hippocampi, detail)
+        if hippocampi.table != ASEG.widest:
+            subfield_views = _views(hippocampi, head.affine, 7.0 * detail, _HIPPOCAMPAL_VIEWS, thin=True)
+    views = _views(aseg, head.affine, 3.0 * detail, surfaces.VIEWS, without=OUTER)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
 
 
-def _plans(
-    shown: Box, deep: Box, numbers: dict[str, int], columns: int, zoom: float
-) -> list[tuple[str, slices.Mosaic]]:
-    return [(plane, slices.plan(shown, deep, plane, number, columns, zoom)) for plane, number in numbers.items()]
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """A T1w in RAS+ order, and the intensity that is shown as white."""
+
+    data: np.ndarray
+    affine: np.ndarray
+    top: float
 
 
-def _layers(
-    title: str,
-    plan: slices.Mosaic,
-    data: np.ndarray,
-    affine: np.ndarray,
-    top: float,
-    labels: np.ndarray,
-    colors: dict[int, str],
-    entropy: np.ndarray | None,
-) -> dict[str, Any]:
-    """A mosaic's picture and what lies over it."""
-    layers = _picture(title, slices.draw_base(plan, data, affine, top))
-    if labels.any():
-        layers["outlines"] = to_uri(slices.draw_outlines(plan, labels, colors))
-    if entropy is not None:
-        layers["entropy"] = to_uri(slices.draw_entropy(plan, entropy), quality=35)
+@dataclass(frozen=True, eq=False)
+class _Overlay:
+    """Labels, the label table that colours them, and their entropy where it is known."""
+
+    labels: np.ndarray
+    table: str
+    entropy: np.ndarray | None
+
+
+def _layers(title: str, plan: slices.Mosaic, head: _Head, overlay: _Overlay) -> dict[str, Any]:
+    """Draw a mosaic's picture and what lies over it."""
+    layers = _picture(title, slices.draw_base(plan, head.data, head.affine, head.top))
+    if overlay.labels.any():
+        layers["outlines"] = to_uri(slices.draw_outlines(plan, overlay.labels, colors_of(overlay.table)))
+    if overlay.entropy is not None:
+        layers["entropy"] = to_uri(slices.draw_entropy(plan, overlay.entropy), quality=35)
     return layers
 
 
-def _hippocampus(
-    data: np.ndarray,
-    affine: np.ndarray,
-    top: float,
-    labels: dict[str, np.ndarray],
-    entropies: dict[str, np.ndarray],
-    detail: float,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Close-up of both hippocampi, and their drawing in three dimensions; with subfields where they are known."""
+def _hippocampi(labels: dict[str, np.ndarray], entropies: dict[str, np.ndarray]) -> _Overlay | None:
+    """Return the subfields where they are known, else the hippocampi of aseg, else nothing."""
     subfields, aseg = labels.get(HIPPOCAMPUS.name), labels.get(ASEG.name)
     if subfields is not None and subfields.any():
-        kind, part = HIPPOCAMPUS, subfields
-        colors = colors_of(kind.widest)
-    elif aseg is not None and np.isin(aseg, list(HIPPOCAMPI)).any():
-        kind, part = ASEG, np.where(np.isin(aseg, list(HIPPOCAMPI)), aseg, 0)
-        colors = {label: colors_of(ASEG.widest)[label] for label in HIPPOCAMPI}
-    else:
-        return [], []
-    found = []
-    middle = round(float(-affine[0, 3] / affine[0, 0]))
-    halves = {"left": part[:middle], "right": part[middle:]}
-    for side, half in halves.items():
+        return _Overlay(subfields, HIPPOCAMPUS.widest, entropies.get(HIPPOCAMPUS.name))
+    if aseg is not None and np.isin(aseg, list(HIPPOCAMPI)).any():
+        alone = np.where(np.isin(aseg, list(HIPPOCAMPI)), aseg, 0)
+        return _Overlay(alone, ASEG.widest, entropies.get(ASEG.name))
+    return None
+
+
+def _close_up(head: _Head, hippocampi: _Overlay, detail: float) -> list[dict[str, Any]]:
+    """Draw each hippocampus that is there in two planes."""
+    middle = round(float(-head.affine[0, 3] / head.affine[0, 0]))
+    pictures = []
+    for side, half, shift in (
+        ("left", hippocampi.labels[:middle], 0),
+        ("right", hippocampi.labels[middle:], middle),
+    ):
         if not half.any():
             continue
         box = slices.box_of(half)
-        shift = middle if side == "right" else 0
         box = Box((slice(box[0].start + shift, box[0].stop + shift), *box[1:]))
-        shown = box.grow(7, data.shape)
+        shown = box.grow(7, head.data.shape)
         for plane in ("coronal", "sagittal"):
             plan = slices.plan(shown, box, plane, _CLOSE_UP[plane], 6, 4.6 * detail)
-            title = f"{side} hippocampus, {plane}"
-            found.append(_layers(title, plan, data, affine, top, part, colors, entropies.get(kind.name)))
-    views = [] if kind is ASEG else _views(part, affine, colors, 7.0 * detail, subfields=True)
-    return found, views
+            pictures.append(_layers(f"{side} hippocampus, {plane}", plan, head, hippocampi))
+    return pictures
 
 
 def _views(
-    labels: np.ndarray, affine: np.ndarray, colors: dict[int, str], scale: float, subfields: bool = False
+    overlay: _Overlay,
+    affine: np.ndarray,
+    scale: float,
+    views: dict[str, tuple[int, int]],
+    thin: bool = False,
+    without: tuple[int, ...] = (),
 ) -> list[dict[str, Any]]:
-    solids = surfaces.label_surfaces(labels, affine, colors, thin=subfields)
-    pictures = surfaces.draw_views(solids, scale, _HIPPOCAMPAL_VIEWS if subfields else surfaces.VIEWS)
-    return [_picture(title, picture) for title, picture in pictures.items()]
+    solids = surfaces.label_surfaces(overlay.labels, affine, colors_of(overlay.table, without), thin)
+    return [_picture(title, picture) for title, picture in surfaces.draw_views(solids, scale, views).items()]
 
 
 def _picture(title: str, picture: np.ndarray) -> dict[str, Any]:
