@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,21 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.anatomy import WHITE_MATTER
-from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.intensity import normalize
-from medsegmamba_bids.image.io import atomic_path, check_writable, load_image, load_labels, orientation_code, save_image
+from medsegmamba_bids.image.io import (
+    atomic_path,
+    check_image,
+    check_labels,
+    check_writable,
+    describe_orientation,
+    load_image,
+    load_labels,
+    orientation_code,
+    save_image,
+)
 from medsegmamba_bids.image.labels import join_brain_labels, load_label_table
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation
@@ -31,6 +41,8 @@ from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
 __all__ = ["InferenceSettings", "SegmentedImage", "Segmenter", "compare", "load_image", "segment", "statistics"]
+
+logger = logging.getLogger(__name__)
 
 Image = nib.spatialimages.SpatialImage
 ImageOrPath = Image | str | os.PathLike
@@ -142,7 +154,7 @@ def segment(
     Parameters
     ----------
     image : path or nibabel image (X, Y, Z)
-        NIfTI or MGZ; or an image as `load_image` returns it.
+        NIfTI or MGZ. What `load_image` says of files holds for images in memory as well.
     hippocampus : bool
         Segment the hippocampal subfields as well.
     weights, hippocampus_weights : path or str, optional
@@ -162,7 +174,9 @@ def segment(
         The weights cannot be used, or do not fit the segmenter's settings.
     """
     segmenter = segmenter or Segmenter()
-    head = load_image(image) if isinstance(image, (str, os.PathLike)) else image
+    head = _head(image)
+    if odd := describe_orientation(head):
+        logger.warning("%s: %s", image if isinstance(image, (str, os.PathLike)) else "the image", odd)
     conformed = conform_and_segment(segmenter, head, weights, hippocampus, hippocampus_weights)
     labels = conformed.on_grid_of(head)
     subfields = None if labels.hippocampus is None else _like(labels.hippocampus, head)
@@ -212,7 +226,7 @@ def statistics(
     structures = load_label_table(table)
     segmented = _labels(labels)
     data = np.asanyarray(segmented.dataobj)
-    guide = _on_grid(load_image(image) if isinstance(image, (str, os.PathLike)) else image, segmented)
+    guide = _on_grid(_head(image), segmented)
     if brain is not None:
         mask = _on_grid(_labels(brain), segmented) >= 0.5
         guide = normalize(guide, mask, np.isin(data, WHITE_MATTER))
@@ -220,14 +234,12 @@ def statistics(
     return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 
+def _head(source: ImageOrPath) -> Image:
+    return load_image(source) if isinstance(source, (str, os.PathLike)) else check_image(source)
+
+
 def _labels(source: ImageOrPath) -> Image:
-    if isinstance(source, (str, os.PathLike)):
-        return load_labels(source)
-    data = np.asanyarray(source.dataobj)
-    whole = np.isfinite(data).all() and (data == np.rint(data)).all()
-    if data.ndim != 3 or not whole or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
-        raise ImageError("a label image has three axes and whole numbers from 0 to 65535")
-    return nib.Nifti1Image(data.astype(np.uint16), source.affine)
+    return load_labels(source) if isinstance(source, (str, os.PathLike)) else check_labels(source)
 
 
 def _on_grid(image: Image, like: Image) -> np.ndarray:

@@ -105,18 +105,14 @@ def segment(options: argparse.Namespace) -> None:
     """Read the image, segment it, write the labels."""
     from medsegmamba_bids import api
     from medsegmamba_bids.errors import SegmentationError
-    from medsegmamba_bids.image.io import describe_orientation, load_image
     from medsegmamba_bids.inference.segmenter import Segmenter
 
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))
     segmenter = Segmenter(_settings(options))
     _choose_scan(options.scan_backend, segmenter.device)
-    image = load_image(options.image)
-    if odd := describe_orientation(image):
-        logger.warning("%s: %s", options.image, odd)
     found = api.segment(
-        image,
+        options.image,
         hippocampus=subfields_out is not None,
         weights=options.weights,
         hippocampus_weights=options.hippocampus_weights,

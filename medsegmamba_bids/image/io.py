@@ -75,19 +75,37 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
         The file is missing, damaged, not three-dimensional, without contrast or has voxels over 6.9 mm; its
         voxels are no real numbers, or its affine cannot be used.
     """
-    path = Path(path)
-    _check_file(path)
-    image, data = _read(path)
-    data = _three_dimensional(data, path)
-    _check_sizes(image.header, path)
-    _check_affine(image.affine, path)
-    data = _finite(data, path)
+    return _head(*_load(Path(path)), path)
+
+
+def check_image(image: nib.spatialimages.SpatialImage, name: str = "the image") -> nib.spatialimages.SpatialImage:
+    """Bring an image in memory to what :func:`load_image` returns.
+
+    Parameters
+    ----------
+    image : nibabel image
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    ImageError
+        As :func:`load_image`.
+    """
+    return _head(image, _in_memory(image, name), name)
+
+
+def _head(
+    image: nib.spatialimages.SpatialImage, data: np.ndarray, name: str | os.PathLike
+) -> nib.spatialimages.SpatialImage:
+    """An image of a head with finite data without negative values; refused without contrast."""
+    data = _finite(data, name)
     data, note = without_negative(data)
     if note:
-        logger.warning("%s: %s", path, note)
+        logger.warning("%s: %s", name, note)
     if data.min() == data.max():
         value = data.flat[0].item()
-        raise ImageError(f"{path}: every voxel is {value:g}; an image with contrast is needed")
+        raise ImageError(f"{name}: every voxel is {value:g}; an image with contrast is needed")
     header = image.header.copy()
     header.set_data_dtype(data.dtype)
     return type(image)(data, image.affine, header)
@@ -111,19 +129,41 @@ def load_labels(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
         The file is missing, damaged, not three-dimensional, or its affine cannot be used; or a value is no whole
         number from 0 to 65535.
     """
-    path = Path(path)
-    _check_file(path)
-    image, data = _read(path)
-    data = _three_dimensional(data, path)
-    _check_sizes(image.header, path)
-    _check_affine(image.affine, path)
+    return _label_image(*_load(Path(path)), path)
+
+
+def check_labels(image: nib.spatialimages.SpatialImage, name: str = "the labels") -> nib.spatialimages.SpatialImage:
+    """Bring a label image in memory to what :func:`load_labels` returns, or refuse it as that does."""
+    return _label_image(image, _in_memory(image, name), name)
+
+
+def _label_image(
+    image: nib.spatialimages.SpatialImage, data: np.ndarray, name: str | os.PathLike
+) -> nib.spatialimages.SpatialImage:
     whole = data.dtype.kind in "iu" or bool((np.isfinite(data) & (data == np.rint(data))).all())
     if not whole or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
-        raise ImageError(f"{path}: its values are not whole numbers from 0 to 65535; a label image is needed")
+        raise ImageError(f"{name}: its values are not whole numbers from 0 to 65535; a label image is needed")
     header = image.header.copy()
     data = data.astype(np.uint16)
     header.set_data_dtype(np.uint16 if isinstance(header, nib.Nifti1Header) else np.int32)
     return type(image)(data, image.affine, header)
+
+
+def _load(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+    """An image and its array, with three axes and a grid that can be used."""
+    _check_file(path)
+    image, data = _read(path)
+    data = _three_dimensional(_real(data, path), path)
+    _check_sizes(image.header, path)
+    _check_affine(image.affine, path)
+    return image, data
+
+
+def _in_memory(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:
+    """The array of an image in memory, with three axes and on a grid that can be used."""
+    data = _three_dimensional(_real(np.asanyarray(image.dataobj), name), name)
+    _check_affine(image.affine, name)
+    return data
 
 
 def _check_file(path: Path) -> None:
@@ -161,7 +201,7 @@ def _check_gzip(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
-    """Image and its array, in native byte order and no wider than 32 bits."""
+    """Image and its array, as they are in the file; float32 where its header scales them."""
     try:
         image = nib.load(path)
         proxy = image.dataobj
@@ -170,12 +210,13 @@ def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
     except Exception as error:  # nibabel has many ways to fail on a damaged header
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({reason})") from error
+    return image, data
+
+
+def _real(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
+    """The same numbers in native byte order and no wider than 32 bits; refuses what are no numbers."""
     if data.dtype.kind not in "biuf":
-        raise ImageError(f"{path}: its voxels are {data.dtype}; single real numbers are needed")
-    return image, _narrow(data)
-
-
-def _narrow(data: np.ndarray) -> np.ndarray:
+        raise ImageError(f"{name}: its voxels are {data.dtype}; single real numbers are needed")
     if data.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, is counted and set to 0
             return data.astype(np.float32, copy=False)
@@ -188,16 +229,16 @@ def _narrow(data: np.ndarray) -> np.ndarray:
     return data.astype(np.int32 if fits else np.float32)
 
 
-def _three_dimensional(data: np.ndarray, path: Path) -> np.ndarray:
+def _three_dimensional(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     shape = data.shape
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim > 3:
         raise ImageError(
-            f"{path}: has shape {shape}; three axes are needed (take one volume of a series, or average it)"
+            f"{name}: has shape {shape}; three axes are needed (take one volume of a series, or average it)"
         )
     if data.ndim < 3 or min(data.shape) < 2:
-        raise ImageError(f"{path}: has shape {shape}; three axes are needed, not a single slice")
+        raise ImageError(f"{name}: has shape {shape}; three axes are needed, not a single slice")
     return data
 
 
@@ -211,20 +252,20 @@ def _check_sizes(header: object, path: Path) -> None:
         raise ImageError(f"{path}: its affine is zero or singular (voxels of {_sizes(sizes)} mm)")
 
 
-def _check_affine(affine: np.ndarray, path: Path) -> None:
+def _check_affine(affine: np.ndarray, name: str | os.PathLike) -> None:
     if not np.isfinite(affine).all():
-        raise ImageError(f"{path}: its affine is not finite, so that sizes are unknown")
+        raise ImageError(f"{name}: its affine is not finite, so that sizes are unknown")
     zooms = nib.affines.voxel_sizes(affine)
     volume = abs(np.linalg.det(affine[:3, :3]))
     if zooms.min() <= 0 or volume < 1e-3 * zooms.prod():
-        raise ImageError(f"{path}: its affine is zero or singular, so that sizes are unknown")
+        raise ImageError(f"{name}: its affine is zero or singular, so that sizes are unknown")
     thickest = float(zooms.max())
     if thickest > COARSEST_MM + _ROUNDING_MM:
-        raise ImageError(f"{path}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed")
+        raise ImageError(f"{name}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed")
     if thickest > COARSE_MM - _ROUNDING_MM:
         logger.warning(
             "%s: its voxels are %s mm; volumes of small structures will not be reliable",
-            path,
+            name,
             _sizes(zooms),
         )
 
@@ -233,12 +274,12 @@ def _sizes(zooms: np.ndarray) -> str:
     return " x ".join(f"{size:.3g}" for size in zooms)
 
 
-def _finite(data: np.ndarray, path: Path) -> np.ndarray:
+def _finite(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     """The same array where all is finite, else a copy with zeros."""
     if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):
         return data
     bad = ~np.isfinite(data)
-    logger.warning("%s: %d voxels are NaN or infinite; they are read as 0", path, bad.sum())
+    logger.warning("%s: %d voxels are NaN or infinite; they are read as 0", name, bad.sum())
     return np.where(bad, np.float32(0), data)
 
 

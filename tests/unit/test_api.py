@@ -12,7 +12,8 @@ import pytest
 from nibabel.affines import from_matvec
 
 import medsegmamba_bids as msm
-from medsegmamba_bids.image.io import ImageError
+from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.io import check_image
 from medsegmamba_bids.weights import folders
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -161,6 +162,19 @@ def test_what_is_no_label_image_is_refused(values):
         msm.compare(odd, plain)
     with pytest.raises(ValueError, match="label table 'aparc' is unknown"):
         msm.compare(plain, plain, table="aparc")
+
+
+def test_an_image_in_memory_is_checked_like_a_file(caplog):
+    data = head().astype(np.float32)
+    data[0, 0, :3] = np.nan, np.inf, -1
+    checked = check_image(nib.Nifti1Image(data[..., None], AFFINE))
+    assert checked.shape == (32, 32, 32)
+    np.testing.assert_array_equal(np.asarray(checked.dataobj), head())
+    assert "the image: 2 voxels are NaN or infinite; they are read as 0" in caplog.text
+    assert "the image: 1 voxels are negative; they are read as 0" in caplog.text
+    for odd, reason in ((np.ones((4, 4, 4)), "every voxel is 1"), (np.zeros((4, 4, 4, 2)), "three axes are needed")):
+        with pytest.raises(ImageError, match=f"the image: .*{reason}"):
+            msm.segment(nib.Nifti1Image(odd, np.eye(4)))
 
 
 def test_the_import_loads_nothing():

@@ -207,13 +207,13 @@ def test_the_lost_orientation_is_told(weights, tmp_path, caplog):
 @pytest.fixture
 def no_work(monkeypatch):
     """Fails if weights or an image are read."""
-    from medsegmamba_bids.image import io
+    from medsegmamba_bids import api
     from medsegmamba_bids.inference import segmenter as segment
 
     def forbidden(*arguments, **options):
         raise AssertionError("work was begun before the options were checked")
 
-    monkeypatch.setattr(io, "load_image", forbidden)
+    monkeypatch.setattr(api, "load_image", forbidden)
     monkeypatch.setattr(segment, "load_weights", forbidden)
 
 
