@@ -86,7 +86,7 @@ def _outcomes(config: RunConfig, progress: object) -> list:
 @contextmanager
 def _log(config: RunConfig) -> Iterator[None]:
     """Write the options, and send messages to the run's log file; warnings (-v: more) also to the terminal."""
-    from medsegmamba_bids.execution.run import LOG_FILE
+    from medsegmamba_bids.execution.runner import LOG_FILE
     from medsegmamba_bids.execution.workers import log_to_file
     from medsegmamba_bids.interfaces.sink import write_new
 

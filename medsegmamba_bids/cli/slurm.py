@@ -92,7 +92,7 @@ def _check(own: dict[str, Any], config: RunConfig) -> None:
         raise ConfigError(f"{own['image']}: no such file (--image); it must be a Singularity or Apptainer image")
     check_folders(config)
     if config.use_plugin:
-        from medsegmamba_bids.execution.run import read_plugin
+        from medsegmamba_bids.execution.runner import read_plugin
 
         read_plugin(config.use_plugin)
 

@@ -21,8 +21,8 @@ _PAUSE_S = 1.0
 
 
 @dataclass
-class Turn:
-    """Some participants that this run alone is at.
+class Batch:
+    """Some participants that this run alone is at; a context, at whose end others may have them.
 
     Attributes
     ----------
@@ -37,32 +37,36 @@ class Turn:
     locks: list[FileLock] = field(default_factory=list)
     waited: bool = False
 
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Let others have its participants."""
         while self.locks:
             self.locks.pop().release()
 
 
-def turns(subjects: Subjects, config: RunConfig) -> Iterator[Turn]:
-    """Yield turns with all participants; those that another run is at come last, when it has done with them.
+def locked_batches(subjects: Subjects, config: RunConfig) -> Iterator[Batch]:
+    """Yield batches with all participants; those that another run is at come last, when it has done with them.
 
-    A turn without participants comes before the first wait and at the end: a run that waits must release what it
-    has, else two runs could wait for each other.
+    Whoever takes a batch must release it before the next: two runs could else wait for each other.
     """
     later: Subjects = {}
-    for batch in batches(subjects, config):
-        turn, busy = _take(batch, config)
+    for part in batches(subjects, config):
+        batch, busy = _take(part, config)
         later |= busy
-        yield turn
-    yield Turn()
+        if batch.subjects:
+            yield batch
     for name in later:
         logger.warning("sub-%s: %s is at it; waiting", name, owner_of(*lock_paths(name, config)))
     while later:
-        turn, later = _take(later, config, limit=_size(config))
-        if turn.subjects:
-            turn.waited = True
-            yield turn
-            yield Turn()
+        batch, later = _take(later, config, limit=_size(config))
+        if batch.subjects:
+            batch.waited = True
+            yield batch
         else:
             time.sleep(_PAUSE_S)
 
@@ -78,17 +82,17 @@ def _size(config: RunConfig) -> int:
     return max(_BATCH, 4 * config.nprocs)
 
 
-def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tuple[Turn, Subjects]:
+def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tuple[Batch, Subjects]:
     """Lock what can be locked, at most some; return the rest as well."""
-    turn, rest = Turn(), {}
+    batch, rest = Batch(), {}
     for name, images in subjects.items():
-        locks = [] if limit is not None and len(turn.subjects) >= limit else _lock(name, config)
+        locks = [] if limit is not None and len(batch.subjects) >= limit else _lock(name, config)
         if locks:
-            turn.subjects[name] = images
-            turn.locks += locks
+            batch.subjects[name] = images
+            batch.locks += locks
         else:
             rest[name] = images
-    return turn, rest
+    return batch, rest
 
 
 def _lock(subject: str, config: RunConfig) -> list[FileLock]:

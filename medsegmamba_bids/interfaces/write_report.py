@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import File, isdefined, traits
+from nipype.interfaces.base import DynamicTraitedSpec, File, isdefined, traits
+from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
-class WriteReportInputSpec(StepInputSpec):
-    """Inputs of :class:`WriteReport`."""
+class WriteReportInputSpec(DynamicTraitedSpec, StepInputSpec):
+    """Inputs of :class:`WriteReport`, apart from one of each part that it waits for."""
 
     output_dir = traits.Str(mandatory=True)
     subject = traits.Str(mandatory=True, desc="participant's label, without sub-")
@@ -25,11 +27,21 @@ class WriteReportOutputSpec(StepOutputSpec):
 
 
 class WriteReport(StepInterface):
-    """Write a participant's report, from derivatives only."""
+    """Write a participant's report, from derivatives only.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        Inputs that it waits for and does not read: the results of T1w images.
+    """
 
     input_spec = WriteReportInputSpec
     output_spec = WriteReportOutputSpec
     _always_run = True  # it depends on files that are no inputs
+
+    def __init__(self, parts: Sequence[str] = (), **inputs: Any) -> None:
+        super().__init__(**inputs)
+        add_traits(self.inputs, list(parts))
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Write it."""

@@ -16,6 +16,7 @@ from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.t1w import init_t1w_wf
 
 ROOT = "medsegmamba_wf"
+REPORT = "report"  # the node of a participant
 
 
 def init_medsegmamba_wf(
@@ -23,37 +24,45 @@ def init_medsegmamba_wf(
     config: RunConfig,
     networks: Networks | None = None,
     template: Template | None = None,
-    reports: list[str] | None = None,
 ) -> Workflow:
     """Build the workflow of some participants.
 
     Parameters
     ----------
     subjects : dict
-        Participant -> T1w images.
+        Participant -> T1w images; none where only the report is written, from what is in the output folder already.
     config : RunConfig
     networks : Networks, optional
     template : Template, optional
         For the intracranial volume; both are needed for images only.
-    reports : list of str, optional
-        Participants whose reports are written, from what is in the output folder already.
     """
     workflow = Workflow(name=ROOT, base_dir=str(config.work_dir))
     workflow.config["execution"] = _execution(config, config.log_dir)
     for subject, images in subjects.items():
         workflow.add_nodes([init_participant_wf(subject, images, config, networks, template)])
-    for subject in reports or []:
-        workflow.add_nodes([_report_wf(subject, config)])
     return workflow
 
 
 def init_participant_wf(
-    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: Template
+    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks | None, template: Template | None
 ) -> Workflow:
-    """Build the workflow of a participant, whose crash files go into its own folder."""
+    """Build the workflow of a participant: its T1w images, then the report. Crash files go into its own folder."""
+    parts = [init_t1w_wf(image, config, networks, template) for image in images]
+    report = _report_node(subject, config, [part.name for part in parts])
     workflow = Workflow(name=participant_wf_name(subject))
-    workflow.add_nodes([init_t1w_wf(image, config, networks, template) for image in images])
-    return _logging_to(workflow, config.participant_log_dir(subject), config)
+    workflow.add_nodes([*parts, report])
+    workflow.connect([(part, report, [("finish.out_file", part.name)]) for part in parts])
+    workflow.config["execution"] = _execution(config, config.participant_log_dir(subject))
+    for node in workflow._get_all_nodes():
+        node.config = deepcopy(workflow.config)
+    return workflow
+
+
+def _report_node(subject: str, config: RunConfig, parts: list[str]) -> Node:
+    interface = WriteReport(parts, output_dir=str(config.output_dir), subject=subject)
+    if config.quality_thresholds:
+        interface.inputs.thresholds = str(config.quality_thresholds)
+    return Node(interface, name=REPORT, mem_gb=min(1.0, config.mem_gb))
 
 
 def participant_wf_name(subject: str) -> str:
@@ -64,28 +73,6 @@ def participant_wf_name(subject: str) -> str:
 def participant_work_dir(subject: str, config: RunConfig) -> Path:
     """Folder of a participant's intermediate results."""
     return config.work_dir / ROOT / participant_wf_name(subject)
-
-
-def report_wf_name(subject: str) -> str:
-    """Name of the workflow that writes a participant's report."""
-    return f"report_{subject}_wf"
-
-
-def _report_wf(subject: str, config: RunConfig) -> Workflow:
-    workflow = Workflow(name=report_wf_name(subject))
-    interface = WriteReport(output_dir=str(config.output_dir), subject=subject)
-    if config.quality_thresholds:
-        interface.inputs.thresholds = str(config.quality_thresholds)
-    node = Node(interface, name="report", mem_gb=min(1.0, config.mem_gb))
-    workflow.add_nodes([node])
-    return _logging_to(workflow, config.participant_log_dir(subject), config)
-
-
-def _logging_to(workflow: Workflow, folder: Path, config: RunConfig) -> Workflow:
-    workflow.config["execution"] = _execution(config, folder)
-    for node in workflow._get_all_nodes():
-        node.config = deepcopy(workflow.config)
-    return workflow
 
 
 def _execution(config: RunConfig, crashes: Path) -> dict[str, Any]:

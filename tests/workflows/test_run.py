@@ -16,7 +16,7 @@ from medsegmamba_bids.execution.batches import batches
 from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
 from medsegmamba_bids.execution.outcomes import judge_image
-from medsegmamba_bids.execution.run import read_plugin
+from medsegmamba_bids.execution.runner import read_plugin
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.execution import batches as turns
-from medsegmamba_bids.execution import locks
+from medsegmamba_bids.execution import batches, locks
 from medsegmamba_bids.execution.batches import lock_paths
 from medsegmamba_bids.execution.locks import owner_of, try_lock
 
@@ -98,18 +97,20 @@ def test_what_another_run_is_at_comes_last(config, other, folder, monkeypatch, c
 
     def wait(seconds):
         pauses.append(seconds)
+        free = try_lock(lock_paths("01", config)[0])  # all is released before it waits
+        assert free
+        free.release()
         if len(pauses) == 3:
             process.kill()
             process.wait()
 
-    monkeypatch.setattr(turns.time, "sleep", wait)
+    monkeypatch.setattr(batches.time, "sleep", wait)
     seen = []
-    for turn in turns.turns({"01": [], "02": [], "03": []}, config):
-        seen.append((list(turn.subjects), turn.waited, len(turn.locks)))
-        if not turn.subjects:
-            assert try_lock(lock_paths("01", config)[0])  # all is released before it waits
-        turn.release()
-    assert seen == [(["01", "03"], False, 4), ([], False, 0), (["02"], True, 2), ([], False, 0)]
+    for batch in batches.locked_batches({"01": [], "02": [], "03": []}, config):
+        with batch:
+            seen.append((list(batch.subjects), batch.waited, len(batch.locks)))
+            assert try_lock(lock_paths(batch.subjects.copy().popitem()[0], config)[0]) is None
+    assert seen == [(["01", "03"], False, 4), (["02"], True, 2)]
     assert len(pauses) == 3
     assert f"sub-02: process {process.pid} on " in caplog.text
     assert not [path for name in ("02", "03") for path in lock_paths(name, config) if path.exists()]
