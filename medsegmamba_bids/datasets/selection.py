@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.errors import BIDSError
+from medsegmamba_bids.records import read_mapping
 
 #: Entities as filter files call them (pybids' names) and as file names do.
 ENTITIES = {
@@ -113,21 +113,8 @@ def read_selection(path: Path | None) -> Selection:
     """
     if path is None:
         return Selection({})
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BIDSError(f"{path}: cannot be used as --bids-filter-file: {reason}") from error
-    if not isinstance(content, dict):
-        raise BIDSError(f"{path}: cannot be used as --bids-filter-file: it must be a JSON object with the key t1w")
+    content = read_mapping(path, "--bids-filter-file", error=BIDSError)
     return _selection(_entry(content, path), path)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if repeated := [key for key in keys if keys.count(key) > 1]:
-        raise ValueError(f"it has the key {repeated[0]} twice")
-    return dict(pairs)
 
 
 def _entry(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -226,6 +226,8 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 def _synthesis_config(fields: dict[str, Any], path: Path) -> SynthesisConfig:
     for key, kind in (("sources", Source), ("stages", Stage)):
+        if not isinstance(fields.get(key, []), list):
+            raise ConfigError(f"{path}: {key} is {fields[key]!r}; it must be [[{key}]] tables")
         fields[key] = tuple(
             _build(kind, entry, f"{path}, [[{key}]] number {i + 1}") for i, entry in enumerate(fields.get(key, ()))
         )

@@ -206,11 +206,22 @@ def read_header(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: truncated within its header")
     try:
         header = json.loads(text)
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        expected = 8 + length + _end_of_tensors(header)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    expected, found = 8 + length + max(ends, default=0), path.stat().st_size
+    found = path.stat().st_size
     if found != expected:
         state = "truncated" if found < expected else "followed by other data"
         raise WeightsError(f"{path}: {state}, it has {found} bytes instead of {expected}")
     return header
+
+
+def _end_of_tensors(header: dict[str, Any]) -> int:
+    """Bytes after the header that tensors take; raises various errors where the header is not safetensors' form."""
+    metadata = header.get("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError("its metadata are no texts")
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    if not all(isinstance(end, int) and end >= 0 for end in ends):
+        raise TypeError("its offsets are no whole numbers")
+    return max(ends, default=0)

@@ -141,7 +141,10 @@ def test_a_filter_file_cannot_widen_the_participants(bids, tmp_path):
         ('{"t1w": {"run": 1}, "anat": {}}', "cannot be used as --bids-filter-file: it has the key anat"),
         ("{}", "cannot be used as --bids-filter-file: it has no key; T1w images are selected by one key t1w"),
         ('{"t1w": {}, "T1w": {"run": 1}}', r"cannot be used as --bids-filter-file: it has \['t1w', 'T1w'\]"),
-        ('{"t1w": {"run": 1, "run": 2}}', "cannot be used as --bids-filter-file: it has the key run twice"),
+        (
+            '{"t1w": {"run": 1, "run": 2}}',
+            "cannot be used as --bids-filter-file: .*the key 'run' is there twice",
+        ),
         ('{"t1w": {"aquisition": "x"}}', "'aquisition' is no entity of T1w images; did you mean acquisition"),
         ('{"t1w": {"RepetitionTime": 2}}', "'RepetitionTime' is no entity of T1w images; .*known are subject, session"),
         ('{"t1w": {"acq": "a", "acquisition": "b"}}', "names an entity in its long and in its short form"),
