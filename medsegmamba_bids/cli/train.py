@@ -45,6 +45,16 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     )
     _add_running(command)
     command.add_argument("--data-dir", type=Path, required=True, help="folder that the label maps are relative to")
+    command.add_argument(
+        "--initial", metavar="WEIGHTS", help="weights file or name to begin with, instead of the configuration's"
+    )
+    command.add_argument(
+        "--leave-out",
+        nargs="+",
+        default=(),
+        metavar="LABELS",
+        help="label maps of [[sources]] to do without, as the configuration names them, to be judged on those",
+    )
 
 
 def _add_pairs(commands: argparse._SubParsersAction) -> None:
@@ -128,6 +138,7 @@ def train_synthetic(options: argparse.Namespace) -> None:
 
     keep_freed_memory()
     config = read_synthesis_config(find_config(options.config))
+    config = config.varied(options.initial, options.leave_out)
     check_synthesis(config)
     weights_info(config)
     if options.threads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Source:
     ----------
     labels : str
     weight : float, how often one of these maps is drawn
-    image : str, a real image of the head, or ``mni152``
+    image : str, a real image of the head, or ``mni152``; what ``*`` stands for in ``labels``, it stands for here
     stripped : bool, whether that image is skull-stripped
     subfield_atlas : image and names (JSON) of the hippocampal subfields to paint into labels 17 and 53
     """
@@ -126,6 +127,29 @@ class SynthesisConfig(_Config):
     def table(self) -> str:
         """Name of the label table: that of the tissue table."""
         return self.tissues
+
+    def varied(self, initial: str | None = None, leave_out: Sequence[str] = ()) -> SynthesisConfig:
+        """The same training from other initial weights, or without some of its sources.
+
+        Parameters
+        ----------
+        initial : str, optional
+            A weights file, or the name of weights.
+        leave_out : sequence of str
+            ``labels`` of the sources that are left out, as in cross-validation.
+
+        Raises
+        ------
+        ConfigError
+            There is no such source, or none would be left.
+        """
+        named = [source.labels for source in self.sources]
+        if unknown := [labels for labels in leave_out if labels not in named]:
+            raise ConfigError(f"configuration {self.name}: no source has the labels {unknown}; there are {named}")
+        sources = tuple(source for source in self.sources if source.labels not in leave_out)
+        if not sources:
+            raise ConfigError(f"configuration {self.name}: nothing to train on is left without {list(leave_out)}")
+        return dataclasses.replace(self, sources=sources, initial=initial or self.initial)
 
     @property
     def patch_size(self) -> int:

@@ -47,6 +47,9 @@ def source(tmp_path_factory):
         shutil.copytree(ROOT / name, root / name, ignore=NOT_PUBLISHED)
     for name in PARTS:
         shutil.copy(ROOT / name, root / name)
+    state = root / "training_state"
+    state.mkdir()
+    (state / "base-aseg.safetensors").write_bytes(b"weights of a training that goes on")
     stale = root / "medsegmamba_bids" / "data" / "__pycache__"
     stale.mkdir()
     (stale / "names.pyc").write_bytes(b"compiled")
@@ -80,6 +83,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     unpacked, info = wheel
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert {name for name in held if not name.startswith(info.name)} == package_files()
+
+
+def test_states_of_trainings_are_small_and_said_how_to_go_on():
+    """They are in the repository until the training ends, so a clone must stay small."""
+    for path in (ROOT / "training_state").glob("*.safetensors"):
+        assert path.stat().st_size < 15e6
+        assert path.name in (ROOT / "training_state" / "README.md").read_text()
 
 
 def test_the_wheel_holds_weights_and_templates_byte_by_byte(wheel):
@@ -131,6 +141,7 @@ def test_the_source_distribution_holds_tests_and_pins(source, tmp_path):
     wanted = {"LICENSE", "README.md", "constraints.txt", "setup.py", "tests/conftest.py", "docs/training.md"}
     assert wanted <= held
     assert not [name for name in held if name.endswith(".pyc") or "__pycache__" in name]
+    assert not [name for name in held if name.startswith("training_state")]
 
 
 def requirements():

@@ -119,7 +119,9 @@ def test_digest_is_of_what_decides_the_result(tmp_path):
 PAPER = [f"paper_{task}{network}" for task in ("aseg", "hippocampus") for network in ("", "_segmambabot", "_tabsurfer")]
 
 
-@pytest.mark.parametrize("name", ["embedded_aseg", "embedded_hippocampus", *PAPER])
+@pytest.mark.parametrize(
+    "name", ["embedded_aseg", "embedded_aseg2_base", "embedded_aseg2", "embedded_hippocampus", *PAPER]
+)
 def test_configurations_of_the_package_can_be_run(name):
     config = read_config(find_config(name))
     if isinstance(config, SynthesisConfig):
@@ -185,3 +187,18 @@ def test_weights_table_is_checked(tmp_path):
     config = read_config(write(tmp_path, SYNTHESIS + '[weights]\nname = "a"\npatch_size = 20\n'))
     with pytest.raises(ConfigError, match="its patch size is 20; it must be a multiple of 8"):
         weights_info(config)
+
+
+def test_folds_leave_out_what_they_are_judged_on():
+    config = read_config(find_config("embedded_aseg2"))
+    fold = config.varied("base.safetensors", ["reference/brain_b_aseg.nii.gz", "reference/brain_c_aseg.nii.gz"])
+    left = [source.labels for source in config.sources if source not in fold.sources]
+    assert left == ["reference/brain_b_aseg.nii.gz", "reference/brain_c_aseg.nii.gz"]
+    assert len(fold.sources) == len(config.sources) - 2
+    assert (config.initial, fold.initial) == ("", "base.safetensors")
+    assert fold.digest != config.digest
+    assert config.varied() == config
+    with pytest.raises(ConfigError, match=r"no source has the labels \['brain_b'\]; there are \['synthesis_labels"):
+        config.varied(leave_out=["brain_b"])
+    with pytest.raises(ConfigError, match="nothing to train on is left"):
+        config.varied(leave_out=[source.labels for source in config.sources])
