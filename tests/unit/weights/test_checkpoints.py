@@ -15,14 +15,7 @@ from medsegmamba_bids.networks.scan_paths import scan_paths
 from medsegmamba_bids.weights.checkpoints import import_checkpoint, infer_config
 from medsegmamba_bids.weights.files import load_weights, read_info
 
-SMALL = {
-    "channels": [8, 8, 16, 16],
-    "bottleneck": 16,
-    "state": 2,
-    "blocks": 2,
-    "classes": 32,
-    "patch_size": 16,
-}
+SMALL = {"channels": [8, 8, 16, 16], "bottleneck": 16, "state": 2, "blocks": 2, "classes": 32, "patch_size": 16}
 PUBLISHED = {
     "channels": [32, 64, 128, 256],
     "bottleneck": 1024,

@@ -23,14 +23,7 @@ from medsegmamba_bids.weights.files import (
     verify_weights,
 )
 
-CONFIG = {
-    "channels": [8, 8, 16, 16],
-    "bottleneck": 16,
-    "state": 2,
-    "blocks": 1,
-    "classes": 32,
-    "patch_size": 16,
-}
+CONFIG = {"channels": [8, 8, 16, 16], "bottleneck": 16, "state": 2, "blocks": 1, "classes": 32, "patch_size": 16}
 
 
 @pytest.fixture(autouse=True)
