@@ -74,8 +74,8 @@ class Gathered:
     @property
     def scans(self) -> list[Scan]:
         """Every T1w with a table, in order."""
-        found = {one.scan.prefix: one.scan for tables in self.tables.values() for one in tables}
-        return [found[prefix] for prefix in sorted(found)]
+        scans = {table.scan.prefix: table.scan for tables in self.tables.values() for table in tables}
+        return [scans[prefix] for prefix in sorted(scans)]
 
 
 def gather(output_dir: Path, participants_file: Path | None = None, labels: Iterable[str] = ()) -> Gathered:
@@ -94,67 +94,67 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
     GroupError
         There is nothing to gather.
     """
-    found = Gathered()
+    results = Gathered()
     wanted = set(labels)
     folder = BIDSFolder(output_dir)
     there = [subject for subject in folder.participants if not wanted or subject in wanted]
     for name in folder.odd_folders if not wanted else ():
-        found.failed[name] = "no participant's folder: labels are letters and digits"
+        results.failed[name] = "no participant's folder: labels are letters and digits"
     for subject in there:
-        _gather_participant(output_dir, subject, found)
-    found.participants = _read_participants(participants_file, found)
-    listed = found.participants.labels if found.participants else []
-    found.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
+        _gather_participant(output_dir, subject, results)
+    results.participants = _read_participants(participants_file, results)
+    listed = results.participants.labels if results.participants else []
+    results.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
     expected = [label for label in (sorted(wanted) or listed) if not wanted or label in wanted]
-    found.missing = [f"sub-{label}" for label in expected if label not in set(there)]
-    if not any(found.tables.values()):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(found.failed.items())[:5])
+    results.missing = [f"sub-{label}" for label in expected if label not in set(there)]
+    if not any(results.tables.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(results.failed.items())[:5])
         raise GroupError(
             f"{output_dir}: there are no volume tables to gather{f' ({reasons})' if reasons else ''}; "
             "run the participant level first"
         )
-    return found
+    return results
 
 
-def _gather_participant(output_dir: Path, subject: str, found: Gathered) -> None:
+def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> None:
     scans = scans_of(output_dir, subject)
     for prefix in strangers_of(output_dir, subject):
-        found.failed[f"{prefix}_T1w in sub-{subject}"] = "its results lie in another one's folder"
+        results.failed[f"{prefix}_T1w in sub-{subject}"] = "its results lie in another one's folder"
     if not scans:
-        found.failed[f"sub-{subject}"] = _why_empty(output_dir / f"sub-{subject}")
+        results.failed[f"sub-{subject}"] = _why_empty(output_dir / f"sub-{subject}")
         return
     try:
         flags = read_flags(output_dir, subject)
         for prefix, segmentation, message in zip(flags["scan"], flags["segmentation"], flags["message"], strict=True):
-            found.flags.setdefault(prefix, []).append((segmentation, message))
+            results.flags.setdefault(prefix, []).append((segmentation, message))
     except ThresholdError as error:
-        _fail(found, f"sub-{subject}", error, output_dir)
+        _fail(results, f"sub-{subject}", error, output_dir)
     for scan in scans:
-        _gather_scan(scan, found)
+        _gather_scan(scan, results)
 
 
-def _gather_scan(scan: Scan, found: Gathered) -> None:
-    for segmentation in found.tables:
+def _gather_scan(scan: Scan, results: Gathered) -> None:
+    for segmentation in results.tables:
         path = scan.path(of_name(segmentation).stats)
         try:
             rows = scan.table(segmentation)
             if rows is None:
                 if segmentation == ASEG.name:
-                    found.failed[f"{scan.prefix}_T1w"] = "it has no table of volumes; the log of its run may say why"
+                    results.failed[f"{scan.prefix}_T1w"] = "it has no table of volumes; the log of its run may say why"
                 continue
             sidecar = scan.sidecar(segmentation)
             table = ScanTable(
                 scan, rows, scan.measures(segmentation), weights_of(sidecar, segmentation), version_of(sidecar)
             )
         except (TableError, OSError) as error:
-            _fail(found, path.name, error, scan.root)
+            _fail(results, path.name, error, scan.root)
             continue
-        found.tables[segmentation].append(table)
+        results.tables[segmentation].append(table)
 
 
-def _fail(found: Gathered, name: str, error: Exception, root: Path) -> None:
+def _fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
     text = str(error).replace(f"{root}/", "")
-    found.failed[name] = text.split(": ", 1)[1] if text.split(": ", 1)[0].endswith(name) else text
+    results.failed[name] = text.split(": ", 1)[1] if text.split(": ", 1)[0].endswith(name) else text
 
 
 def _why_empty(folder: Path) -> str:
@@ -164,22 +164,22 @@ def _why_empty(folder: Path) -> str:
     return "it has no results"
 
 
-def _read_participants(path: Path | None, found: Gathered) -> Participants | None:
+def _read_participants(path: Path | None, results: Gathered) -> Participants | None:
     """``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
     if path is None or not path.is_file():
         return None
     try:
         people = read_participants(path)
-        people.of_scans([(scan.entities["sub"], scan.entities.get("ses", "")) for scan in found.scans])
+        people.of_scans([(scan.entities["sub"], scan.entities.get("ses", "")) for scan in results.scans])
         return people
     except TableError as error:
-        _fail(found, path.name, error, path.parent)
+        _fail(results, path.name, error, path.parent)
         return None
 
 
-def keep_one_version(found: Gathered, segmentation: str) -> None:
+def keep_one_version(results: Gathered, segmentation: str) -> None:
     """Leave out tables that another version of this package made than most were; they are named as failed."""
-    tables = found.tables[segmentation]
+    tables = results.tables[segmentation]
     counts = Counter(table.version for table in tables)
     if len(counts) < 2:
         return
@@ -187,14 +187,14 @@ def keep_one_version(found: Gathered, segmentation: str) -> None:
     for table in tables:
         if table.version != kept:
             path = table.scan.path(of_name(segmentation).stats)
-            found.failed[path.name] = (
+            results.failed[path.name] = (
                 f"it was made by version {table.version or 'unknown'} of medsegmamba_bids, most tables by {kept}; "
                 "left out (--allow-mixed-versions takes it in)"
             )
-    found.tables[segmentation] = [table for table in tables if table.version == kept]
+    results.tables[segmentation] = [table for table in tables if table.version == kept]
 
 
-def check_weights(found: Gathered, segmentation: str) -> None:
+def check_weights(results: Gathered, segmentation: str) -> None:
     """Refuse to put volumes by different weights into one table.
 
     Raises
@@ -203,7 +203,7 @@ def check_weights(found: Gathered, segmentation: str) -> None:
         They differ; the message names them and how many tables each made.
     """
     groups: dict[str, list[ScanTable]] = {}
-    for table in found.tables[segmentation]:
+    for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
     if len(groups) < 2:
         return

@@ -39,18 +39,18 @@ def write_group(config: RunConfig) -> int:
         There is nothing to gather, or volumes were made with different weights.
     """
     rule = load_thresholds(config.quality_thresholds)["outliers"]
-    found = gather(config.output_dir, _participants_file(config), config.participant_label)
-    for segmentation in found.tables:
+    results = gather(config.output_dir, _participants_file(config), config.participant_label)
+    for segmentation in results.tables:
         if not config.allow_mixed_weights:
-            check_weights(found, segmentation)
+            check_weights(results, segmentation)
         if not config.allow_mixed_versions:
-            keep_one_version(found, segmentation)
-    for segmentation in found.tables:
-        if found.tables[segmentation]:
-            _write_tables(found, segmentation, rule, config)
-    _write(group_page(found, config.output_dir, rule), config.output_dir / "group.html")
-    _tell(found)
-    return int(bool(found.failed))
+            keep_one_version(results, segmentation)
+    for segmentation in results.tables:
+        if results.tables[segmentation]:
+            _write_tables(results, segmentation, rule, config)
+    _write(group_page(results, config.output_dir, rule), config.output_dir / "group.html")
+    _tell(results)
+    return int(bool(results.failed))
 
 
 def _participants_file(config: RunConfig) -> Path | None:
@@ -60,16 +60,16 @@ def _participants_file(config: RunConfig) -> Path | None:
     return None
 
 
-def _write_tables(found: Gathered, segmentation: str, rule: dict[str, Any], config: RunConfig) -> None:
+def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], config: RunConfig) -> None:
     path = config.output_dir / f"group_seg-{segmentation}_stats.tsv"
-    table = wide_table(found, segmentation, rule)
+    table = wide_table(results, segmentation, rule)
     _write(to_tsv(table), path)
-    _write_json(wide_sidecar(found, segmentation, table, rule), path.with_suffix(".json"))
+    _write_json(wide_sidecar(results, segmentation, table, rule), path.with_suffix(".json"))
     if config.group_long:
         path = config.output_dir / f"group_seg-{segmentation}_desc-long_stats.tsv"
-        _write(to_tsv(long_table(found, segmentation)), path)
+        _write(to_tsv(long_table(results, segmentation)), path)
         z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
-        _write_json({**COLUMNS, **z, **provenance_of(found, segmentation)}, path.with_suffix(".json"))
+        _write_json({**COLUMNS, **z, **provenance_of(results, segmentation)}, path.with_suffix(".json"))
 
 
 def _write(text: str, path: Path) -> None:
@@ -81,13 +81,13 @@ def _write_json(entries: dict[str, Any], path: Path) -> None:
     _write(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", path)
 
 
-def _tell(found: Gathered) -> None:
+def _tell(results: Gathered) -> None:
     """Name what is not in the tables."""
-    for name, reason in found.failed.items():
+    for name, reason in results.failed.items():
         logger.warning("%s: %s", name, reason)
-    if found.missing:
-        some = ", ".join(found.missing[:20]) + (" …" if len(found.missing) > 20 else "")
-        logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(found.missing), some)
-    if found.unlisted:
-        some = ", ".join(found.unlisted[:20]) + (" …" if len(found.unlisted) > 20 else "")
-        logger.warning("not in participants.tsv: %d of those with results (%s)", len(found.unlisted), some)
+    if results.missing:
+        some = ", ".join(results.missing[:20]) + (" …" if len(results.missing) > 20 else "")
+        logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(results.missing), some)
+    if results.unlisted:
+        some = ", ".join(results.unlisted[:20]) + (" …" if len(results.unlisted) > 20 else "")
+        logger.warning("not in participants.tsv: %d of those with results (%s)", len(results.unlisted), some)

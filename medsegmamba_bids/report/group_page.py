@@ -35,30 +35,30 @@ _MOST_LEVELS = 12  # of a column that colours; rarer values are shown together
 _NUMERIC_SHARE = 0.95
 
 
-def group_page(found: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
+def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
     """Text of the page.
 
     Parameters
     ----------
-    found : Gathered
+    results : Gathered
     output_dir : Path
     rule : dict
         ``limit`` and ``smallest_group`` of outliers.
     """
-    scans = found.scans
-    segmentations = [_segmentation(found, name, rule, scans) for name, tables in found.tables.items() if tables]
-    outliers = {position for one in segmentations for position in one.pop("outlying")}
-    flagged = {number for number, scan in enumerate(scans) if found.flags.get(scan.prefix)}
+    scans = results.scans
+    segmentations = [_segmentation(results, name, rule, scans) for name, tables in results.tables.items() if tables]
+    outliers = {position for segmentation in segmentations for position in segmentation.pop("outlying")}
+    flagged = {number for number, scan in enumerate(scans) if results.flags.get(scan.prefix)}
     data = {
-        "scans": [_scan(scan, found, output_dir) for scan in scans],
-        "columns": _columns(found, scans),
+        "scans": [_scan(scan, results, output_dir) for scan in scans],
+        "columns": _columns(results, scans),
         "segmentations": segmentations,
         "thumbnails": _thumbnails(scans, sorted(outliers | flagged)),
         "limit": rule["limit"],
     }
     weights = {
         (of_name(name).title, table.weights.label, table.weights.origin)
-        for name, tables in found.tables.items()
+        for name, tables in results.tables.items()
         for table in tables
     }
     return render(
@@ -70,12 +70,12 @@ def group_page(found: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
         participants=len({scan.entities["sub"] for scan in scans}),
         flagged=len(flagged),
         outliers=len(outliers),
-        failed=found.failed,
-        missing=found.missing,
+        failed=results.failed,
+        missing=results.missing,
         weights=sorted(weights),
         rule=rule,
         columns=[column["name"] for column in data["columns"]],
-        atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in found.tables[HIPPOCAMPUS.name]) else "",
+        atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in results.tables[HIPPOCAMPUS.name]) else "",
         linked=max(0, len(scans) - len(data["thumbnails"])),
     )
 
@@ -95,18 +95,18 @@ def to_script(data: Any) -> Markup:
     return Markup(text)
 
 
-def _scan(scan: Scan, found: Gathered, output_dir: Path) -> dict[str, Any]:
+def _scan(scan: Scan, results: Gathered, output_dir: Path) -> dict[str, Any]:
     report = f"sub-{scan.entities['sub']}.html"
     return {
         "name": scan.prefix,
         "href": f"{report}#{scan.prefix}" if (output_dir / report).is_file() else "",
-        "flags": [message for _, message in found.flags.get(scan.prefix, [])],
+        "flags": [message for _, message in results.flags.get(scan.prefix, [])],
     }
 
 
-def _segmentation(found: Gathered, name: str, rule: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
+def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
     """Volumes by structure, aligned with the scans; a scan without this segmentation has null."""
-    tables = found.tables[name]
+    tables = results.tables[name]
     volumes = volume_matrix(tables)
     z = robust_z(volumes)
     outliers = outliers_of(z, rule)
@@ -135,14 +135,14 @@ def _segmentation(found: Gathered, name: str, rule: dict[str, Any], scans: list[
 
 
 def _numbers(values: pd.Series, decimals: int) -> list[float | None]:
-    return [None if math.isnan(one) else one for one in np.round(values.to_numpy(float), decimals).tolist()]
+    return [None if math.isnan(value) else value for value in np.round(values.to_numpy(float), decimals).tolist()]
 
 
-def _columns(found: Gathered, scans: list[Scan]) -> list[dict[str, Any]]:
+def _columns(results: Gathered, scans: list[Scan]) -> list[dict[str, Any]]:
     """Columns of ``participants.tsv`` and of the names that can colour dots: numbers, or few levels."""
-    tables = {table.scan.prefix: table for one in found.tables.values() for table in one}
+    tables = {table.scan.prefix: table for segmentation in results.tables.values() for table in segmentation}
     ids = identity([tables[scan.prefix] for scan in scans])
-    people = join_participants(ids, found.participants, set(ids))
+    people = join_participants(ids, results.participants, set(ids))
     both = pd.concat([people, ids.drop(columns=["participant_id", "scan"])], axis=1)
     return [column for name in both if (column := _column(str(name), both[name])) is not None]
 
@@ -160,17 +160,17 @@ def _column(name: str, values: pd.Series) -> dict[str, Any] | None:
         return None  # nearly everyone has a value of one's own
     shown = sorted(levels[:_MOST_LEVELS]) + ["other"] * (len(levels) > _MOST_LEVELS)
     place = {level: shown.index(level) if level in shown else len(shown) - 1 for level in levels}
-    return {"name": name, "kind": "level", "levels": shown, "values": [place.get(one) for one in values]}
+    return {"name": name, "kind": "level", "levels": shown, "values": [place.get(value) for value in values]}
 
 
 def _thumbnails(scans: list[Scan], first: list[int]) -> dict[str, str]:
     """Small pictures, base64, by position; of those that should be looked at first, as far as there is room."""
     order = [*first, *(set(range(len(scans))) - set(first))]
-    found: dict[str, str] = {}
+    pictures: dict[str, str] = {}
     for position in order:
-        if len(found) == _THUMBNAILS:
+        if len(pictures) == _THUMBNAILS:
             break
         path = thumbnail_path(scans[position])
         if path.is_file():
-            found[str(position)] = base64.b64encode(path.read_bytes()).decode()
-    return found
+            pictures[str(position)] = base64.b64encode(path.read_bytes()).decode()
+    return pictures

@@ -28,10 +28,10 @@ def volume_matrix(tables: list[ScanTable]) -> pd.DataFrame:
         for table in tables
     }
     columns = list(dict.fromkeys(name for table in tables for name in table.rows["StructName"]))
-    same = all(list(one.index) == columns for one in series.values())
+    same = all(list(volumes.index) == columns for volumes in series.values())
     if same:
         return pd.DataFrame(np.stack(list(series.values())), list(series), columns)
-    return pd.DataFrame({name: one.groupby(level=0).first() for name, one in series.items()}).T[columns]
+    return pd.DataFrame({name: volumes.groupby(level=0).first() for name, volumes in series.items()}).T[columns]
 
 
 def measure_matrix(tables: list[ScanTable]) -> pd.DataFrame:
@@ -64,22 +64,22 @@ def outliers_of(z: pd.DataFrame, rule: dict[str, Any]) -> dict[str, list[str]]:
     rule : dict
         ``limit`` and ``smallest_group``.
     """
-    found: dict[str, list[str]] = {name: [] for name in z.index}
+    outliers: dict[str, list[str]] = {name: [] for name in z.index}
     beyond = z.abs().to_numpy() > rule["limit"]
     beyond &= (z.notna().sum() >= rule["smallest_group"]).to_numpy()
     for row, column in np.argwhere(beyond):
-        found[z.index[row]].append(z.columns[column])
-    return found
+        outliers[z.index[row]].append(z.columns[column])
+    return outliers
 
 
 def identity(tables: list[ScanTable]) -> pd.DataFrame:
     """``participant_id``, ``session_id`` and other entities of the names; only those that occur, and ``scan``."""
     entities = [table.scan.entities for table in tables]
     named = _LONG | _ENTITIES
-    rows = {"participant_id": [f"sub-{one['sub']}" for one in entities]}
-    for key in dict.fromkeys(key for one in entities for key in one if key != "sub"):
+    rows = {"participant_id": [f"sub-{names['sub']}" for names in entities]}
+    for key in dict.fromkeys(key for names in entities for key in names if key != "sub"):
         label = "ses-{}" if key == "ses" else "{}"
-        rows[named.get(key, key)] = [label.format(one[key]) if key in one else None for one in entities]
+        rows[named.get(key, key)] = [label.format(names[key]) if key in names else None for names in entities]
     rows["scan"] = [f"{table.scan.prefix}_T1w" for table in tables]
     return pd.DataFrame(rows, [table.scan.prefix for table in tables])
 
@@ -94,28 +94,28 @@ def join_participants(ids: pd.DataFrame, participants: Participants | None, take
     return joined.rename(columns={name: f"participants_{name}" for name in joined if name in taken})
 
 
-def wide_table(found: Gathered, segmentation: str, rule: dict[str, Any]) -> pd.DataFrame:
+def wide_table(results: Gathered, segmentation: str, rule: dict[str, Any]) -> pd.DataFrame:
     """A row per T1w: who, columns of ``participants.tsv``, volumes, measures, flags, outliers and weights."""
-    tables = found.tables[segmentation]
+    tables = results.tables[segmentation]
     ids, volumes, measures = identity(tables), volume_matrix(tables), measure_matrix(tables)
     outliers = outliers_of(robust_z(volumes), rule)
     quality = pd.DataFrame(index=ids.index)
-    quality["flags"] = ["; ".join(_flags(found, prefix, segmentation)) or None for prefix in ids.index]
+    quality["flags"] = ["; ".join(_flags(results, prefix, segmentation)) or None for prefix in ids.index]
     quality["outliers"] = ["; ".join(outliers[prefix]) or None for prefix in ids.index]
     quality["weights"] = [table.weights.label for table in tables]
     taken = {*ids, *volumes, *measures, *quality}
-    people = join_participants(ids, found.participants, taken)
+    people = join_participants(ids, results.participants, taken)
     return pd.concat([ids, people, volumes.round(3), measures.round(6), quality], axis=1)
 
 
-def _flags(found: Gathered, prefix: str, segmentation: str) -> list[str]:
+def _flags(results: Gathered, prefix: str, segmentation: str) -> list[str]:
     """Messages about the image or this segmentation."""
-    return [message for about, message in found.flags.get(prefix, []) if about in ("", segmentation)]
+    return [message for about, message in results.flags.get(prefix, []) if about in ("", segmentation)]
 
 
-def long_table(found: Gathered, segmentation: str) -> pd.DataFrame:
+def long_table(results: Gathered, segmentation: str) -> pd.DataFrame:
     """A row per T1w and structure, with all columns of the volume tables and the robust z of the volume."""
-    tables = found.tables[segmentation]
+    tables = results.tables[segmentation]
     ids, z = identity(tables), robust_z(volume_matrix(tables))
     parts = []
     for number, table in enumerate(tables):
@@ -132,11 +132,11 @@ def to_tsv(rows: pd.DataFrame) -> str:
     return rows.replace("", np.nan).to_csv(sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
 
 
-def wide_sidecar(found: Gathered, segmentation: str, table: pd.DataFrame, rule: dict[str, Any]) -> dict[str, Any]:
+def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule: dict[str, Any]) -> dict[str, Any]:
     """What stands in the JSON beside a wide table."""
-    tables = found.tables[segmentation]
+    tables = results.tables[segmentation]
     structures = set(tables[0].rows["StructName"]) if tables else set()
-    measures = {name: entry for one in tables[:1] for name, entry in one_measures(one).items()}
+    measures = {name: entry for first in tables[:1] for name, entry in one_measures(first).items()}
     described: dict[str, Any] = {
         "participant_id": {"Description": "Participant"},
         "session_id": {"Description": "Session"},
@@ -158,7 +158,7 @@ def wide_sidecar(found: Gathered, segmentation: str, table: pd.DataFrame, rule: 
             columns[name] = measures[name]
         else:
             columns[name] = {"Description": "Of the image's name" if name in _ENTITIES.values() else "participants.tsv"}
-    return {**columns, **provenance_of(found, segmentation)}
+    return {**columns, **provenance_of(results, segmentation)}
 
 
 def one_measures(table: ScanTable) -> dict[str, Any]:
@@ -169,17 +169,20 @@ def one_measures(table: ScanTable) -> dict[str, Any]:
     }
 
 
-def provenance_of(found: Gathered, segmentation: str) -> dict[str, Any]:
+def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
     """Weights and versions behind a table, and what is not in it."""
-    tables = found.tables[segmentation]
+    tables = results.tables[segmentation]
     weights = {table.weights.key: table.weights for table in tables}
     out: dict[str, Any] = {
-        "Weights": [{"Name": one.name, "Checksum": one.checksum, "Origin": one.origin} for one in weights.values()],
+        "Weights": [
+            {"Name": made_by.name, "Checksum": made_by.checksum, "Origin": made_by.origin}
+            for made_by in weights.values()
+        ],
         "Versions": sorted({table.version for table in tables if table.version}),
         "GeneratedBy": {"Name": "medsegmamba_bids", "Version": __version__},
-        "Failed": found.failed,
-        "Missing": found.missing,
+        "Failed": results.failed,
+        "Missing": results.missing,
     }
-    if segmentation == HIPPOCAMPUS.name and any(one.from_atlas for one in weights.values()):
+    if segmentation == HIPPOCAMPUS.name and any(made_by.from_atlas for made_by in weights.values()):
         out["Note"] = ATLAS_NOTE
     return out
