@@ -33,8 +33,8 @@ def find_fastsurfer(script: Path | None = None) -> Path:
         if not script.is_file():
             raise EvaluationError(f"--fastsurfer {script}: no such file")
         return script
-    if found := shutil.which(SCRIPT):
-        return Path(found)
+    if installed := shutil.which(SCRIPT):
+        return Path(installed)
     home = os.environ.get("FASTSURFER_HOME", "")
     if home and (Path(home) / SCRIPT).is_file():
         return Path(home) / SCRIPT
@@ -76,16 +76,16 @@ def segment_all(
         FastSurfer is not installed, or there are no such images.
     """
     script = find_fastsurfer(script)
-    found = find_images(images)
-    if wanted := {one.removeprefix("sub-") for one in participants}:
-        known = {name.participant for name in found}
+    scans = find_images(images)
+    if wanted := {label.removeprefix("sub-") for label in participants}:
+        known = {name.participant for name in scans}
         if unknown := sorted(wanted - known):
             raise EvaluationError(f"{images}: has no image of {listed(unknown)}; there are {listed(sorted(known))}")
-        found = {name: file for name, file in found.items() if name.participant in wanted}
-    if not found:
+        scans = {name: file for name, file in scans.items() if name.participant in wanted}
+    if not scans:
         raise EvaluationError(f"{images}: no T1-weighted images (*_T1w.nii.gz) found")
     out.mkdir(parents=True, exist_ok=True)
-    problems = [_segment(script, str(name), file, out, more) for name, file in found.items()]
+    problems = [_segment(script, str(name), file, out, more) for name, file in scans.items()]
     return [problem for problem in problems if problem]
 
 

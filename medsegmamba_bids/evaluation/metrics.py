@@ -119,9 +119,9 @@ def surface_distances(
     -------
     found_to_reference, reference_to_found : float64 (N,), (M,)
     """
-    one, other = surface(found), surface(reference)
-    to_other, to_one = (ndimage.distance_transform_edt(~border, sampling=zooms) for border in (other, one))
-    return to_other[one], to_one[other]
+    own, other = surface(found), surface(reference)
+    to_other, to_own = (ndimage.distance_transform_edt(~border, sampling=zooms) for border in (other, own))
+    return to_other[own], to_own[other]
 
 
 def surface(mask: np.ndarray) -> np.ndarray:

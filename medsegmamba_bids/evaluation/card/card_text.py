@@ -70,17 +70,17 @@ def aims(rows: pd.DataFrame, aim_cases: Sequence[str]) -> str:
         ["brain mask Dice, lowest case", MASK_AIM, float(masks.min())],
     ]
     unions = select(rows, "plain", HIPPOCAMPUS)
-    for case, found in unions.groupby(unions["case"].where(~unions["case"].isin(aim_cases), "these cases"), sort=False):
+    for case, group in unions.groupby(unions["case"].where(~unions["case"].isin(aim_cases), "these cases"), sort=False):
         text = f"union of the subfields against aseg's hippocampus, lowest of {case}"
-        lines.append([text, UNION_AIM, float(found["dice"].min())])
+        lines.append([text, UNION_AIM, float(group["dice"].min())])
     names = ", ".join(cases.index)
     marked = [[*line, "yes" if line[2] >= line[1] else "**no**"] for line in lines]
     return f"Cases: {names}.\n\n" + table(["measure", "aim", "measured", "reached"], marked)
 
 
 def _masks(rows: pd.DataFrame) -> pd.Series:
-    found = select(rows, "plain", REFERENCE)
-    return found[found["structure"] == BRAIN_MASK].set_index("case")["dice"]
+    plain = select(rows, "plain", REFERENCE)
+    return plain[plain["structure"] == BRAIN_MASK].set_index("case")["dice"]
 
 
 def _structure_means(rows: pd.DataFrame, cases: Sequence[str]) -> pd.DataFrame:
@@ -91,9 +91,9 @@ def _structure_means(rows: pd.DataFrame, cases: Sequence[str]) -> pd.DataFrame:
 
 def per_structure(rows: pd.DataFrame, column: str, aim_cases: Sequence[str], labels: Sequence[int]) -> str:
     """A line per structure, a column per case and one for the mean of the cases that count."""
-    found = select(rows, "plain", REFERENCE, labels)
-    cases = list(found["case"].unique())
-    wide = found.pivot_table(index="structure", columns="case", values=column, sort=False, dropna=False)[cases]
+    plain = select(rows, "plain", REFERENCE, labels)
+    cases = list(plain["case"].unique())
+    wide = plain.pivot_table(index="structure", columns="case", values=column, sort=False, dropna=False)[cases]
     counted = [case for case in cases if case in aim_cases]
     lines = [[name, *map(float, row), float(row[counted].mean())] for name, row in wide.iterrows()]
     lines.append(["mean", *map(float, wide.mean()), float(wide[counted].mean(axis=None))])
@@ -102,14 +102,14 @@ def per_structure(rows: pd.DataFrame, column: str, aim_cases: Sequence[str], lab
 
 def volume_errors(rows: pd.DataFrame, labels: Sequence[int]) -> str:
     """Found minus reference of every case, mm3 and percent."""
-    found = select(rows, "plain", REFERENCE, labels)
-    cases = list(found["case"].unique())
+    plain = select(rows, "plain", REFERENCE, labels)
+    cases = list(plain["case"].unique())
     text = [
         "n/a" if math.isnan(percent) else f"{error:+.0f} ({percent:+.0f} %)"
-        for error, percent in zip(found["error_mm3"], found["error_percent"], strict=True)
+        for error, percent in zip(plain["error_mm3"], plain["error_percent"], strict=True)
     ]
-    wide = found.assign(text=text).pivot(index="structure", columns="case", values="text")
-    return table(["structure", *cases], [[name, *wide.loc[name, cases]] for name in found["structure"].unique()])
+    wide = plain.assign(text=text).pivot(index="structure", columns="case", values="text")
+    return table(["structure", *cases], [[name, *wide.loc[name, cases]] for name in plain["structure"].unique()])
 
 
 def robustness(rows: pd.DataFrame) -> str:
@@ -131,11 +131,11 @@ def robustness(rows: pd.DataFrame) -> str:
 
 def twins(rows: pd.DataFrame) -> str:
     """Volumes of a head from two tools: the mean and the largest difference, and Dice."""
-    found = select(rows, "plain", TWIN)
-    if not len(found):
+    pairs = select(rows, "plain", TWIN)
+    if not len(pairs):
         return "Not measured."
     lines = []
-    for case, group in found.groupby("case", sort=False):
+    for case, group in pairs.groupby("case", sort=False):
         counted = group[group["label"].isin(counted_labels())].set_index("structure")
         percent = counted["error_percent"].abs()
         largest = f"{percent.max():.2f} % ({percent.idxmax()})"

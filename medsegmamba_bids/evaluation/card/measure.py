@@ -65,8 +65,8 @@ class Networks:
     def segment(self, image: Image, subfields: bool) -> ImageLabels:
         """Labels on the image's own grid."""
         wanted = subfields and self.subfields
-        found = conform_and_segment(self.segmenter, image, self.aseg, wanted, self.hippocampus)
-        return found.on_grid_of(image)
+        conformed = conform_and_segment(self.segmenter, image, self.aseg, wanted, self.hippocampus)
+        return conformed.on_grid_of(image)
 
 
 def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
@@ -92,12 +92,12 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
     parts, plain = [], None
     for variant, change in VARIANTS.items():
         logger.info("%s, %s", case.name, variant)
-        found = networks.segment(change(image, white), subfields=variant in ("plain", "flipped"))
+        labels = networks.segment(change(image, white), subfields=variant in ("plain", "flipped"))
         if variant == "flipped":
-            found = _mirrored_back(found, image.affine, networks)
+            labels = _mirrored_back(labels, image.affine, networks)
         if plain is None:
-            plain = found
-        compared = _comparisons(found, reference, None if variant == "plain" else plain, image, networks)
+            plain = labels
+        compared = _comparisons(labels, reference, None if variant == "plain" else plain, image, networks)
         parts += [_named(rows, case.name, variant, against) for against, rows in compared]
     return parts
 
@@ -110,12 +110,12 @@ def read_reference(case: Case, image: Image) -> np.ndarray:
     return join_brain_labels(reference.data)
 
 
-def _mirrored_back(found: ImageLabels, affine: np.ndarray, networks: Networks) -> ImageLabels:
+def _mirrored_back(labels: ImageLabels, affine: np.ndarray, networks: Networks) -> ImageLabels:
     def back(labels: np.ndarray | None, table: LabelTable) -> np.ndarray | None:
         return None if labels is None else swap_sides(mirror_array(labels, affine), table)
 
-    subfields = None if found.hippocampus is None else back(found.hippocampus, networks.subfield_table)
-    return ImageLabels(back(found.aseg, networks.aseg_table), subfields, found.notes)
+    subfields = None if labels.hippocampus is None else back(labels.hippocampus, networks.subfield_table)
+    return ImageLabels(back(labels.aseg, networks.aseg_table), subfields, labels.notes)
 
 
 def _comparisons(

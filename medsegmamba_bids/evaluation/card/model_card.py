@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 def checksums(networks: Networks) -> str:
     """The first line of the table of numbers: which weights they are for."""
-    found = [f"aseg {read_info(find_weights(networks.aseg, ASEG.task)).checksum}"]
+    texts = [f"aseg {read_info(find_weights(networks.aseg, ASEG.task)).checksum}"]
     if networks.subfields:
-        found.append(f"hippocampus {read_info(find_weights(networks.hippocampus, HIPPOCAMPUS.task)).checksum}")
-    return "# weights: " + ", ".join(found)
+        texts.append(f"hippocampus {read_info(find_weights(networks.hippocampus, HIPPOCAMPUS.task)).checksum}")
+    return "# weights: " + ", ".join(texts)
 
 
 def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:

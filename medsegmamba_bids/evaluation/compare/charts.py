@@ -52,7 +52,7 @@ def scan_boxes(means: pd.DataFrame, measures: Sequence[str] = ("dice", "volume_s
         width = max(3.4, 0.5 + 0.42 * len(datasets) * len(methods))
         figure = Figure(figsize=(min(width * len(measures), 13), 3.4), layout="constrained")
         for axes, measure in zip(np.atleast_1d(figure.subplots(1, len(measures))), measures, strict=True):
-            values = [[part.loc[part["method"] == one, measure] for one in methods] for part in datasets.values()]
+            values = [[part.loc[part["method"] == method, measure] for method in methods] for part in datasets.values()]
             _draw_boxes(axes, values)
             axes.set_xticks(range(len(datasets)), list(datasets), rotation=30 if len(datasets) > 2 else 0)
             axes.set_title(title_of(measure), loc="left", fontweight="bold")

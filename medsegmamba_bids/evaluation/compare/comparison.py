@@ -79,8 +79,8 @@ def find_items(request: Request) -> tuple[list[Item], list[str]]:
     """Scans of all datasets, and what to know of them."""
     items, notes = [], []
     for dataset in request.datasets:
-        found, sentences = match_dataset(dataset, request.settings.table)
-        items += found
+        matched, sentences = match_dataset(dataset, request.settings.table)
+        items += matched
         notes += sentences
     if request.dataset_column:
         items = divide(items, request.participants, request.dataset_column)
@@ -96,9 +96,9 @@ def compare(items: list[Item], settings: Settings, notes: list[str], correction:
         None could be compared.
     """
     compared = list(compare_all(items, settings, nprocs))
-    problems = [one.problem for one in compared if one.problem]
-    parts = [one.rows for one in compared if one.rows is not None]
+    problems = [scan.problem for scan in compared if scan.problem]
+    parts = [scan.rows for scan in compared if scan.rows is not None]
     if not parts:
         raise EvaluationError("no scan could be compared:\n" + "\n".join(problems))
-    notes = [*notes, *(sentence for one in compared for sentence in one.notes)]
+    notes = [*notes, *(sentence for scan in compared for sentence in scan.notes)]
     return Results(settings, pd.concat(parts, ignore_index=True), notes, problems, correction)

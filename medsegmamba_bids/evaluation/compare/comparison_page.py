@@ -125,10 +125,10 @@ def image_of(item: Item) -> Path | None:
     return None
 
 
-def _fitting(name: ScanName, found: dict[ScanName, Path]) -> Path | None:
-    if name in found:
-        return found[name]
-    fitting = [file for other, file in found.items() if name.fits(other)]
+def _fitting(name: ScanName, images: dict[ScanName, Path]) -> Path | None:
+    if name in images:
+        return images[name]
+    fitting = [file for other, file in images.items() if name.fits(other)]
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -171,7 +171,7 @@ def page_values(results: Results, figures: Figures) -> dict[str, Any]:
         "agreement": _agreement_lines(results),
         "repeatability": _repeatability_lines(results),
         "charts": {name: _svg_uri(text) for name, text in figures.charts.items()},
-        "pictures": {name: _picture(one) for name, one in figures.pictures.items()},
+        "pictures": {name: _picture(picture) for name, picture in figures.pictures.items()},
         "shown": figures.shown,
     }
 
@@ -197,11 +197,11 @@ def _counts(results: Results) -> list[tuple[int, str, bool]]:
 
 def _shaded(lines: list[list[str]]) -> list[dict[str, Any]]:
     """Lines of the table; a dataset is named once."""
-    found, last = [], None
+    rows, last = [], None
     for cells in lines:
-        found.append({"cells": cells, "first": cells[0] != last, "overall": cells[0] == OVERALL})
+        rows.append({"cells": cells, "first": cells[0] != last, "overall": cells[0] == OVERALL})
         last = cells[0]
-    return found
+    return rows
 
 
 def _test_lines(results: Results) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ def _test_lines(results: Results) -> list[dict[str, Any]]:
     if not len(results.tests):
         return []
     lines = []
-    for (dataset, one, other), part in results.tests.groupby(["dataset", "method_a", "method_b"], sort=False):
+    for (dataset, first, second), part in results.tests.groupby(["dataset", "method_a", "method_b"], sort=False):
         by_measure = part.set_index("measure").to_dict("index")
         cells = []
         for measure in MEASURES:
@@ -217,7 +217,7 @@ def _test_lines(results: Results) -> list[dict[str, Any]]:
             small = line["p_corrected"] < 0.05
             cells.append({"text": p_text(line, "p_corrected"), "small": small, "better": _better(line, measure)})
         count = int(part["participants"].max())
-        lines.append({"dataset": dataset, "one": one, "other": other, "n": count, "cells": cells})
+        lines.append({"dataset": dataset, "one": first, "other": second, "n": count, "cells": cells})
     return lines
 
 
@@ -234,12 +234,12 @@ def _small_p(tests: pd.DataFrame) -> list[dict[str, Any]]:
     if not len(tests):
         return []
     lines = []
-    for (dataset, one, other), part in tests.groupby(["dataset", "method_a", "method_b"], sort=False):
+    for (dataset, first, second), part in tests.groupby(["dataset", "method_a", "method_b"], sort=False):
         cells = []
         for measure in MEASURES:
             own = part[part["measure"] == measure]
             cells.append(f"{int((own['p_corrected'] < 0.05).sum())} of {int(own['p'].notna().sum())}")
-        lines.append({"dataset": dataset, "one": one, "other": other, "cells": cells})
+        lines.append({"dataset": dataset, "one": first, "other": second, "cells": cells})
     return lines
 
 

@@ -69,7 +69,7 @@ def load_side_by_side(item: Item, settings: Settings, image: Path | None = None)
         images[method] = read_on_grid(files, reference, table, settings.background)[0]
     grid = _picture_grid(images, image is not None)
     structures = list(settings.structures)
-    labels = {name: _placed(one, grid, structures) for name, one in images.items()}
+    labels = {name: _placed(labelled, grid, structures) for name, labelled in images.items()}
     # Subfields are grey matter alone: what is bright is seen around them.
     inside = None if of_table(settings.table) is HIPPOCAMPUS else labels[REFERENCE] > 0
     shades = None if image is None else _shades(image, grid, inside)
@@ -87,11 +87,11 @@ def _picture_grid(images: Mapping[str, LabelImage], whole_head: bool) -> Grid:
     return Grid(affine, high - low + 1)
 
 
-def _placed(one: LabelImage, grid: Grid, structures: list[int]) -> np.ndarray:
-    box = Box.around(one.data)
+def _placed(image: LabelImage, grid: Grid, structures: list[int]) -> np.ndarray:
+    box = Box.around(image.data)
     if box is None:
         return np.zeros(grid.shape, np.uint16)
-    moved = labels_to_grid(one.data[box], one.grid.cut(box), grid)
+    moved = labels_to_grid(image.data[box], image.grid.cut(box), grid)
     return np.where(np.isin(moved, structures), moved, 0)
 
 
@@ -117,7 +117,7 @@ def draw_differences(sides: SideBySide) -> np.ndarray:
     rows = {}
     for plane, plan in _plans(sides).items():
         different = [np.where(labels != reference, 1, 0) for labels in others]
-        rows[plane] = [_painted(plan, sides.image, one, {1: _DIFFERENT}) for one in different]
+        rows[plane] = [_painted(plan, sides.image, changed, {1: _DIFFERENT}) for changed in different]
     return _composed(rows, list(sides.labels)[1:])
 
 
@@ -141,12 +141,12 @@ def _plans(sides: SideBySide) -> dict[str, slices.Mosaic]:
     if sides.image is not None and of_table(sides.table) is not HIPPOCAMPUS:
         box = Box.whole(reference.shape)
     shown = box.grow(2 * _MARGIN_MM, reference.shape)
-    found = {}
+    plans = {}
     for plane, axis in slices.PLANES.items():
         other = next(side for number, side in enumerate(shown) if number != axis)
         zoom = _TILE / (other.stop - other.start)
-        found[plane] = slices.Mosaic(axis, (_richest(reference, axis),), shown, 1, zoom)
-    return found
+        plans[plane] = slices.Mosaic(axis, (_richest(reference, axis),), shown, 1, zoom)
+    return plans
 
 
 def _richest(labels: np.ndarray, axis: int) -> int:

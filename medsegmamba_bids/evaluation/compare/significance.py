@@ -54,28 +54,28 @@ def compare_methods(rows: pd.DataFrame, correction: str = "none", each_structure
             wide = part.pivot(index=index, columns="method", values=measure)
             groups = wide.groupby(level="structure") if each_structure else [(ALL, wide)]
             family = []
-            for (structure, values), (one, other) in itertools.product(groups, pairs):
-                values = _paired(values, one, other)
+            for (structure, values), (first, second) in itertools.product(groups, pairs):
+                values = _paired(values, first, second)
                 line = {"dataset": dataset, "measure": measure, "structure": structure}
-                family.append(line | {"method_a": one, "method_b": other} | _tested(values[one], values[other]))
+                family.append(line | {"method_a": first, "method_b": second} | _tested(values[first], values[second]))
             corrected = correct([line["p"] for line in family], correction)
             lines += [line | {"p_corrected": p} for line, p in zip(family, corrected, strict=True)]
     return pd.DataFrame(lines).assign(correction=correction) if lines else pd.DataFrame()
 
 
-def _paired(wide: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+def _paired(wide: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """Values of two methods, a row per participant that has both."""
-    both = wide[[one, other]].dropna()
+    both = wide[[first, second]].dropna()
     scans = both.groupby(level=["dataset", "participant", "scan"]).mean()
     return scans.groupby(level=["dataset", "participant"]).mean()
 
 
-def _tested(one: pd.Series, other: pd.Series) -> dict[str, float]:
-    difference = (one - other).to_numpy().round(_DECIMALS)
+def _tested(first: pd.Series, second: pd.Series) -> dict[str, float]:
+    difference = (first - second).to_numpy().round(_DECIMALS)
     result = {
         "participants": len(difference),
-        "mean_a": one.mean(),
-        "mean_b": other.mean(),
+        "mean_a": first.mean(),
+        "mean_b": second.mean(),
         "median_difference": float(np.median(difference)) if len(difference) else math.nan,
         "statistic": math.nan,
         "p": math.nan,

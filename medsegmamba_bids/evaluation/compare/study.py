@@ -99,14 +99,14 @@ def read_study(path: Path) -> list[Dataset]:
     if set(content) != {"dataset"} or not isinstance(entries, list):
         raise EvaluationError(f"{path}: must hold [[dataset]] tables and nothing else; it has {listed(content)}")
     datasets = [_dataset(entry, path) for entry in entries]
-    for one in datasets:
-        if set(one.methods) != set(datasets[0].methods):
+    for dataset in datasets:
+        if set(dataset.methods) != set(datasets[0].methods):
             raise EvaluationError(
-                f"{path}: the dataset {one.name} has the methods {listed(one.methods)}, but {datasets[0].name} has "
-                f"{listed(datasets[0].methods)}; all must have the same"
+                f"{path}: the dataset {dataset.name} has the methods {listed(dataset.methods)}, but "
+                f"{datasets[0].name} has {listed(datasets[0].methods)}; all must have the same"
             )
-        if sum(other.name == one.name for other in datasets) > 1:
-            raise EvaluationError(f"{path}: two datasets are called {one.name}")
+        if sum(other.name == dataset.name for other in datasets) > 1:
+            raise EvaluationError(f"{path}: two datasets are called {dataset.name}")
     return datasets
 
 
@@ -136,17 +136,17 @@ def match_dataset(dataset: Dataset, table: str) -> tuple[list[Item], list[str]]:
     methods = {name: find_labels(place, table) for name, place in dataset.methods.items()}
     notes = [sentence for place in (reference, *methods.values()) for sentence in place.incomplete]
     partners = {name: _partners(reference, place) for name, place in methods.items()}
-    for name, found in partners.items():
-        if not found:
+    for name, matched in partners.items():
+        if not matched:
             raise EvaluationError(_nothing_common(dataset.reference, reference, name, methods[name]))
-        notes += _differences(dataset, reference, name, methods[name], found)
+        notes += _differences(dataset, reference, name, methods[name], matched)
     items = [
-        Item(dataset.name, scan, files, {name: found[scan] for name, found in partners.items()}, dataset)
+        Item(dataset.name, scan, files, {name: matched[scan] for name, matched in partners.items()}, dataset)
         for scan, files in reference.scans.items()
-        if all(scan in found for found in partners.values())
+        if all(scan in matched for matched in partners.values())
     ]
     if not items:
-        counts = ", ".join(f"{name} has {len(found)}" for name, found in partners.items())
+        counts = ", ".join(f"{name} has {len(matched)}" for name, matched in partners.items())
         raise EvaluationError(
             f"{dataset.reference}: of its {len(reference.scans)} scans none is in all methods ({counts}); "
             "compare the methods one at a time, or complete them"
@@ -161,26 +161,26 @@ def _partners(reference: Place, place: Place) -> dict[ScanName, LabelFiles]:
     """
     if reference.kind == place.kind == "one file":
         return dict(zip(reference.scans, place.scans.values(), strict=True))
-    found = {scan: place.scans[scan] for scan in reference.scans if scan in place.scans}
-    left = [scan for scan in reference.scans if scan not in found]
-    free = [scan for scan in place.scans if scan not in found]
+    matched = {scan: place.scans[scan] for scan in reference.scans if scan in place.scans}
+    left = [scan for scan in reference.scans if scan not in matched]
+    free = [scan for scan in place.scans if scan not in matched]
     for scan in left:
         fitting = [other for other in free if scan.fits(other)]
-        if len(fitting) == 1 and [one for one in left if one.fits(fitting[0])] == [scan]:
-            found[scan] = place.scans[fitting[0]]
-    return found
+        if len(fitting) == 1 and [name for name in left if name.fits(fitting[0])] == [scan]:
+            matched[scan] = place.scans[fitting[0]]
+    return matched
 
 
 def _differences(
-    dataset: Dataset, reference: Place, name: str, place: Place, found: Mapping[ScanName, LabelFiles]
+    dataset: Dataset, reference: Place, name: str, place: Place, matched: Mapping[ScanName, LabelFiles]
 ) -> list[str]:
-    lacking = [scan for scan in reference.scans if scan not in found]
-    used = {files.name for files in found.values()}
+    lacking = [scan for scan in reference.scans if scan not in matched]
+    used = {files.name for files in matched.values()}
     extra = [scan for scan in place.scans if scan not in used]
     notes = []
     if lacking:
         notes.append(
-            f"{dataset.name}: {name} has {len(found)} of the reference's {len(reference.scans)} scans; without it "
+            f"{dataset.name}: {name} has {len(matched)} of the reference's {len(reference.scans)} scans; without it "
             f"and therefore left out for all methods: {listed(lacking)}"
         )
     if extra:

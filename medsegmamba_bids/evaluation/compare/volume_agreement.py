@@ -67,19 +67,19 @@ def bland_altman(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     }
 
 
-def _pearson(one: np.ndarray, other: np.ndarray) -> float:
+def _pearson(found: np.ndarray, reference: np.ndarray) -> float:
     """Pearson's correlation; NaN for fewer than three pairs, or where one side does not vary."""
-    if len(one) < 3 or not np.ptp(one) or not np.ptp(other):
+    if len(found) < 3 or not np.ptp(found) or not np.ptp(reference):
         return math.nan
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(np.corrcoef(found, reference)[0, 1])
 
 
-def _concordance(one: np.ndarray, other: np.ndarray) -> float:
+def _concordance(found: np.ndarray, reference: np.ndarray) -> float:
     """Lin's concordance with variances over n; NaN for fewer than three pairs, or where nothing varies."""
-    scatter = one.var() + other.var() + (one.mean() - other.mean()) ** 2
-    if len(one) < 3 or not scatter:
+    scatter = found.var() + reference.var() + (found.mean() - reference.mean()) ** 2
+    if len(found) < 3 or not scatter:
         return math.nan
-    return float(2 * np.mean((one - one.mean()) * (other - other.mean())) / scatter)
+    return float(2 * np.mean((found - found.mean()) * (reference - reference.mean())) / scatter)
 
 
 def repeatability(rows: pd.DataFrame) -> pd.DataFrame:
@@ -99,8 +99,8 @@ def repeatability(rows: pd.DataFrame) -> pd.DataFrame:
             for method, own in group.groupby("method", sort=False):
                 volumes[method] = own.set_index(["dataset", "participant"])["found_mm3"]
             for method, series in volumes.items():
-                sets = [one.to_numpy(float) for _, one in series.groupby(level=[0, 1]) if len(one) > 1]
-                if sets and any(one.any() for one in sets):
+                sets = [values.to_numpy(float) for _, values in series.groupby(level=[0, 1]) if len(values) > 1]
+                if sets and any(values.any() for values in sets):
                     line = {"dataset": dataset, "label": label, "structure": structure, "method": method}
                     lines.append(line | repeated(sets))
     return pd.DataFrame(lines)
@@ -120,10 +120,10 @@ def repeated(sets: list[np.ndarray]) -> dict[str, float]:
     >>> {key: round(value, 3) for key, value in result.items()}["icc"]
     0.98
     """
-    sizes = np.array([len(one) for one in sets])
-    means = np.array([one.mean() for one in sets])
+    sizes = np.array([len(values) for values in sets])
+    means = np.array([values.mean() for values in sets])
     total, groups = int(sizes.sum()), len(sets)
-    within = sum(float(((one - one.mean()) ** 2).sum()) for one in sets) / (total - groups)
+    within = sum(float(((values - values.mean()) ** 2).sum()) for values in sets) / (total - groups)
     grand = float(np.concatenate(sets).mean())
     icc = math.nan
     if groups > 1:
