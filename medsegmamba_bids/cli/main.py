@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from medsegmamba_bids.cli.common import set_up_logging, user_errors
 from medsegmamba_bids.cli.machine import memory_gb
 from medsegmamba_bids.cli.parser import parse_config
 from medsegmamba_bids.config import RunConfig, check_folders
+from medsegmamba_bids.errors import UserError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -50,6 +53,7 @@ def run_level(config: RunConfig) -> int:
     from medsegmamba_bids.execution.machine_check import check_machine
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
 
+    _check_files(config)
     check_machine(config)
     with _log(config), Progress() as progress:
         _tell_memory(config)
@@ -60,6 +64,16 @@ def run_level(config: RunConfig) -> int:
     print(f"results: {config.output_dir}")
     print(f"log:     {config.log_dir}")
     return exit_code(outcomes)
+
+
+def _check_files(config: RunConfig) -> None:
+    """Refuse files of options that cannot be used, before any work."""
+    from medsegmamba_bids.execution.runner import read_plugin
+    from medsegmamba_bids.report.thresholds import load_thresholds
+
+    load_thresholds(config.quality_thresholds)
+    if config.use_plugin:
+        read_plugin(config.use_plugin)
 
 
 def _tell_memory(config: RunConfig) -> None:
@@ -95,8 +109,12 @@ def _log(config: RunConfig) -> Iterator[None]:
     to_file = log_to_file(str(config.log_dir / LOG_FILE))  # that has it all
     terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")  # shown already
     package = logging.getLogger("medsegmamba_bids")
+    refused = False
     try:
         yield
+    except UserError:
+        refused = True  # before any work: there is nothing to look up
+        raise
     except Exception as error:
         package.debug("the run ended with an error: %s", error, exc_info=True)
         raise
@@ -105,6 +123,10 @@ def _log(config: RunConfig) -> Iterator[None]:
         package.removeHandler(to_file)
         logging.getLogger("nipype").removeHandler(to_file)
         to_file.close()
+        if refused:
+            shutil.rmtree(config.log_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other runs' logs
+                config.log_dir.parent.rmdir()
 
 
 if __name__ == "__main__":

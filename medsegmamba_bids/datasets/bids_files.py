@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from bids_validator import BIDSValidator
 from pathspec import GitIgnoreSpec
 
-from medsegmamba_bids.errors import BIDSError
+from medsegmamba_bids.errors import BIDSError, reason
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 #: Entities that names of derivatives have and names of raw images have not.
@@ -155,7 +155,7 @@ class BIDSFolder:
             lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
             return GitIgnoreSpec.from_lines(lines).match_file
         except (OSError, ValueError) as error:
-            raise BIDSError(f"{path}: cannot be read ({error})") from error
+            raise BIDSError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def files_below(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:

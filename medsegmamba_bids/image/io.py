@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import os
@@ -42,8 +43,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:  # a full disk names no file, others the temporary one
+        if error.filename is None or str(temporary) in (str(error.filename), str(error.filename2)):
+            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is told, not this
+            temporary.unlink(missing_ok=True)
 
 
 def _suffix(path: Path, allowed: tuple[str, ...]) -> str:

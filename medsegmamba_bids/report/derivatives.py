@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.data.names import output_folder, output_name, product, split_prefix
-from medsegmamba_bids.errors import ImageError, TableError
+from medsegmamba_bids.errors import ImageError, TableError, reason
 from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import read_measures, read_tsv
 
@@ -112,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TableError(f"{path}: cannot be read as JSON ({error})") from error
+        raise TableError(f"{path}: cannot be read as JSON ({reason(error)})") from error
     if not isinstance(entries, dict):
         raise TableError(f"{path}: not a JSON object")
     return entries

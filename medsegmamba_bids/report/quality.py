@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM
-from medsegmamba_bids.errors import ThresholdError
+from medsegmamba_bids.errors import ThresholdError, reason
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.report.thresholds import load_thresholds, side_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
@@ -312,7 +312,7 @@ def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
         texts = {"segmentation": object, "structure": object}
         return rows[list(COLUMNS)].astype(texts).fillna(dict.fromkeys(texts, ""))
     except (OSError, ValueError, KeyError) as error:
-        raise ThresholdError(f"{path}: cannot be read as a table of quality flags ({error})") from error
+        raise ThresholdError(f"{path}: cannot be read as a table of quality flags ({reason(error)})") from error
 
 
 def flag_messages(output_dir: Path, subject: str) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.anatomy import CEREBRUM, FREESURFER_ONLY, OUTER_CSF
-from medsegmamba_bids.errors import TableError
+from medsegmamba_bids.errors import TableError, reason
 from medsegmamba_bids.segmentations import CORRECTED, VOLUME_DEFINITIONS
 from medsegmamba_bids.stats.measures import SEGMENTED_ICV, Measure
 
@@ -73,7 +73,7 @@ def read_tsv(path: str | os.PathLike) -> pd.DataFrame:
         text = Path(path).read_text(encoding="utf-8")
         rows = pd.read_csv(io.StringIO(text), sep="\t", na_values=[MISSING], keep_default_na=False)
     except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
-        raise TableError(f"{path}: cannot be read as a table ({error})") from error
+        raise TableError(f"{path}: cannot be read as a table ({reason(error)})") from error
     if absent := [name for name in COLUMNS if name not in rows]:
         raise TableError(f"{path}: not a volume table, it lacks the columns {', '.join(absent)}")
     rows["Flag"] = rows["Flag"].astype(object).fillna("")

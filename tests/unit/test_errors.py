@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import errno
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 import medsegmamba_bids
 from medsegmamba_bids import errors
+from medsegmamba_bids.cli.common import sentence_of
 from medsegmamba_bids.execution.crashes import last_error
+from medsegmamba_bids.image.io import atomic_path
 
 OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 BUILT_IN = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
@@ -39,3 +42,45 @@ def test_it_comes_whole_out_of_another_process_and_out_of_a_crash_file(kind):
 def test_a_fault_of_the_program_keeps_its_kind_in_a_crash():
     assert last_error("ValueError: operands could not be broadcast") == "ValueError: operands could not be broadcast"
     assert last_error("other.errors.ImageError: no") == "other.errors.ImageError: no"
+
+
+def test_a_full_disk_names_the_file_that_was_to_be_written(tmp_path):
+    path = tmp_path / "a.nii.gz"
+
+    def fill_up():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fill_up()
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+    assert sentence_of(caught.value) == f"{path}: No space left on device"
+    assert last_error(f"OSError: {caught.value}") == f"{path}: No space left on device"
+
+
+def test_a_folder_that_is_not_there_names_the_file_and_not_its_temporary_name(tmp_path):
+    path = tmp_path / "absent" / "a.tsv"
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(path) as temporary:
+        temporary.write_text("")
+    assert sentence_of(caught.value) == f"{path}: No such file or directory"
+
+
+def test_what_cannot_be_read_keeps_its_own_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.tsv"):
+        (tmp_path / "source").read_text()
+    assert sentence_of(caught.value) == f"{tmp_path / 'source'}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(13, "Permission denied", "a", None, "b"), "a -> b: Permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError("the cable is out"), "the cable is out"),
+        (errors.ImageError("a.nii: empty"), "a.nii: empty"),
+    ],
+)
+def test_sentences(error, sentence):
+    assert sentence_of(error) == sentence

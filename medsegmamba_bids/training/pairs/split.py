@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.datasets import participants
-from medsegmamba_bids.errors import SplitError
+from medsegmamba_bids.errors import SplitError, reason
 from medsegmamba_bids.image.io import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def read_split(path: Path) -> dict[str, str]:
     try:
         pairs = _json_pairs(path) if path.suffix == ".json" else _table_pairs(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SplitError(f"{path}: cannot be read as a division into {', '.join(SETS)} ({error})") from error
+        raise SplitError(f"{path}: cannot be read as a division into {', '.join(SETS)} ({reason(error)})") from error
     found: dict[str, str] = {}
     for participant, name in pairs:
         if name not in SETS:
