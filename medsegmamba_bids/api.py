@@ -277,13 +277,13 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
         There is no such table.
     """
     structures = load_label_table(table)
-    found, true = _labels(labels), _labels(reference)
-    pair = [np.asanyarray(image.dataobj) for image in (found, true)]
-    if not Grid.of(found).same_as(Grid.of(true)):
-        pair[0] = labels_to_grid(pair[0], Grid.of(found), Grid.of(true))
+    own, other = _labels(labels), _labels(reference)
+    pair = [np.asanyarray(image.dataobj) for image in (own, other)]
+    if not Grid.of(own).same_as(Grid.of(other)):
+        pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))
     if of_table(table) is ASEG:
         pair = [join_brain_labels(array) for array in pair]
-    zooms = nib.affines.voxel_sizes(true.affine)
+    zooms = nib.affines.voxel_sizes(other.affine)
     rows = structure_metrics(*pair, zooms, structures.labels[1:].tolist())
     rows.insert(0, "structure", structures.names[1:])
     return rows

@@ -16,12 +16,12 @@ _SYSTEM = re.compile(r"\[Errno \d+\] (?P<reason>[^:]+)(?:: (?P<quote>['\"])(?P<f
 
 def read_crashes(folder: Path) -> dict[str, str]:
     """Return full name of a node -> what it failed with, from the crash files in a folder."""
-    found = {}
+    reasons = {}
     for path in sorted(folder.glob("crash-*.txt")):
         text = path.read_text(encoding="utf-8", errors="replace")
         if match := _NODE.search(text):
-            found[match[1]] = last_error(text)
-    return found
+            reasons[match[1]] = last_error(text)
+    return reasons
 
 
 def last_error(text: str) -> str:

@@ -75,7 +75,7 @@ def finished_before(image: T1wImage, by_another: bool) -> Outcome:
 
 def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[Outcome]:
     """Add the quality flags that the reports found to T1w images that are done."""
-    found: dict[str, dict[str, list[str]]] = {}
+    messages: dict[str, dict[str, list[str]]] = {}
     out = []
     for outcome in outcomes:
         prefix = outcome.name.removesuffix("_T1w")
@@ -83,9 +83,9 @@ def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[O
             out.append(outcome)
             continue
         subject = split_prefix(prefix)["sub"]
-        if subject not in found:
-            found[subject] = flag_messages(config.output_dir, subject)
-        reasons = tuple(dict.fromkeys([*outcome.reasons, *found[subject].get(prefix, [])]))
+        if subject not in messages:
+            messages[subject] = flag_messages(config.output_dir, subject)
+        reasons = tuple(dict.fromkeys([*outcome.reasons, *messages[subject].get(prefix, [])]))
         out.append(Outcome(outcome.name, FLAGGED if reasons else DONE, reasons))
     return out
 

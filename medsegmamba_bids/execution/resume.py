@@ -52,12 +52,12 @@ def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[s
         Weights cannot be used.
     """
     networks, template = choose_networks(config), find_template()
-    found = {}
+    remaining = {}
     for subject, images in subjects.items():
         left = [i for i in images if why_unfinished(i, made_from(i, config, networks, template), config)]
         if left or not report_is_current(subject, config):
-            found[subject] = left
-    return found
+            remaining[subject] = left
+    return remaining
 
 
 def _report_record(subject: str, config: RunConfig) -> Path:

@@ -171,12 +171,12 @@ def _stored(jobs: Jobs) -> dict[str, Any]:
     """Options for the tasks: what was chosen, with absolute paths."""
     names = (jobs.chosen | {"work_dir"}) - _NOT_STORED
     config = jobs.config
-    found = {entry.name: getattr(config, entry.name) for entry in fields(config) if entry.name in names}
+    options = {entry.name: getattr(config, entry.name) for entry in fields(config) if entry.name in names}
     for name in ("aseg_weights", "hippocampus_weights", "brain_mask"):
-        value = found.get(name)
+        value = options.get(name)
         if value and (name == "brain_mask" or Path(value).is_file()):
-            found[name] = Path(value).expanduser().absolute()
-    return json.loads(json.dumps(found, default=str))
+            options[name] = Path(value).expanduser().absolute()
+    return json.loads(json.dumps(options, default=str))
 
 
 def _check_options(options: tuple[str, ...]) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class Box(tuple):
         >>> Box.around(np.pad(np.ones((2, 2, 2)), 3), margin=1)
         (slice(2, 6, None), slice(2, 6, None), slice(2, 6, None))
         """
-        found = ndimage.find_objects((mask != 0).astype(np.uint8))
-        return cls(found[0]).grow(margin, mask.shape) if found else None
+        boxes = ndimage.find_objects((mask != 0).astype(np.uint8))
+        return cls(boxes[0]).grow(margin, mask.shape) if boxes else None
 
     @classmethod
     def hull(cls, boxes: Iterable[Sequence[slice]]) -> Box:

@@ -55,11 +55,11 @@ def why_refused(device: torch.device) -> str:
     right libraries), hence the trial.
     """
     try:
-        found = _run_kernel(device)
+        result = _run_kernel(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         return str(error).strip().partition("\n")[0] or type(error).__name__
-    if found != _EXPECTED:
-        return f"a small convolution gave {found} instead of {_EXPECTED}"
+    if result != _EXPECTED:
+        return f"a small convolution gave {result} instead of {_EXPECTED}"
     return ""
 
 

@@ -83,15 +83,15 @@ def background_only(
     shape: tuple[int, ...], affine: np.ndarray, labels: Sequence[int], notes: Sequence[str]
 ) -> Segmentation:
     """The segmentation in which nothing was found."""
-    found = [int(label) for label in labels[1:]]
+    structures = [int(label) for label in labels[1:]]
     return Segmentation(
         labels=np.zeros(shape, np.uint16),
         affine=affine,
         posterior=np.ones(shape, np.float32),
         entropy=np.zeros(shape, np.float32),
-        voxels=dict.fromkeys(found, 0),
-        soft_volumes=dict.fromkeys(found, 0.0),
-        mean_posterior=dict.fromkeys(found, math.nan),
+        voxels=dict.fromkeys(structures, 0),
+        soft_volumes=dict.fromkeys(structures, 0.0),
+        mean_posterior=dict.fromkeys(structures, math.nan),
         brain_mask=np.zeros(shape, bool) if covers_brain(labels) else None,
         device="none",
         notes=tuple(notes),
@@ -192,8 +192,8 @@ class _Merger:
         if index == 0:
             return self.prediction.box
         likely = (self.prediction.probabilities[index] > _FLOOR).cpu().numpy()
-        found = Box.around(likely, margin=1) or Box.empty()
-        return found.out_of(self.prediction.box)
+        box = Box.around(likely, margin=1) or Box.empty()
+        return box.out_of(self.prediction.box)
 
     def drop_islands(self, groups: Sequence[Sequence[int]]) -> None:
         """Keep the largest component of each group; the rest becomes background."""

@@ -171,7 +171,7 @@ def predict_volume(
 
 def _check_finite(probabilities: torch.Tensor, precision: str) -> None:
     """Refuse NaN and infinity, a class at a time: they spread to the class's sum."""
-    if not all(bool(one.sum(dtype=torch.float32).isfinite()) for one in probabilities):
+    if not all(bool(channel.sum(dtype=torch.float32).isfinite()) for channel in probabilities):
         advice = "" if precision == "float32" else f" in {precision}; use float32"
         raise SegmentationError(f"the network gave probabilities that are not finite{advice}")
 

@@ -45,7 +45,7 @@ class WriteRecord(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         root = Path(self.inputs.output_dir)
         inputs = {name: fingerprint(Path(entry["Path"])) for name, entry in self.inputs.in_files.items()}
-        if changed := [name for name, found in inputs.items() if not _as_before(found, self.inputs.in_files[name])]:
+        if changed := [name for name, now in inputs.items() if not _as_before(now, self.inputs.in_files[name])]:
             logger.warning("%s: the %s changed during the run; run it again", self.inputs.prefix, ", ".join(changed))
             return runtime
         written = [Path(path) for path in [*self.inputs.aseg_files, *(self.inputs.hippocampus_files or [])]]
@@ -57,8 +57,8 @@ class WriteRecord(SimpleInterface):
         return runtime
 
 
-def _as_before(found: dict[str, Any], before: dict[str, Any]) -> bool:
-    return all(found.get(key) == before.get(key) for key in ("Size", "Modified"))
+def _as_before(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    return all(now.get(key) == before.get(key) for key in ("Size", "Modified"))
 
 
 def record_path(output_dir: Path, prefix: str) -> Path:
@@ -92,7 +92,7 @@ def size_and_time(path: Path) -> dict[str, int]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size, time of change and SHA-256 of a file; empty where it cannot be read."""
-    found: dict[str, Any] = size_and_time(path)
+    state: dict[str, Any] = size_and_time(path)
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -100,7 +100,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
                 digest.update(chunk)
     except OSError:
         return {}
-    return {**found, "SHA256": digest.hexdigest()}
+    return {**state, "SHA256": digest.hexdigest()}
 
 
 def is_unchanged(path: Path, before: Any) -> bool:

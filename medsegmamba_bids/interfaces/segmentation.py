@@ -144,10 +144,10 @@ def _save(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
     }
     if segmentation.brain_mask is not None:
         results["mask_file"] = str(save_image(segmentation.brain_mask, affine, folder / "mask.nii.gz", np.uint8))
-    found = {label for label, count in segmentation.voxels.items() if count}
+    present = {label for label, count in segmentation.voxels.items() if count}
     numbers = {
         "SoftVolumes": segmentation.soft_volumes,
-        "MeanPosteriors": {label: value for label, value in segmentation.mean_posterior.items() if label in found},
+        "MeanPosteriors": {label: value for label, value in segmentation.mean_posterior.items() if label in present},
     }
     with atomic_path(folder / "numbers.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")

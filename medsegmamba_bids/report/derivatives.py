@@ -135,11 +135,11 @@ def _own(folder: str, prefix: str) -> bool:
 def _traces(output_dir: Path, subject: str) -> list[tuple[str, str]]:
     """Folders, relative to the output's, and the names of T1w images that files in them tell of, by these names."""
     folder = output_dir / f"sub-{subject}"
-    found = set()
+    traces = set()
     for anat in (folder / "anat", *folder.glob("ses-*/anat")):
         for path in anat.iterdir() if anat.is_dir() else ():
-            found.update((anat.relative_to(output_dir).as_posix(), prefix) for prefix in _prefixes(path.name))
-    return sorted(found, key=lambda trace: trace[1])
+            traces.update((anat.relative_to(output_dir).as_posix(), prefix) for prefix in _prefixes(path.name))
+    return sorted(traces, key=lambda trace: trace[1])
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -113,9 +113,9 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None)
     sections, flags = [], []
     for scan in scans:
         results = read_results(scan)
-        found = quality_flags(_quality_inputs(results), limits)
-        flags += found
-        sections.append(_section(results, found, limits, detail))
+        raised = quality_flags(_quality_inputs(results), limits)
+        flags += raised
+        sections.append(_section(results, raised, limits, detail))
     write_flags(output_dir, subject, flags, limits)
     page = render(
         "participant.html.jinja",
@@ -199,12 +199,14 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail
         "name": results.scan.prefix,
         "flags": flags,
         "problems": results.problems,
-        "notes": list(dict.fromkeys(n for one in results.sidecars.values() for n in provenance.notes_of(one))),
+        "notes": list(
+            dict.fromkeys(note for sidecar in results.sidecars.values() for note in provenance.notes_of(sidecar))
+        ),
         "atlas_note": provenance.ATLAS_NOTE if hippocampus and hippocampus.from_atlas else "",
         "pictures": pictures,
         "segmentations": [_volumes(results, name, flags, limits) for name in results.tables],
         "measures": _measures(results),
-        "weights": [(of_name(name).title, one) for name, one in weights.items()],
+        "weights": [(of_name(name).title, described) for name, described in weights.items()],
         "runs": [_run(of_name(name).title, sidecar) for name, sidecar in results.sidecars.items() if sidecar],
         "versions": results.sidecars.get(ASEG.name, {}).get("Versions", {}),
         "template": results.sidecars.get(ASEG.name, {}).get("Template", {}),

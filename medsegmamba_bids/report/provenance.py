@@ -106,6 +106,6 @@ def details(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if key in ("Name", "Seconds", "PeakMemoryGB", "Notes"):
             continue
         if isinstance(value, dict):
-            yield from ((f"{key} {inner}", str(one)) for inner, one in value.items() if one not in ("", None))
+            yield from ((f"{key} {inner}", str(entry)) for inner, entry in value.items() if entry not in ("", None))
         elif value not in ("", None, [], {}):
             yield key, str(value)

@@ -125,13 +125,13 @@ def quality_flags(inputs: QualityInputs, thresholds: dict[str, Any] | None = Non
     'voxels are 2 mm (at most 1.5 mm)'
     """
     limits = thresholds or load_thresholds()
-    found = [*_image_flags(inputs, limits["checks"])]
+    flags = [*_image_flags(inputs, limits["checks"])]
     for segmentation, table in inputs.tables.items():
         labels = inputs.labels.get(segmentation)
         known = table[table["Flag"] != UNKNOWN]
-        found += _structure_flags(inputs.scan, segmentation, known, labels, limits)
-        found += _side_flags(inputs.scan, segmentation, known, limits["checks"]["asymmetry"])
-    return found
+        flags += _structure_flags(inputs.scan, segmentation, known, labels, limits)
+        flags += _side_flags(inputs.scan, segmentation, known, limits["checks"]["asymmetry"])
+    return flags
 
 
 def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag]:
@@ -241,19 +241,19 @@ def stray_shares(labels: np.ndarray) -> dict[int, float]:
     >>> stray_shares(np.array([[[5, 5, 5, 0, 5]]]))
     {5: 0.25}
     """
-    found = {}
+    shares = {}
     structure = np.ones((3, 3, 3), bool)
     box = Box.around(labels)
     if box is None:
-        return found
+        return shares
     inside = labels[box].astype(np.int32, copy=False)
     for number, part in enumerate(ndimage.find_objects(inside), 1):
         if part is None:
             continue
         pieces, count = ndimage.label(inside[part] == number, structure)
         sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-        found[number] = float(1 - sizes.max() / sizes.sum())
-    return found
+        shares[number] = float(1 - sizes.max() / sizes.sum())
+    return shares
 
 
 def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:

@@ -63,7 +63,7 @@ def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> lis
     ranges : dict
         Structure -> lowest and highest plausible volume, mm3.
     """
-    found = []
+    plotted = []
     for row in rows:
         dots = {
             side: {"at": log_position(entry["Volume_mm3"]), "volume": entry["Volume_mm3"]}
@@ -73,8 +73,8 @@ def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> lis
         if not dots:
             continue
         bar = [log_position(limit) for limit in ranges[row["name"]]] if row["name"] in ranges else None
-        found.append({**row, "dots": dots, "bar": bar})
-    return found
+        plotted.append({**row, "dots": dots, "bar": bar})
+    return plotted
 
 
 def log_position(volume: float) -> float:

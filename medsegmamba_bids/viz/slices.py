@@ -140,7 +140,7 @@ def _outlines(part: np.ndarray, colors: Mapping[int, str]) -> list[tuple[int, np
     """Label and points (N, 2) as x and y of each outline in a slice."""
     from contourpy import contour_generator
 
-    found = []
+    outlines = []
     boxes = ndimage.find_objects(part.astype(np.int32, copy=False), max_label=max(colors))
     for label in colors:
         box = boxes[label - 1]
@@ -151,8 +151,8 @@ def _outlines(part: np.ndarray, colors: Mapping[int, str]) -> list[tuple[int, np
         smooth = ndimage.gaussian_filter(mask, _SIGMA)
         level = min(0.5, 0.6 * float(smooth.max()))
         for line in contour_generator(z=smooth).lines(level):
-            found.append((label, line + [box[1].start - 1.5, box[0].start - 1.5]))
-    return found
+            outlines.append((label, line + [box[1].start - 1.5, box[0].start - 1.5]))
+    return outlines
 
 
 def draw_entropy(mosaic: Mosaic, entropy: np.ndarray) -> np.ndarray:

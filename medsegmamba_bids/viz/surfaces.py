@@ -81,7 +81,7 @@ def label_surfaces(
     labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, str], thin: bool = False
 ) -> list[Surface]:
     """Surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's."""
-    found = []
+    solids = []
     boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
     for label, color in colors.items():
         box = boxes[label - 1]
@@ -90,8 +90,8 @@ def label_surfaces(
         origin = affine[:3, 3] + np.array([side.start for side in box])
         surface = find_surface(labels[box] == label, to_rgb(color), origin, thin)
         if surface is not None:
-            found.append(surface)
-    return found
+            solids.append(surface)
+    return solids
 
 
 def view_matrix(azimuth: float, elevation: float) -> np.ndarray:

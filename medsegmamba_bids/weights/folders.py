@@ -62,8 +62,8 @@ def find_weights(path_or_name: str | os.PathLike | None, task: str | None = None
     if path_or_name is None:
         return _require_default(task)
     path = _locate(path_or_name)
-    if task is not None and (found := read_info(path).task) != task:
-        raise WeightsError(f"{path}: weights for the task {found}, not for {task}")
+    if task is not None and (own_task := read_info(path).task) != task:
+        raise WeightsError(f"{path}: weights for the task {own_task}, not for {task}")
     return path
 
 

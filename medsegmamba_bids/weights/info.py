@@ -198,7 +198,7 @@ def read_header(path: Path) -> dict[str, Any]:
             if start.startswith(_CHECKPOINT_STARTS):
                 raise WeightsError(
                     f"{path}: a PyTorch checkpoint, not a weights file; convert it first: "
-                    "medsegmamba-weights import FILE --task {'|'.join(TASKS)}"
+                    f"medsegmamba-weights import FILE --task {'|'.join(TASKS)}"
                 )
             raise WeightsError(f"{path}: not a safetensors file")
         text = file.read(length)
@@ -209,10 +209,10 @@ def read_header(path: Path) -> dict[str, Any]:
         expected = 8 + length + _end_of_tensors(header)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from error
-    found = path.stat().st_size
-    if found != expected:
-        state = "truncated" if found < expected else "followed by other data"
-        raise WeightsError(f"{path}: {state}, it has {found} bytes instead of {expected}")
+    size = path.stat().st_size
+    if size != expected:
+        state = "truncated" if size < expected else "followed by other data"
+        raise WeightsError(f"{path}: {state}, it has {size} bytes instead of {expected}")
     return header
 
 

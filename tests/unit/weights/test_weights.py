@@ -297,3 +297,14 @@ def test_list_show_and_verify(network, info, folder, capsys):
     assert captured.out.startswith(f"{path}: ok")
     assert "broken.safetensors: not a safetensors file" in captured.err
     assert main(["show", "absent"]) == 1
+
+
+def test_a_checkpoint_is_named_as_one_with_what_to_do(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(WeightsError) as caught:
+        read_info(path)
+    assert str(caught.value) == (
+        f"{path}: a PyTorch checkpoint, not a weights file; convert it first: "
+        "medsegmamba-weights import FILE --task aseg|hippocampus"
+    )
