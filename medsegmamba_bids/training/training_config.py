@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bfloat16")
 #: Decide how fast a training runs and how its result is described, not what it is.
 FREE_KEYS = ("workers", "save_every", "log_every", "weights")
 #: Keys that came later: they count only where they are set, so that older checkpoints stay valid.
-LATER_SOURCE_KEYS = ("subfield_atlas",)
+LATER_SOURCE_KEYS = ("subfield_atlas", "subfield_volumes", "subfield_spread")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Source:
     image : str, a real image of the head, or ``mni152``; what ``*`` stands for in ``labels``, it stands for here
     stripped : bool, whether that image is skull-stripped
     subfield_atlas : image and names (JSON) of the hippocampal subfields to paint into labels 17 and 53
+    subfield_volumes : bool, whether borders are moved to the proportions published for adults
+    subfield_spread : float, how much the subfields' shares differ between the maps (logarithm's standard deviation)
     """
 
     labels: str
@@ -64,6 +66,8 @@ class Source:
     image: str = ""
     stripped: bool = False
     subfield_atlas: tuple[str, ...] = ()
+    subfield_volumes: bool = False
+    subfield_spread: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
-import numpy as np
 from tqdm import tqdm
 
+from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.training.synthetic.label_maps import LabelMap, TemplateAtlas, prepare_map, read_lia
 from medsegmamba_bids.training.synthetic.tissues import TissueTable
 from medsegmamba_bids.training.training_config import Source, SynthesisConfig
 
+if TYPE_CHECKING:
+    from medsegmamba_bids.training.synthetic.subfields import SubfieldAtlas
+
+_VOLUMES = "synthesis/hippoFS60_volumes.tsv"
 #: Raised whenever preparing a map gives something else than before.
 _VERSION = 4
 
@@ -44,9 +49,10 @@ def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: 
             if not stored.exists():
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 image = _read_image(_image_name(source, path, data_dir), data_dir)
-                prepare_map(
-                    path, tissues, atlas=atlas, image=image, stripped=source.stripped, subfields=subfields
-                ).save(stored)
+                own = subfields and _atlas_of(path, subfields, source.subfield_spread)
+                prepare_map(path, tissues, atlas=atlas, image=image, stripped=source.stripped, subfields=own).save(
+                    stored
+                )
             maps.append(replace(LabelMap.load(stored), weight=source.weight))
     return maps
 
@@ -64,6 +70,8 @@ def _cache_key(config: SynthesisConfig, source: Source, data_dir: Path, path: Pa
     files = [path, *(data_dir / name for name in (config.atlas, image, *source.subfield_atlas) if name)]
     stamps = [(str(file.resolve()), *_stamp(file)) for file in files]
     parts = (_VERSION, stamps, image, source.stripped, tissues.rows.to_csv())
+    if source.subfield_atlas:
+        parts += (source.subfield_volumes and data_path(_VOLUMES).read_text(encoding="utf-8"), source.subfield_spread)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -97,11 +105,18 @@ def _read_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | N
     return load_image(data_dir / name) if name else None
 
 
-def _subfield_atlas(source: Source, data_dir: Path) -> np.ndarray | None:
+def _subfield_atlas(source: Source, data_dir: Path) -> SubfieldAtlas | None:
     if not source.subfield_atlas:
         return None
     if len(source.subfield_atlas) != 2:
         raise ConfigError(f"subfield_atlas is {list(source.subfield_atlas)}; an image and its names are needed")
-    from medsegmamba_bids.training.synthetic.subfields import load_atlas
+    from medsegmamba_bids.training.synthetic.subfields import load_atlas, with_published_volumes
 
-    return load_atlas(*(data_dir / name for name in source.subfield_atlas))
+    atlas = load_atlas(*(data_dir / name for name in source.subfield_atlas))
+    return with_published_volumes(atlas) if source.subfield_volumes else atlas
+
+
+def _atlas_of(path: Path, atlas: SubfieldAtlas, spread: float) -> SubfieldAtlas:
+    from medsegmamba_bids.training.synthetic.subfields import of_a_person
+
+    return of_a_person(atlas, path.name, spread)

@@ -8,15 +8,19 @@ an anatomical prior on real hippocampal shapes, not what FreeSurfer would find i
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
+from medsegmamba_bids.data import data_path
 from medsegmamba_bids.image.grid import Box
 
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
@@ -37,13 +41,95 @@ SUBFIELDS = {
 }
 MARGIN_MM = 12
 FAR_MM = 6.0
+#: How soft borders are where they are moved, and when moving them ends.
+SOFT_MM, MOVES = 0.7, 300
 
 
 @dataclass(frozen=True)
 class SubfieldAtlas:
-    """Subfields of one left hippocampus: labels int32 (X, Y, Z), LIA, 1 mm, cropped with a margin."""
+    """Subfields of one left hippocampus.
+
+    Attributes
+    ----------
+    labels : int32 (X, Y, Z), LIA, 1 mm, cropped with a margin
+    volumes : mapping of int to float, or None
+        Proportions to be met in every hippocampus that is painted; None: those that come of it.
+    """
 
     labels: np.ndarray
+    volumes: Mapping[int, float] | None = None
+
+
+def published_volumes() -> dict[int, float]:
+    """Mean volumes that FreeSurfer gives in adults, mm3; not of every subfield (the file says whose)."""
+    rows = pd.read_csv(data_path("synthesis/hippoFS60_volumes.tsv"), sep="\t", comment="#")
+    return dict(zip(rows["label"].tolist(), rows["volume"].tolist(), strict=True))
+
+
+def with_volumes(labels: np.ndarray, volumes: Mapping[int, float]) -> np.ndarray:
+    """Subfields with their inner borders moved until they have these proportions; the outer border stays.
+
+    Every subfield's mask is blurred to a likelihood, and the most likely one wins after each has been favoured or
+    held back as its volume demands; who is nowhere likely gains nothing there, so that the pattern stays.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z), one hippocampus, 1 mm
+    volumes : mapping of int to float
+        Of every subfield present, of any size: only their proportions count.
+    """
+    inside = labels > 0
+    present = np.unique(labels[inside])
+    likely = [ndimage.gaussian_filter((labels == label).astype(float), SOFT_MM)[inside] for label in present]
+    logarithm = np.log(np.array(likely) + 1e-6)
+    wanted = np.array([volumes[int(label)] for label in present], float)
+    wanted *= inside.sum() / wanted.sum()
+    best, least, favour = np.searchsorted(present, labels[inside]), np.inf, np.zeros(len(present))
+    for _ in range(MOVES):
+        winner = (logarithm + favour[:, None]).argmax(0)
+        found = np.bincount(winner, minlength=len(present))
+        wrong = np.abs(found - wanted).sum()
+        if wrong < least:
+            best, least = winner, wrong
+        favour += 0.1 * np.log((wanted + 1) / (found + 1))
+    moved = labels.copy()
+    moved[inside] = present[best]
+    return moved
+
+
+def atlas_volumes(atlas: SubfieldAtlas) -> dict[int, float]:
+    """Voxels of every subfield of the atlas."""
+    present, counts = np.unique(atlas.labels[atlas.labels > 0], return_counts=True)
+    return dict(zip(present.tolist(), counts.astype(float).tolist(), strict=True))
+
+
+def with_published_volumes(atlas: SubfieldAtlas) -> SubfieldAtlas:
+    """The atlas, to be painted with the proportions that are published for adults.
+
+    What is not published keeps its volume in the atlas, and the rest together keep theirs.
+    """
+    own, published = atlas_volumes(atlas), published_volumes()
+    shared = [label for label in own if label in published]
+    scale = sum(own[label] for label in shared) / sum(published[label] for label in shared)
+    return replace(atlas, volumes={label: published.get(label, count / scale) * scale for label, count in own.items()})
+
+
+def of_a_person(atlas: SubfieldAtlas, name: str, spread: float) -> SubfieldAtlas:
+    """The atlas, to be painted as it might be in someone else: every proportion is multiplied by a random factor.
+
+    Parameters
+    ----------
+    atlas : SubfieldAtlas
+    name : str
+        Of the person; the same name gives the same factors, on both sides.
+    spread : float
+        Standard deviation of the factors' logarithms; 0 leaves the atlas alone.
+    """
+    if not spread:
+        return atlas
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    volumes = atlas.volumes or atlas_volumes(atlas)
+    return replace(atlas, volumes={label: volumes[label] * np.exp(rng.normal(0, spread)) for label in sorted(volumes)})
 
 
 def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
@@ -94,7 +180,8 @@ def propagate(atlas: SubfieldAtlas, mask: np.ndarray) -> np.ndarray:
     atlas_image = sitk.GetImageFromArray(atlas.labels.astype(np.int16))
     warped = sitk.GetArrayFromImage(sitk.Resample(atlas_image, fixed, transform, sitk.sitkNearestNeighbor, 0))
     nearest = ndimage.distance_transform_edt(warped == 0, return_distances=False, return_indices=True)
-    return np.where(mask, warped[tuple(nearest)], 0)
+    subfields = np.where(mask, warped[tuple(nearest)], 0)
+    return subfields if atlas.volumes is None else with_volumes(subfields, atlas.volumes)
 
 
 def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:

@@ -119,9 +119,10 @@ def test_digest_is_of_what_decides_the_result(tmp_path):
 PAPER = [f"paper_{task}{network}" for task in ("aseg", "hippocampus") for network in ("", "_segmambabot", "_tabsurfer")]
 
 
-@pytest.mark.parametrize(
-    "name", ["embedded_aseg", "embedded_aseg2_base", "embedded_aseg2", "embedded_hippocampus", *PAPER]
-)
+EMBEDDED = ["embedded_aseg", "embedded_aseg2_base", "embedded_aseg2", "embedded_hippocampus", "embedded_hippocampus2"]
+
+
+@pytest.mark.parametrize("name", [*EMBEDDED, *PAPER])
 def test_configurations_of_the_package_can_be_run(name):
     config = read_config(find_config(name))
     if isinstance(config, SynthesisConfig):

@@ -8,7 +8,15 @@ import pytest
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.training.synthetic.label_maps import read_lia
-from medsegmamba_bids.training.synthetic.subfields import SUBFIELDS, SubfieldAtlas, load_atlas, paint_subfields
+from medsegmamba_bids.training.synthetic.subfields import (
+    SUBFIELDS,
+    SubfieldAtlas,
+    load_atlas,
+    of_a_person,
+    paint_subfields,
+    with_published_volumes,
+    with_volumes,
+)
 
 SUBFIELD_NUMBERS = sorted(SUBFIELDS.values())
 
@@ -70,6 +78,61 @@ def test_a_missing_side_is_left_out(atlas):
     labels[ellipsoid(labels.shape, (30, 25, 35), (7, 6, 19))] = 17
     found = paint_subfields(labels, atlas)
     assert 1000 < found[labels == 17].min() <= found.max() < 2000
+
+
+def blocks():
+    """Three slabs of 4 voxels across a block, and their volumes."""
+    labels = np.zeros((20, 14, 14), np.int32)
+    labels[4:8, 2:12, 2:12], labels[8:12, 2:12, 2:12], labels[12:16, 2:12, 2:12] = 204, 205, 206
+    return labels
+
+
+def test_borders_move_to_the_wanted_proportions():
+    """Volumes within 3 % of the block; the outer border and the order of the slabs stay."""
+    labels = blocks()
+    for wanted in ({204: 1.0, 205: 1.0, 206: 1.0}, {204: 3.0, 205: 4.0, 206: 5.0}, {204: 30.0, 205: 20.0, 206: 10.0}):
+        moved = with_volumes(labels, wanted)
+        assert np.array_equal(moved > 0, labels > 0)
+        shares = np.array([(moved == label).sum() for label in wanted]) / (labels > 0).sum()
+        assert np.abs(shares - np.array([*wanted.values()]) / sum(wanted.values())).max() < 0.03
+        middles = [np.argwhere(moved == label)[:, 0].mean() for label in wanted]
+        assert middles == sorted(middles)
+
+
+def test_own_proportions_change_nothing():
+    assert np.array_equal(with_volumes(blocks(), {204: 400, 205: 400, 206: 400}), blocks())
+
+
+def test_published_volumes_keep_what_is_not_published():
+    """Fimbria (212) is not in the table: its share stays, and CA1 and tail share the rest as published."""
+    labels = np.zeros((10, 10, 10), np.int32)
+    labels[:2], labels[2:4], labels[4:6] = 206, 226, 212
+    volumes = with_published_volumes(SubfieldAtlas(labels)).volumes
+    assert volumes[212] == pytest.approx(200)
+    assert volumes[206] + volumes[226] == pytest.approx(400)
+    assert volumes[206] / volumes[226] == pytest.approx(638.4 / 560.9)
+
+
+def test_people_differ_by_the_spread():
+    labels = blocks()
+    found = [of_a_person(SubfieldAtlas(labels), f"head_{n}", 0.1).volumes for n in range(400)]
+    factors = np.log([[volumes[label] / 400 for label in (204, 205, 206)] for volumes in found])
+    assert np.allclose(factors.std(0), 0.1, rtol=0.15)
+    assert np.abs(factors.mean(0)).max() < 0.02
+    assert of_a_person(SubfieldAtlas(labels), "head_3", 0.1).volumes == found[3]
+    assert of_a_person(SubfieldAtlas(labels), "head_3", 0.0).volumes is None
+
+
+def test_hippocampi_are_painted_with_the_proportions_of_the_atlas(atlas):
+    """On both sides, although the head's hippocampi are larger than the atlas'."""
+    labels = np.zeros((101, 60, 80), np.uint16)
+    labels[ellipsoid(labels.shape, (70, 30, 40), (8, 7, 22))] = 17
+    labels[ellipsoid(labels.shape, (30, 30, 40), (8, 7, 22))] = 53
+    wanted = {n: 1.0 + (n == 206) for n in SUBFIELD_NUMBERS}
+    found = paint_subfields(labels, SubfieldAtlas(atlas.labels, wanted))
+    for side, offset in ((17, 1000), (53, 2000)):
+        shares = [(found == offset + n).sum() / (labels == side).sum() for n in SUBFIELD_NUMBERS]
+        assert np.allclose(shares, [wanted[n] / 13 for n in SUBFIELD_NUMBERS], atol=0.02)
 
 
 def test_the_table_has_these_labels():
