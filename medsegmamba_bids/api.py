@@ -19,16 +19,15 @@ from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
 from medsegmamba_bids.image.grid import Grid
+from medsegmamba_bids.image.header import describe_orientation, orientation_code
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import (
     atomic_path,
     check_image,
     check_labels,
     check_writable,
-    describe_orientation,
     load_image,
     load_labels,
-    orientation_code,
     save_image,
 )
 from medsegmamba_bids.image.labels import join_brain_labels, load_label_table

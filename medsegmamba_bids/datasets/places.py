@@ -11,7 +11,7 @@ from pathlib import Path
 from medsegmamba_bids.datasets.bids_files import IMAGE_EXTENSIONS, BIDSFolder
 from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, scan_name
 from medsegmamba_bids.errors import DatasetError
-from medsegmamba_bids.image.io import READABLE
+from medsegmamba_bids.image.files import READABLE
 from medsegmamba_bids.segmentations import of_table
 
 #: T1-weighted images in ``mri/`` of a subject; the first that is there counts.

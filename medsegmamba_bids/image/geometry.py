@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 CONFORMED_SIDE = 256
 _CONFORMED_SHAPE = (CONFORMED_SIDE,) * 3
 _LIA = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+# The brightest voxels, but for a few, of bytes that need no rescaling. An image of up to 183 had its hippocampi 1 %
+# smaller, one of up to 100 3 %. In what FreeSurfer has normalised white matter is at 110, and stays there.
+_BRIGHT, _BRIGHT_FREESURFER = 180.0, 100.0
 _SIGNAL = 0.1  # of the intensity range: darker voxels are taken for noise
 _PARALLEL = 1e-7  # voxels per voxel
 
@@ -33,9 +36,9 @@ def conform(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
     """Bring an image to 256^3 voxels of 1 mm in LIA order, 0..255, as ``mri_convert --conform`` does.
 
     The centre of the field of view stays the centre; interpolation is trilinear; intensities are rescaled
-    robustly, unless they are uint8 already (FreeSurfer leaves those alone). What lies outside the image is 0. It
-    does not strip skulls, does not correct the bias field and does not smooth before it makes voxels larger. It
-    logs a warning with the number of voxels with signal that leave the grid.
+    robustly, unless they are uint8 and fill 0..255 already (FreeSurfer leaves alone all that is uint8). What lies
+    outside the image is 0. It does not strip skulls, does not correct the bias field and does not smooth before it
+    makes voxels larger. It logs a warning with the number of voxels with signal that leave the grid.
 
     Parameters
     ----------
@@ -47,14 +50,23 @@ def conform(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
         The same data, not copied, where they are conformed already.
     """
     data = np.asanyarray(image.dataobj)
+    offset, factor = _scale(image, data)
     if is_conformed(image):
-        return nib.Nifti1Image(data, image.affine)
+        done = data if factor == 1 else rescale_uint8(data, offset, factor)
+        return nib.Nifti1Image(done, image.affine)
     grid = Grid.of(image)
     to_grid = conformed_grid(grid)
-    offset, factor = (0.0, 1.0) if data.dtype == np.uint8 else robust_scale(data)
     _warn_of_loss(data, offset + _SIGNAL * BRIGHTEST / factor, grid, to_grid)
     moved = resample(data, grid, to_grid, fill=offset)
     return nib.Nifti1Image(rescale_uint8(moved, offset, factor), to_grid.affine)
+
+
+def _scale(image: nib.spatialimages.SpatialImage, data: np.ndarray) -> tuple[float, float]:
+    """Offset and factor that bring an image to 0..255; 0 and 1 where bytes fill that range already."""
+    offset, factor = robust_scale(data)
+    bright = _BRIGHT_FREESURFER if is_conformed(image) else _BRIGHT
+    fills = data.dtype == np.uint8 and offset + BRIGHTEST / factor >= bright
+    return (0.0, 1.0) if fills else (offset, factor)
 
 
 def conformed_grid(grid: Grid) -> Grid:

@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import logging
 import os
-import secrets
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.grid import Grid
+from medsegmamba_bids.image.files import WRITABLE, atomic_path, check_file, suffix_of
+from medsegmamba_bids.image.header import placed
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
 
-READABLE = (".nii", ".nii.gz", ".mgz", ".mgh")
-WRITABLE = (".nii", ".nii.gz", ".mgz")
-COARSE_MM = 3.0  # thin structures are lost from here on
-COARSEST_MM = 6.9  # slices of 7 mm are refused, however their size was rounded
-_ROUNDING_MM = 0.01
-_CHUNK = 1 << 20
+Image = nib.spatialimages.SpatialImage
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``.
-
-    It replaces ``path`` when the block ends well and vanishes when not, so that nobody sees half a file.
-    Its name is random: jobs on several machines may write into one folder.
-    """
-    path = Path(path)
-    suffix = _suffix(path, (*READABLE, path.suffix))
-    stem = path.name[: len(path.name) - len(suffix)]
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.part{suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:  # a full disk names no file, others the temporary one
-        if error.filename is None or str(temporary) in (str(error.filename), str(error.filename2)):
-            raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong is told, not this
-            temporary.unlink(missing_ok=True)
-
-
-def _suffix(path: Path, allowed: tuple[str, ...]) -> str:
-    return max((s for s in allowed if path.name.lower().endswith(s.lower())), key=len, default="")
-
-
-def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
+def load_image(path: str | os.PathLike) -> Image:
     """Read an image of a head as three-dimensional, finite data without negative values.
 
     A trailing axis of length 1 is dropped. NaN and infinite voxels become 0, negative values are settled by
@@ -78,14 +42,14 @@ def load_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     Raises
     ------
     ImageError
-        The file is missing, damaged, not three-dimensional, without contrast or has voxels over 6.9 mm; its
-        voxels are no real numbers, or its affine cannot be used.
+        The file is missing, damaged, not three-dimensional or without contrast; its voxels are no real numbers or
+        not of 0.1 to 6.9 mm, or its affine cannot be used.
     """
-    return _head(*_load(Path(path)), path)
+    return _head(read_image(Path(path)), path)
 
 
-def check_image(image: nib.spatialimages.SpatialImage, name: str = "the image") -> nib.spatialimages.SpatialImage:
-    """Bring an image in memory to what :func:`load_image` returns.
+def check_image(image: Image, name: str = "the image") -> Image:
+    """Bring an image in memory to what `load_image` returns.
 
     Parameters
     ----------
@@ -96,28 +60,24 @@ def check_image(image: nib.spatialimages.SpatialImage, name: str = "the image") 
     Raises
     ------
     ImageError
-        As :func:`load_image`.
+        As `load_image`.
     """
-    return _head(image, _in_memory(image, name), name)
+    return _head(take_image(image, name), name)
 
 
-def _head(
-    image: nib.spatialimages.SpatialImage, data: np.ndarray, name: str | os.PathLike
-) -> nib.spatialimages.SpatialImage:
+def _head(image: Image, name: str | os.PathLike) -> Image:
     """An image of a head with finite data without negative values; refused without contrast."""
-    data = _finite(data, name)
+    data = _finite(np.asarray(image.dataobj), name)
     data, note = without_negative(data)
     if note:
         logger.warning("%s: %s", name, note)
     if data.min() == data.max():
         value = data.flat[0].item()
         raise ImageError(f"{name}: every voxel is {value:g}; an image with contrast is needed")
-    header = image.header.copy()
-    header.set_data_dtype(data.dtype)
-    return type(image)(data, image.affine, header)
+    return with_data(image, data)
 
 
-def load_labels(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
+def load_labels(path: str | os.PathLike) -> Image:
     """Read a label image as three-dimensional whole numbers; unlike an image of a head it may be empty.
 
     Parameters
@@ -135,78 +95,55 @@ def load_labels(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
         The file is missing, damaged, not three-dimensional, or its affine cannot be used; or a value is no whole
         number from 0 to 65535.
     """
-    return _label_image(*_load(Path(path)), path)
+    return _label_image(read_image(Path(path)), path)
 
 
-def check_labels(image: nib.spatialimages.SpatialImage, name: str = "the labels") -> nib.spatialimages.SpatialImage:
-    """Bring a label image in memory to what :func:`load_labels` returns, or refuse it as that does."""
-    return _label_image(image, _in_memory(image, name), name)
+def check_labels(image: Image, name: str = "the labels") -> Image:
+    """Bring a label image in memory to what `load_labels` returns, or refuse it as that does."""
+    return _label_image(take_image(image, name), name)
 
 
-def _label_image(
-    image: nib.spatialimages.SpatialImage, data: np.ndarray, name: str | os.PathLike
-) -> nib.spatialimages.SpatialImage:
+def _label_image(image: Image, name: str | os.PathLike) -> Image:
+    data = np.asarray(image.dataobj)
     whole = data.dtype.kind in "iu" or bool((np.isfinite(data) & (data == np.rint(data))).all())
     if not whole or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
         raise ImageError(f"{name}: its values are not whole numbers from 0 to 65535; a label image is needed")
-    header = image.header.copy()
-    data = data.astype(np.uint16)
-    header.set_data_dtype(np.uint16 if isinstance(header, nib.Nifti1Header) else np.int32)
-    return type(image)(data, image.affine, header)
+    return with_data(image, data.astype(np.uint16))
 
 
-def _load(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
-    """An image and its array, with three axes and a grid that can be used."""
-    _check_file(path)
+def read_image(path: Path) -> Image:
+    """Read any image of three axes with its values as they are, NaN and infinity included.
+
+    Returns
+    -------
+    nibabel image (X, Y, Z)
+        Integers of up to 32 bits or float32, in memory; affine and header in mm.
+
+    Raises
+    ------
+    ImageError
+        The file is missing, damaged, not three-dimensional, or its voxels are no real numbers or lie nowhere.
+    """
+    check_file(path)
     image, data = _read(path)
-    data = _three_dimensional(_real(data, path), path)
-    _check_sizes(image.header, path)
-    _check_affine(image.affine, path)
-    return image, data
+    return with_data(image, _three_dimensional(_real(data, path), path), *placed(image, path, path))
 
 
-def _in_memory(image: nib.spatialimages.SpatialImage, name: str) -> np.ndarray:
-    """The array of an image in memory, with three axes and on a grid that can be used."""
+def take_image(image: Image, name: str) -> Image:
+    """Bring an image in memory to what `read_image` returns; ``name`` is what messages call it."""
     data = _three_dimensional(_real(np.asanyarray(image.dataobj), name), name)
-    _check_affine(image.affine, name)
-    return data
+    file = image.get_filename()
+    return with_data(image, data, *placed(image, name, Path(file) if file else None))
 
 
-def _check_file(path: Path) -> None:
-    if path.is_symlink() and not path.exists():
-        raise ImageError(
-            f"{path}: a link whose target is not there; in a DataLad dataset fetch it with `datalad get {path}`"
-        )
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if not path.is_file() or not _suffix(path, READABLE):
-        raise ImageError(f"{path}: not an image file; allowed are {', '.join(READABLE)}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(32)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
-    if not start:
-        raise ImageError(f"{path}: the file is empty")
-    if start.startswith(b"/annex/objects/"):
-        raise ImageError(f"{path}: only a pointer of git-annex; fetch it with `datalad get {path}`")
-    if _suffix(path, READABLE) in (".nii.gz", ".mgz"):
-        _check_gzip(path)
+def with_data(image: Image, data: np.ndarray, affine: np.ndarray | None = None, header: Any = None) -> Image:
+    """An image of the same kind with other voxels, and with its own affine and header if no others are given."""
+    header = (image.header if header is None else header).copy()
+    header.set_data_dtype(_type_on_disk(data.dtype, ".nii" if isinstance(header, nib.Nifti1Header) else ".mgz"))
+    return type(image)(data, image.affine if affine is None else affine, header)
 
 
-def _check_gzip(path: Path) -> None:
-    """Unpack a file once to its end: nibabel does not read the checksum there."""
-    try:
-        with gzip.open(path) as file:
-            while file.read(_CHUNK):
-                pass
-    except EOFError as error:
-        raise ImageError(f"{path}: the compressed file is truncated; copy it again") from error
-    except (OSError, zlib.error) as error:
-        raise ImageError(f"{path}: the compressed file is corrupt ({error}); copy it again") from error
-
-
-def _read(path: Path) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+def _read(path: Path) -> tuple[Image, np.ndarray]:
     """Image and its array, as they are in the file; float32 where its header scales them."""
     try:
         image = nib.load(path)
@@ -248,38 +185,6 @@ def _three_dimensional(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     return data
 
 
-def _check_sizes(header: object, path: Path) -> None:
-    """Refuse voxel sizes of 0 where the orientation depends on them: nibabel reads them as 1 mm."""
-    if not isinstance(header, nib.Nifti1Header) or header["sform_code"] > 0:
-        return
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        sizes = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
-    if not sizes.all():
-        raise ImageError(f"{path}: its affine is zero or singular (voxels of {_sizes(sizes)} mm)")
-
-
-def _check_affine(affine: np.ndarray, name: str | os.PathLike) -> None:
-    if not np.isfinite(affine).all():
-        raise ImageError(f"{name}: its affine is not finite, so that sizes are unknown")
-    zooms = nib.affines.voxel_sizes(affine)
-    volume = abs(np.linalg.det(affine[:3, :3]))
-    if zooms.min() <= 0 or volume < 1e-3 * zooms.prod():
-        raise ImageError(f"{name}: its affine is zero or singular, so that sizes are unknown")
-    thickest = float(zooms.max())
-    if thickest > COARSEST_MM + _ROUNDING_MM:
-        raise ImageError(f"{name}: its voxels are {_sizes(zooms)} mm; at most {COARSEST_MM} mm are allowed")
-    if thickest > COARSE_MM - _ROUNDING_MM:
-        logger.warning(
-            "%s: its voxels are %s mm; volumes of small structures will not be reliable",
-            name,
-            _sizes(zooms),
-        )
-
-
-def _sizes(zooms: np.ndarray) -> str:
-    return " x ".join(f"{size:.3g}" for size in zooms)
-
-
 def _finite(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     """The same array where all is finite, else a copy with zeros."""
     if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):
@@ -287,30 +192,6 @@ def _finite(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
     bad = ~np.isfinite(data)
     logger.warning("%s: %d voxels are NaN or infinite; they are read as 0", name, bad.sum())
     return np.where(bad, np.float32(0), data)
-
-
-def describe_orientation(image: nib.spatialimages.SpatialImage, tolerance_mm: float = 0.1) -> str:
-    """Say what is odd about an image's orientation; empty where there is nothing to say.
-
-    A NIfTI file holds two orientations. The standard rule, which nibabel follows: the sform where its code is
-    above 0, else the qform. Disagreement is measured at the corners of the image, in mm.
-    """
-    header = image.header
-    if not isinstance(header, nib.Nifti1Header):
-        return ""
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
-    if not sform_code and not qform_code:
-        return "neither sform nor qform is set: the orientation, left and right included, is a guess"
-    if not (sform_code and qform_code):
-        return ""
-    try:
-        sform, qform = (Grid(affine, image.shape[:3]) for affine in (header.get_sform(), header.get_qform()))
-    except nib.spatialimages.HeaderDataError:
-        return "the qform cannot be read; the sform is used"
-    apart = sform.distance(qform)
-    if apart <= tolerance_mm:
-        return ""
-    return f"sform and qform disagree by up to {apart:.1f} mm; the sform is used"
 
 
 def save_image(
@@ -379,19 +260,10 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def _writable_suffix(path: Path) -> str:
-    suffix = _suffix(path, WRITABLE)
+    suffix = suffix_of(path, WRITABLE)
     if not suffix:
         raise ImageError(f"{path}: cannot be written; allowed are {', '.join(WRITABLE)}")
     return suffix
-
-
-def orientation_code(image: nib.spatialimages.SpatialImage) -> int:
-    """NIfTI's code of the orientation in use: the sform's, else the qform's; 1 where there is none."""
-    header = image.header
-    if not isinstance(header, nib.Nifti1Header):
-        return 1
-    code = int(header["sform_code"]) or int(header["qform_code"])
-    return code if code in range(1, 6) else 1
 
 
 def _type_on_disk(dtype: np.dtype, suffix: str) -> np.dtype:

@@ -10,7 +10,8 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.image.geometry import conform
-from medsegmamba_bids.image.io import describe_orientation, load_image, save_image
+from medsegmamba_bids.image.header import describe_orientation
+from medsegmamba_bids.image.io import load_image, save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 

@@ -12,7 +12,8 @@ from nipype.interfaces.base import File
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import load_image, save_image
+from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.image.masks import check_within_head, load_mask
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
@@ -30,18 +31,18 @@ class MaskOutputSpec(StepOutputSpec):
 
 
 class GivenMask(StepInterface):
-    """Bring a mask that the user gives to the conformed grid; whatever is above 0 is brain."""
+    """Bring a mask that the user gives to the conformed grid; refuse what cannot be a brain's."""
 
     input_spec = GivenMaskInputSpec
     output_spec = MaskOutputSpec
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, resample, save."""
-        given, reference = load_image(self.inputs.in_file), nib.load(self.inputs.reference)
-        brain = (np.asanyarray(given.dataobj) > 0).astype(np.uint8)
-        mask = labels_to_grid(brain, Grid.of(given), Grid.of(reference))
-        if not mask.any():
-            raise ImageError(f"{self.inputs.in_file}: the mask is empty where the T1w is; is it in another space?")
+        from medsegmamba_bids.inference.foreground import fill_holes, head_mask
+
+        given, reference = load_mask(self.inputs.in_file), nib.load(self.inputs.reference)
+        mask = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(reference))
+        check_within_head(mask, fill_holes(head_mask(np.asanyarray(reference.dataobj))), self.inputs.in_file)
         return {"out_file": str(save_image(mask, reference.affine, folder / "mask.nii.gz"))}
 
 

@@ -58,21 +58,36 @@ def test_a_record_says_what_it_took_and_warned_of():
 
 
 def test_a_given_mask_is_brought_to_the_grid():
-    coarse = block(6, 1, 3)
+    coarse = block(60, 10, 30)
     affine = nib.affines.from_matvec(np.diag([2.0, 2, 2]), [0.5, 0.5, 0.5])  # the same faces
-    reference = saved(block(), "conformed.nii.gz")
+    reference = saved(block(120, 10, 70), "conformed.nii.gz")
     out = GivenMask(in_file=saved(coarse, "m.nii.gz", affine), reference=reference).run().outputs.out_file
-    mask, expected = data_of(out), block(12, 2, 6)
-    assert mask[2:6, 3:5, 3:5].all()
+    mask, expected = data_of(out), block(120, 20, 60)
+    assert mask[20:60, 21:59, 21:59].all()
     assert not mask[expected == 0].any()  # interpolation rounds the corners, no more
     assert mask.sum() >= 0.7 * expected.sum()
 
 
 def test_a_mask_elsewhere_is_refused():
     far = nib.affines.from_matvec(np.eye(3), [500, 0, 0])
-    node = GivenMask(in_file=saved(block(), "m.nii.gz", far), reference=saved(block(), "conformed.nii.gz"))
+    brain = block(60, 5, 50)
+    node = GivenMask(in_file=saved(brain, "m.nii.gz", far), reference=saved(brain, "conformed.nii.gz"))
     with pytest.raises(ImageError, match="is it in another space"):
         node.run()
+
+
+@pytest.mark.parametrize(("shift", "good"), [(0, True), (15, True), (25, False)])
+def test_most_of_a_mask_must_lie_in_the_head(shift, good):
+    moved = nib.affines.from_matvec(np.eye(3), [shift, 0, 0])  # of 45 mm
+    brain = block(60, 5, 50)
+    node = GivenMask(in_file=saved(brain, "m.nii.gz", moved), reference=saved(brain, "conformed.nii.gz"))
+    if good:
+        expected = np.zeros_like(brain)
+        expected[5 + shift : min(50 + shift, 60), 5:50, 5:50] = 1
+        assert np.array_equal(data_of(node.run().outputs.out_file), expected)
+    else:
+        with pytest.raises(ImageError, match="only 57 % of this brain mask lie in the head of the T1w"):
+            node.run()
 
 
 def test_a_stripped_image_is_its_own_mask_and_a_head_is_refused():

@@ -79,7 +79,7 @@ def test_thick_slices_are_taken_with_a_warning(write, caplog):
 def test_a_field_of_view_beyond_256_mm(write, caplog):
     """Head and neck over 320 mm: the ends are left out, and the warning says how much of that was body."""
     affine = from_matvec(np.diag([2.0, 2.0, 2.0]), [-40, -40, -160])
-    path = write((40, 40, 160), affine, (slice(5, 35), slice(5, 35), slice(0, 100)), 100)
+    path = write((40, 40, 160), affine, (slice(5, 35), slice(5, 35), slice(0, 100)), 200)
     conformed = conform(load_image(path))
     # 17 planes of 30 x 30 voxels of 8 mm3; the grid's centre is the voxel at half the shape.
     assert "15300 voxels with signal (0.12 litres) lie outside the conformed cube of 256 mm" in caplog.text

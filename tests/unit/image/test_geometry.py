@@ -110,12 +110,37 @@ def test_conforming_twice_changes_nothing(conformed_ramp):
     np.testing.assert_array_equal(again.affine, conformed_ramp.affine)
 
 
-def test_bytes_are_not_rescaled():
-    data = np.zeros((20, 20, 20), np.uint8)
-    data[5:15, 5:15, 5:15] = 40
-    out = np.asarray(conform(nib.Nifti1Image(data, np.eye(4))).dataobj)
-    assert out.max() == 40
-    assert (out == 40).sum() == 1000
+def low(top, dtype):
+    """A head of values up to ``top``."""
+    data = np.zeros((30, 30, 30), dtype)
+    data[5:25, 5:25, 5:25] = np.random.default_rng(0).integers(top // 3, top + 1, (20, 20, 20))
+    return data
+
+
+@pytest.mark.parametrize("top", [50, 150, 200, 255])
+def test_the_range_decides_what_is_rescaled_and_not_the_type(top):
+    outs = [
+        np.asarray(conform(nib.Nifti1Image(low(top, dtype), np.eye(4))).dataobj)
+        for dtype in (np.uint8, np.int16, np.uint16, np.float32)
+    ]
+    assert [out.max() for out in outs[1:]] == [255] * 3
+    if top < 180:
+        np.testing.assert_array_equal(outs[0], outs[1])
+    else:  # bright enough as it is
+        assert np.array_equal(np.bincount(outs[0].ravel())[1:], np.bincount(low(top, np.uint8).ravel())[1:])
+
+
+@pytest.mark.parametrize(("top", "expected"), [(130, 130), (50, 255)])
+def test_bytes_on_the_conformed_grid_are_left_alone_unless_they_are_dark(top, expected):
+    data = np.pad(low(top, np.uint8), [(0, 226)] * 3)
+    affine = conformed_grid(Grid(np.eye(4), (256, 256, 256))).affine
+    out = np.asarray(conform(nib.Nifti1Image(data, affine)).dataobj)
+    assert out.max() == expected
+    if top == expected:
+        np.testing.assert_array_equal(out, data)
+    else:
+        as_int16 = conform(nib.Nifti1Image(data.astype(np.int16), affine))
+        np.testing.assert_array_equal(out, as_int16.dataobj)
 
 
 def test_lowest_intensity_becomes_the_surroundings():

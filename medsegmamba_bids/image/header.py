@@ -1,0 +1,161 @@
+"""Where an image's header says that its voxels lie: units, sizes, orientation, and what is odd about them."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.files import is_compressed
+from medsegmamba_bids.image.grid import Grid
+
+logger = logging.getLogger(__name__)
+
+COARSE_MM = 3.0  # thin structures are lost from here on
+COARSEST_MM = 6.9  # slices of 7 mm are refused, however their size was rounded
+FINEST_MM = 0.1
+_ROUNDING_MM = 0.01  # of thick slices
+#: NIfTI's codes of units of length other than mm: name, and how many mm they are.
+_UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
+_GOOD_RAS = slice(28, 30)  # of an MGH header: whether the geometry that follows is valid
+
+Image = nib.spatialimages.SpatialImage
+Header = nib.spatialimages.SpatialHeader
+
+
+def placed(image: Image, name: str | os.PathLike, file: Path | None) -> tuple[np.ndarray, Header]:
+    """Affine in mm and header of an image, both checked; its file is read again where nibabel hides what it says.
+
+    A NIfTI header in metres or micrometres is converted, with a warning, unless voxels of that size cannot be and
+    voxels of as many mm can: then mm are meant, with a warning too. Voxels of 3 mm or more are warned of.
+
+    Parameters
+    ----------
+    image : nibabel image
+    name : str or path
+        What messages call it.
+    file : Path or None
+        Where it was read from, if anywhere.
+
+    Raises
+    ------
+    ImageError
+        Sizes or directions of the voxels are not known, or the sizes are not between 0.1 and 6.9 mm.
+    """
+    header = image.header.copy()
+    affine = image.affine
+    nifti = isinstance(header, nib.Nifti1Header)
+    if file is not None and file.exists():
+        (_check_sizes if nifti else _check_mgh)(header, _first_bytes(file), name)
+    if nifti:
+        affine = _to_mm(affine, header, name)
+    _check_affine(affine, name)
+    return affine, header
+
+
+def _first_bytes(path: Path) -> bytes:
+    with gzip.open(path) if is_compressed(path) else path.open("rb") as file:
+        return file.read(540)
+
+
+def _check_mgh(header: Header, start: bytes, name: str | os.PathLike) -> None:
+    """Refuse an MGH file without geometry: nibabel and FreeSurfer read it as 1 mm, whatever it is."""
+    if isinstance(header, nib.MGHImage.header_class) and start[_GOOD_RAS] == b"\0\0":
+        raise ImageError(
+            f"{name}: has no geometry (its goodRASFlag is 0), so that sizes and sides of its voxels are unknown; "
+            "make it anew from the original image"
+        )
+
+
+def _check_sizes(header: nib.Nifti1Header, start: bytes, name: str | os.PathLike) -> None:
+    """Refuse voxel sizes of 0 where the orientation depends on them: nibabel reads them as 1 mm."""
+    if header["sform_code"] > 0:
+        return
+    kind = type(header)
+    sizes = kind(start[: kind.template_dtype.itemsize], check=False)["pixdim"][1:4]
+    if not sizes.all():
+        raise ImageError(f"{name}: its affine is zero or singular (voxels of {_sizes(sizes)} mm)")
+
+
+def _to_mm(affine: np.ndarray, header: nib.Nifti1Header, name: str | os.PathLike) -> np.ndarray:
+    """The affine in mm; the header is brought to mm as well, in place."""
+    if int(header["xyzt_units"]) % 8 not in _UNITS:
+        return affine
+    unit, factor = _UNITS[int(header["xyzt_units"]) % 8]
+    zooms = nib.affines.voxel_sizes(affine)
+    if _plausible(zooms) and not _plausible(zooms * factor):
+        logger.warning("%s: its header says %s, but its voxels can only be of %s mm", name, unit, _sizes(zooms))
+        factor = 1.0
+    else:
+        sizes = _sizes(zooms * factor)
+        logger.warning("%s: its header is in %s; converted to mm, its voxels are %s mm", name, unit, sizes)
+    header["xyzt_units"] = int(header["xyzt_units"]) // 8 * 8 + 2
+    header["pixdim"][1:4] *= factor
+    for key in ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"):
+        header[key] = header[key] * factor
+    return np.diag([factor, factor, factor, 1.0]) @ affine
+
+
+def _plausible(zooms: np.ndarray) -> bool:
+    return bool(zooms.min() >= 0.998 * FINEST_MM and zooms.max() <= COARSEST_MM + _ROUNDING_MM)
+
+
+def _check_affine(affine: np.ndarray, name: str | os.PathLike) -> None:
+    if not np.isfinite(affine).all():
+        raise ImageError(f"{name}: its affine is not finite, so that sizes are unknown")
+    zooms = nib.affines.voxel_sizes(affine)
+    volume = abs(np.linalg.det(affine[:3, :3]))
+    if zooms.min() <= 0 or not volume >= 1e-3 * zooms.prod():
+        raise ImageError(f"{name}: its affine is zero or singular, so that sizes are unknown")
+    if not _plausible(zooms):
+        limit = f"at most {COARSEST_MM}" if zooms.max() > COARSEST_MM else f"at least {FINEST_MM}"
+        raise ImageError(f"{name}: its voxels are {_sizes(zooms)} mm; {limit} mm are allowed")
+    if zooms.max() > COARSE_MM - _ROUNDING_MM:
+        logger.warning(
+            "%s: its voxels are %s mm; volumes of small structures will not be reliable", name, _sizes(zooms)
+        )
+
+
+def _sizes(zooms: np.ndarray) -> str:
+    return " x ".join(f"{size:.3g}" for size in zooms)
+
+
+def describe_orientation(image: Image, tolerance_mm: float = 0.1) -> str:
+    """Say what is odd about an image's orientation; empty where there is nothing to say.
+
+    A NIfTI file holds two orientations. The standard rule, which nibabel follows: the sform where its code is
+    above 0, else the qform. Disagreement is measured at the corners of the image, in mm.
+    """
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return ""
+    has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
+    if not has_sform and not has_qform:
+        return "neither sform nor qform is set: the orientation, left and right included, is a guess"
+    if not (has_sform and has_qform):
+        return ""
+    try:
+        qform = header.get_qform()
+    except (nib.spatialimages.HeaderDataError, ValueError):
+        qform = np.full((4, 4), np.nan)
+    if not np.isfinite(qform).all():
+        return "the qform cannot be read; the sform is used"
+    shape = image.shape[:3]
+    apart = Grid(header.get_sform(), shape).distance(Grid(qform, shape))
+    if apart <= tolerance_mm:
+        return ""
+    return f"sform and qform disagree by up to {apart:.1f} mm; the sform is used"
+
+
+def orientation_code(image: Image) -> int:
+    """NIfTI's code of the orientation in use: the sform's, else the qform's; 1 where there is none."""
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):
+        return 1
+    codes = [int(header[name]) for name in ("sform_code", "qform_code") if header[name] > 0]
+    return codes[0] if codes and codes[0] in range(1, 6) else 1
