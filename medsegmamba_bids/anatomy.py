@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX = 2, 3, 41, 42
 WHITE_MATTER = (LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER)
 CORTEX = (LEFT_CORTEX, RIGHT_CORTEX)
@@ -48,3 +50,8 @@ ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
 
 #: What hides the rest in drawings in three dimensions.
 OUTER = (*CEREBRUM, CSF, HYPOINTENSITIES)
+
+
+def covers_brain(labels: Iterable[int]) -> bool:
+    """Whether classes with these labels cover the whole brain: cerebral white matter and cortex are among them."""
+    return set(labels) >= set(CEREBRUM)

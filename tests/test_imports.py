@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "segmentations": {"anatomy", "data", "image"},
     "datasets": {"anatomy", "data", "image", "segmentations"},
     "networks": {"data", "image"},
-    "weights": {"data", "image", "networks", "segmentations"},
+    "weights": {"anatomy", "data", "image", "networks", "segmentations"},
     "stats": {"anatomy", "data", "image", "segmentations"},
     "inference": {"anatomy", "data", "image", "networks", "segmentations", "weights"},
     "viz": {"data", "image"},

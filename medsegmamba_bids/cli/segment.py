@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,6 @@ from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_loggi
 from medsegmamba_bids.devices import PRECISIONS
 
 if TYPE_CHECKING:
-    import torch
-
     from medsegmamba_bids.inference.predict import Progress
     from medsegmamba_bids.inference.segmenter import InferenceSettings
 
@@ -110,7 +107,6 @@ def segment(options: argparse.Namespace) -> None:
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))
     segmenter = Segmenter(_settings(options))
-    _choose_scan(options.scan_backend, segmenter.device)
     found = api.segment(
         options.image,
         hippocampus=subfields_out is not None,
@@ -135,17 +131,9 @@ def _settings(options: argparse.Namespace) -> InferenceSettings:
         gaussian=options.gaussian,
         half_accumulator=options.half_accumulator,
         low_memory=options.low_memory,
+        scan_backend=options.scan_backend,
         progress=_progress_bar(),
     )
-
-
-def _choose_scan(backend: str | None, device: torch.device) -> None:
-    """Have all scans of the process run by a backend, if one was named; refuse one that does not work."""
-    from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, choose_backend
-
-    choose_backend(device, backend)
-    if backend:
-        os.environ[BACKEND_VARIABLE] = backend
 
 
 def _progress_bar() -> Progress:

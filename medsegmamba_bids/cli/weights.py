@@ -80,13 +80,12 @@ def _row(path: Path, source: str) -> tuple[str, str, str, str, str]:
 
 def show(options: argparse.Namespace) -> int:
     """Print the description of each named weights file."""
-    from medsegmamba_bids.weights.folders import find_weights
-    from medsegmamba_bids.weights.info import read_info
+    from medsegmamba_bids.weights.folders import resolve_weights
 
     for name in options.weights:
-        path = find_weights(name)
-        print(f"file: {path}")
-        for line in _lines(asdict(read_info(path))):
+        file = resolve_weights(name)
+        print(f"file: {file.path}")
+        for line in _lines(asdict(file.info)):
             print(line)
     return 0
 

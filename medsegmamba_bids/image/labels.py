@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import CALLOSUM, CEREBRUM, PARCELS, WHITE_MATTER
+from medsegmamba_bids.anatomy import CALLOSUM, PARCELS, WHITE_MATTER
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.grid import Box
@@ -99,11 +98,6 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
         if np.array_equal(table.labels, labels):
             return table
     raise TableError(f"no label table has the classes {list(map(int, labels))}")
-
-
-def covers_brain(labels: Iterable[int]) -> bool:
-    """Whether classes with these labels cover the whole brain: cerebral white matter and cortex are among them."""
-    return set(labels) >= set(CEREBRUM)
 
 
 def join_brain_labels(labels: np.ndarray) -> np.ndarray:

@@ -17,13 +17,14 @@ LOW_MEMORY = 3 * 2**29
 _EXPECTED = 8 * 27  # eight positions of a 3x3x3 kernel of ones in a 4x4x4 volume of ones
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return a device on which a kernel has just run and given the right answer.
 
     Parameters
     ----------
-    name : str
-        "cpu", "cuda" or "gpu", "cuda:N", "mps", or "auto": the first CUDA device that works, else the CPU.
+    name : str or torch.device
+        "cpu", "cuda" or "gpu", "cuda:N", "mps", or "auto": the first CUDA device that works, else the CPU. A
+        device that was chosen before is returned as it is.
 
     Raises
     ------
@@ -31,6 +32,8 @@ def choose_device(name: str = "auto") -> torch.device:
         If the name is unknown or the device does not work; "auto" falls back instead, and warns
         if a CUDA device is there but fails.
     """
+    if isinstance(name, torch.device):
+        return name
     name = device_name(name)
     if name == "auto":
         return _first_that_works()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid, Position
-from medsegmamba_bids.networks.kernels.selective_scan import BACKEND_VARIABLE, available_backends, not_forced
+from medsegmamba_bids.networks.kernels.selective_scan import BEST, available_backends, forced_backend, scan_backend
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +272,7 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.other_scan:
-                stack.enter_context(not_forced())
+                stack.enter_context(scan_backend(BEST))
             if dtype is not None:
                 stack.enter_context(torch.autocast(device.type, dtype))
             elif device.type == "cuda":  # TF32 keeps 10 bits: float32 must mean float32
@@ -290,7 +289,7 @@ class _Run:
         plan, what = self.plan.with_less_memory()
         if plan is None:
             raise error
-        forced = os.environ.get(BACKEND_VARIABLE)
+        forced = forced_backend()
         if forced and plan.run_on != self.device and forced not in available_backends(plan.run_on):
             self.other_scan = True
             what += f", without scan backend {forced!r}, which does not work there"

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from torch import nn
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
+from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM, covers_brain
 from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.image.labels import covers_brain, table_of_labels
+from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
@@ -30,10 +31,16 @@ from medsegmamba_bids.inference.predict import (
     predict_volume,
 )
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.networks.kernels.selective_scan import choose_backend, scan_backend
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
-from medsegmamba_bids.weights.files import WeightsInfo, find_weights, load_weights
+from medsegmamba_bids.weights.files import load_weights
+from medsegmamba_bids.weights.folders import resolve_weights
+from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 
 logger = logging.getLogger(__name__)
+
+#: What was resolved, a file, a name, or None for the task's default.
+Weights = str | os.PathLike | WeightsFile | None
 
 HIPPOCAMPUS_SIDE = 96  # mm, section 2.1 of the paper
 _GPU_BATCH = 4
@@ -50,8 +57,8 @@ class InferenceSettings:
 
     Attributes
     ----------
-    device : str
-        auto (a GPU that works, else the CPU), cpu, cuda, cuda:N or mps.
+    device : str or torch.device
+        auto (a GPU that works, else the CPU), cpu, cuda, cuda:N or mps; a `torch.device` is taken as it is.
     precision : {"float32", "bfloat16", "float16"}
     step : int or None
         Distance between neighbouring patches, voxels of the network; None is what the weights say.
@@ -66,11 +73,13 @@ class InferenceSettings:
     largest_component : bool
         Drop what does not hang together with the largest part of the segmentation, where the classes cover the
         whole brain, or with the largest part of a hippocampus.
+    scan_backend : str or None
+        Of the selective scan; None is the best that works on the device.
     progress : callable or None
         Called with the patches done and all patches.
     """
 
-    device: str = "auto"
+    device: str | torch.device = "auto"
     precision: str = "float32"
     step: int | None = None
     batch_size: int | None = None
@@ -78,6 +87,7 @@ class InferenceSettings:
     half_accumulator: bool = False
     low_memory: bool = False
     largest_component: bool = True
+    scan_backend: str | None = None
     progress: Progress | None = None
 
 
@@ -98,30 +108,31 @@ class Segmenter:
         settings = settings or InferenceSettings()
         self.device = choose_device(settings.device)
         check_precision(settings.precision, self.device.type)
+        choose_backend(self.device, settings.scan_backend)
         if settings.low_memory:
             limit_memory(self.device)
-        self.settings = replace(settings, device=str(self.device))
-        self._networks: dict[tuple[Path, int], tuple[nn.Module, WeightsInfo]] = {}
+        self.settings = replace(settings, device=self.device)
+        self._networks: dict[tuple[Path, str], tuple[nn.Module, WeightsInfo]] = {}
 
-    def load(self, weights: str | os.PathLike | None, task: str) -> tuple[nn.Module, WeightsInfo]:
-        """Return network and description of a weights file, a name, or (None) the task's default.
+    def load(self, weights: Weights, task: str) -> tuple[nn.Module, WeightsInfo]:
+        """Return network and description of weights: what was resolved, a file, a name, or (None) the default.
 
         Raises
         ------
         WeightsError, SegmentationError
             The weights cannot be used, or the step does not fit them.
         """
-        path = find_weights(weights, task).resolve()
-        key = (path, path.stat().st_mtime_ns)
+        file = weights if isinstance(weights, WeightsFile) else resolve_weights(weights, task)
+        key = (file.path.resolve(), file.info.checksum)
         if key not in self._networks:
-            self._networks[key] = load_weights(path)
+            self._networks[key] = load_weights(file)
         _check_step(self.settings.step, self._networks[key][1])
         return self._networks[key]
 
     def segment(
         self,
         conformed: nib.spatialimages.SpatialImage,
-        weights: str | os.PathLike | None = None,
+        weights: Weights = None,
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
         """Segment a conformed image; see `segment_conformed`."""
@@ -132,7 +143,7 @@ class Segmenter:
         self,
         conformed: nib.spatialimages.SpatialImage,
         aseg_labels: np.ndarray,
-        weights: str | os.PathLike | None = None,
+        weights: Weights = None,
         on_posterior: OnPosterior | None = None,
     ) -> Segmentation:
         """Segment the hippocampal subfields; see `segment_hippocampus` of this module."""
@@ -302,7 +313,8 @@ class _Job:
         resources = Resources(
             self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
         )
-        prediction = predict_volume(self.network, self.volume, len(self.info.labels), patching, resources, box)
+        with scan_backend(settings.scan_backend):
+            prediction = predict_volume(self.network, self.volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
         return prediction
 

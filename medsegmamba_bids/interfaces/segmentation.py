@@ -17,7 +17,7 @@ from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path, save_image
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
-from medsegmamba_bids.weights.info import WeightsInfo, read_info
+from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 
 if TYPE_CHECKING:
     from medsegmamba_bids.inference.merge import Segmentation
@@ -34,7 +34,7 @@ class SegmentInputSpec(StepInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="conformed T1w, normalised where the weights ask for it")
     mask_file = File(exists=True, desc="brain mask; the image is set to 0 outside")
-    weights = traits.Str(mandatory=True, nohash=True, desc="weights file; its checksum stands for it")
+    weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its checksum stands for it")
     checksum = traits.Str(mandatory=True, desc="of the weights")
     precision = traits.Str("float32", usedefault=True, desc="what the network computes in")
     step_size = traits.Int(desc="voxels between patches; what the weights say if undefined")
@@ -63,7 +63,7 @@ class SegmentAseg(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, segment, save."""
-        info = read_info(self.inputs.weights)
+        info = self.inputs.weights.info
         image = self._image()
         with self._posteriors(folder, image, info) as posteriors:
             segmentation = self._segment(image, info, posteriors)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import build_network
-from medsegmamba_bids.weights.folders import default_weights, find_weights
-from medsegmamba_bids.weights.info import METADATA_KEY, InputSpec, WeightsInfo, read_header, read_info
+from medsegmamba_bids.weights.folders import default_weights, find_weights, resolve_weights
+from medsegmamba_bids.weights.info import METADATA_KEY, InputSpec, WeightsFile, WeightsInfo, read_info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,13 +104,13 @@ def _array_digest(key: str, array: np.ndarray) -> str:
     return f"{key} {array.dtype.str} {array.shape} {data}"
 
 
-def load_weights(path_or_name: str | os.PathLike, device: Any = "cpu") -> tuple[nn.Module, WeightsInfo]:
+def load_weights(weights: str | os.PathLike | WeightsFile, device: Any = "cpu") -> tuple[nn.Module, WeightsInfo]:
     """Rebuild the network of a weights file, ready for inference.
 
     Parameters
     ----------
-    path_or_name : path-like
-        A weights file, or the name of one that is embedded or in the user's folder.
+    weights : path-like or WeightsFile
+        A weights file, or the name of one that is embedded or in the user's folder; or what `resolve_weights` found.
     device : str or torch.device
         Where the network goes.
 
@@ -126,15 +126,13 @@ def load_weights(path_or_name: str | os.PathLike, device: Any = "cpu") -> tuple[
     WeightsError
         If the file is not found, is damaged, or does not hold the network that it describes.
     """
-    path = find_weights(path_or_name)
-    info = read_info(path)
+    file = weights if isinstance(weights, WeightsFile) else resolve_weights(weights)
+    path, info = file.path, file.info
     try:
         network = build_network(info.network, info.config)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its {info.network} cannot be built: {error}") from error
-    header = read_header(path)
-    shapes = {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
-    check_tensors(shapes, network, path)
+    check_tensors(file.shapes, network, path)
     if _fill(network, path) != info.checksum:
         raise WeightsError(f"{path}: damaged, its tensors do not match its checksum")
     return network.to(device).eval(), info

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import WeightsError
-from medsegmamba_bids.weights.info import read_info
+from medsegmamba_bids.weights.info import WeightsFile, read_weights_file
 
 FOLDER_VARIABLE = "MEDSEGMAMBA_WEIGHTS"
 SUFFIX = ".safetensors"
@@ -35,16 +35,27 @@ def user_weights() -> list[Path]:
 
 
 def default_weights(task: str) -> Path | None:
-    """Return the embedded weights file for a task, or None if none comes with the package.
+    """Return the embedded weights file for a task, or None if none comes with the package."""
+    default = default_weights_file(task)
+    return default.path if default else None
+
+
+def default_weights_file(task: str) -> WeightsFile | None:
+    """Read the header of the embedded weights for a task; None if none comes with the package.
 
     Of several, the last by name: later versions are named so that they sort later.
     """
-    matching = [path for path in embedded_weights() if read_info(path).task == task]
-    return matching[-1] if matching else None
+    files = map(read_weights_file, reversed(embedded_weights()))
+    return next((file for file in files if file.info.task == task), None)
 
 
 def find_weights(path_or_name: str | os.PathLike | None, task: str | None = None) -> Path:
-    """Return the file that a user means.
+    """Return the path of the file that a user means, as `resolve_weights` finds it."""
+    return resolve_weights(path_or_name, task).path
+
+
+def resolve_weights(path_or_name: str | os.PathLike | None, task: str | None = None) -> WeightsFile:
+    """Find the file that a user means, and read its header.
 
     Parameters
     ----------
@@ -57,20 +68,20 @@ def find_weights(path_or_name: str | os.PathLike | None, task: str | None = None
     Raises
     ------
     WeightsError
-        If there is no such file, no default, or the file is for another task.
+        If there is no such file, no default, the file is for another task, or its header is damaged.
     """
     if path_or_name is None:
         return _require_default(task)
-    path = _locate(path_or_name)
-    if task is not None and (own_task := read_info(path).task) != task:
-        raise WeightsError(f"{path}: weights for the task {own_task}, not for {task}")
-    return path
+    file = read_weights_file(_locate(path_or_name))
+    if task is not None and file.info.task != task:
+        raise WeightsError(f"{file.path}: weights for the task {file.info.task}, not for {task}")
+    return file
 
 
-def _require_default(task: str | None) -> Path:
+def _require_default(task: str | None) -> WeightsFile:
     if task is None:
         raise WeightsError("no weights were named")
-    default = default_weights(task)
+    default = default_weights_file(task)
     if default is None:
         raise WeightsError(
             f"no {task} weights come with this version: name a weights file (--weights). The "

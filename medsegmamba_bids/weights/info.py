@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medsegmamba_bids.anatomy import covers_brain
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
 from medsegmamba_bids.records import build, parse_json, wrong_types
@@ -153,8 +154,44 @@ def _check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
         raise WeightsError(f"its {what} is {value!r}; known are {', '.join(allowed)}")
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file and what its header says, read once and passed on.
+
+    Attributes
+    ----------
+    path : Path
+    info : WeightsInfo
+    shapes : dict of str to tuple of int
+        Of the tensors.
+    """
+
+    path: Path
+    info: WeightsInfo
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def makes_mask(self) -> bool:
+        """Whether its classes cover the whole brain."""
+        return covers_brain(self.info.labels)
+
+    @property
+    def takes_heads(self) -> bool:
+        """Whether it takes a conformed head as it is."""
+        return not self.info.input.skull_stripped and self.info.input.intensity == "conformed"
+
+    def provenance(self) -> dict[str, str]:
+        """What the JSON beside its results says of it."""
+        return {"Name": self.info.name, "Checksum": self.info.checksum}
+
+
 def read_info(path: str | os.PathLike) -> WeightsInfo:
-    """Read what a weights file says of itself; fast, the tensors stay on the disk.
+    """Read what a weights file says of itself, see `read_weights_file`."""
+    return read_weights_file(path).info
+
+
+def read_weights_file(path: str | os.PathLike) -> WeightsFile:
+    """Read the header of a weights file; fast, the tensors stay on the disk.
 
     Parameters
     ----------
@@ -167,16 +204,18 @@ def read_info(path: str | os.PathLike) -> WeightsInfo:
         If the file is absent, truncated, or not a weights file of this package.
     """
     path = Path(path)
-    metadata = read_header(path).get("__metadata__", {})
+    header = read_header(path)
+    metadata = header.pop("__metadata__", {})
     if METADATA_KEY not in metadata:
         raise WeightsError(
             f"{path}: a safetensors file, but without this package's description of the network; "
             "it was not written by medsegmamba_bids"
         )
     try:
-        return WeightsInfo.from_json(metadata[METADATA_KEY])
+        info = WeightsInfo.from_json(metadata[METADATA_KEY])
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
+    return WeightsFile(path, info, {name: tuple(entry["shape"]) for name, entry in header.items()})
 
 
 def read_header(path: Path) -> dict[str, Any]:

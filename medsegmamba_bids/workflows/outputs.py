@@ -15,7 +15,7 @@ from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.interfaces.sink import WriteOutputs
 from medsegmamba_bids.segmentations import SEGMENTATIONS
-from medsegmamba_bids.workflows.networks import Network
+from medsegmamba_bids.weights.info import WeightsFile
 
 RAW = "raw"  # names the input dataset in BIDS URIs
 _MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
@@ -26,7 +26,7 @@ def derivative_link(number: int) -> str:
     return f"derivatives{number + 1}"
 
 
-def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: Network) -> Node:
+def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: WeightsFile) -> Node:
     """A node that writes products of a T1w.
 
     Parameters
@@ -36,7 +36,7 @@ def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunCo
     products : sequence of str
         What it can write; what is undefined is left out.
     image, config
-    network : Network
+    network : WeightsFile
         That made them.
     """
     interface = WriteOutputs(
@@ -48,7 +48,7 @@ def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunCo
     return Node(interface, name=name, mem_gb=min(0.5, config.mem_gb))
 
 
-def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Network) -> dict[str, Any]:
+def product_metadata(name: str, image: T1wImage, config: RunConfig, network: WeightsFile) -> dict[str, Any]:
     """What the JSON beside a product says; empty where the table of names says nothing."""
     if name in _MEASURED:
         return {"Sources": [_uri(image, _MEASURED[name]), _uri(image, "conformed")]}
@@ -85,7 +85,7 @@ def _mask_uri(image: T1wImage, config: RunConfig) -> str:
     return image.mask.as_uri()
 
 
-def _label_map(network: Network) -> list[str]:
+def _label_map(network: WeightsFile) -> list[str]:
     try:
         return table_of_labels(network.info.labels).table["abbreviation"].tolist()
     except TableError:  # a table of someone else's

@@ -14,7 +14,7 @@ from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.statistics import Statistics
 from medsegmamba_bids.segmentations import ASEG, SegmentationKind
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.workflows.networks import Network
+from medsegmamba_bids.weights.info import WeightsFile
 from medsegmamba_bids.workflows.outputs import sink_node
 from medsegmamba_bids.workflows.steps import step
 
@@ -29,7 +29,7 @@ def init_results_wf(
     kind: SegmentationKind,
     image: T1wImage,
     config: RunConfig,
-    network: Network,
+    network: WeightsFile,
     steps: Sequence[str],
     threads: int,
     products: Sequence[str] = (),
@@ -41,7 +41,7 @@ def init_results_wf(
     kind : SegmentationKind
     image : T1wImage
     config : RunConfig
-    network : Network
+    network : WeightsFile
         That made the labels.
     steps : sequence of str
         Nodes whose records go into the JSON beside the table of volumes, besides those of this workflow.
@@ -76,7 +76,7 @@ def init_results_wf(
 
 
 def init_aseg_results_wf(
-    image: T1wImage, config: RunConfig, network: Network, template: Template, steps: Sequence[str]
+    image: T1wImage, config: RunConfig, network: WeightsFile, template: Template, steps: Sequence[str]
 ) -> Workflow:
     """Build what is done with the subcortical structures, and with the brain as a whole.
 

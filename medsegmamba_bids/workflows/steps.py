@@ -7,7 +7,7 @@ from nipype.pipeline.engine import Node
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg
 from medsegmamba_bids.interfaces.step import StepInterface
-from medsegmamba_bids.workflows.networks import Network
+from medsegmamba_bids.weights.info import WeightsFile
 
 # Most memory that a step was seen to need, GB; images of 512^3 voxels and the authors' network included.
 _MEMORY_GB = {"Conform": 2.5, "Normalize": 1.5, "GivenMask": 2.5, "ToNative": 2.5, "Statistics": 1.5}
@@ -21,7 +21,7 @@ def step(interface: StepInterface, name: str, config: RunConfig, threads: int = 
     return Node(interface, name=name, mem_gb=min(needed, config.mem_gb), n_procs=threads)
 
 
-def network_step(interface: type[SegmentAseg], name: str, network: Network, config: RunConfig) -> Node:
+def network_step(interface: type[SegmentAseg], name: str, network: WeightsFile, config: RunConfig) -> Node:
     """A node that runs a network as the options say."""
     node = mask_network_step(interface, name, network, config)
     node.inputs.save_posteriors = config.save_posteriors
@@ -30,10 +30,10 @@ def network_step(interface: type[SegmentAseg], name: str, network: Network, conf
     return node
 
 
-def mask_network_step(interface: type[SegmentAseg], name: str, network: Network, config: RunConfig) -> Node:
+def mask_network_step(interface: type[SegmentAseg], name: str, network: WeightsFile, config: RunConfig) -> Node:
     """A node that runs a network as its weights say, for a brain mask alone."""
     inputs = interface(
-        weights=str(network.path),
+        weights=network,
         checksum=network.info.checksum,
         precision=config.precision,
         device=config.device,

@@ -15,8 +15,9 @@ from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.weights.info import WeightsFile
 from medsegmamba_bids.workflows.ingredients import files_now, made_from
-from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.results import init_aseg_results_wf, init_results_wf
 from medsegmamba_bids.workflows.steps import mask_network_step, network_step, step
 
@@ -107,7 +108,7 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
 
 
 def _add_hippocampus(
-    workflow: Workflow, image: T1wImage, config: RunConfig, network: Network, chain: _Chain, finish: Node
+    workflow: Workflow, image: T1wImage, config: RunConfig, network: WeightsFile, chain: _Chain, finish: Node
 ) -> None:
     """Add the subfields, which are looked for around the hippocampi that were found."""
     hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
@@ -125,7 +126,7 @@ def _add_hippocampus(
     )
 
 
-def _image_rows(network: Network, node: Node, chain: _Chain) -> list[Row]:
+def _image_rows(network: WeightsFile, node: Node, chain: _Chain) -> list[Row]:
     """What a network is given: the image that its weights ask for, and the mask where that must be stripped."""
     spec = network.info.input
     image = chain.normalize if spec.intensity == "freesurfer" else chain.conform

@@ -12,8 +12,8 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
-from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
+from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.outputs import product_metadata
 from medsegmamba_bids.workflows.participants import init_medsegmamba_wf, participant_work_dir
 
@@ -25,7 +25,7 @@ def network(table="aseg_brain", task="aseg", **spec):
     labels = tuple(load_label_table(table).labels.tolist())
     config = {"classes": len(labels)}
     info = WeightsInfo(f"w-{table}", "medsegmamba", config, task, labels, InputSpec(**spec), checksum="abc")
-    return Network(Path(f"{table}.safetensors"), info)
+    return WeightsFile(Path(f"{table}.safetensors"), info)
 
 
 AUTHORS = {"table": "aseg", "skull_stripped": True, "intensity": "freesurfer"}

@@ -18,13 +18,13 @@ from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.record import WriteRecord, record_path
 from medsegmamba_bids.stats.intracranial import Template
-from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
+from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows import ingredients
 from medsegmamba_bids.workflows.ingredients import (
     files_now,
     made_from,
 )
-from medsegmamba_bids.workflows.networks import Network, Networks
+from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
 TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
@@ -35,7 +35,8 @@ def networks(checksum="abc", subfields=None):
 
     def network(what):
         config = {"classes": len(labels)}
-        return Network(Path(what), WeightsInfo("w", "medsegmamba", config, "aseg", labels, InputSpec(), checksum=what))
+        info = WeightsInfo("w", "medsegmamba", config, "aseg", labels, InputSpec(), checksum=what)
+        return WeightsFile(Path(what), info)
 
     return Networks(network(checksum), network(subfields) if subfields else None)
 

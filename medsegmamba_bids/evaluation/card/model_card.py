@@ -20,16 +20,17 @@ from medsegmamba_bids.evaluation.card.cases import Case, read_cases
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
-from medsegmamba_bids.weights.files import WeightsInfo, find_weights, read_info
+from medsegmamba_bids.weights.folders import resolve_weights
+from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 
 logger = logging.getLogger(__name__)
 
 
 def checksums(networks: Networks) -> str:
     """The first line of the table of numbers: which weights they are for."""
-    texts = [f"aseg {read_info(find_weights(networks.aseg, ASEG.task)).checksum}"]
+    texts = [f"aseg {resolve_weights(networks.aseg, ASEG.task).info.checksum}"]
     if networks.subfields:
-        texts.append(f"hippocampus {read_info(find_weights(networks.hippocampus, HIPPOCAMPUS.task)).checksum}")
+        texts.append(f"hippocampus {resolve_weights(networks.hippocampus, HIPPOCAMPUS.task).info.checksum}")
     return "# weights: " + ", ".join(texts)
 
 
@@ -65,9 +66,9 @@ def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
 def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
     """The whole card: the template of the package with its placeholders filled in."""
     fields = {"version": __version__, **training, **sections(rows, aim_cases)}
-    fields |= _described(ASEG.task, find_weights(networks.aseg, ASEG.task))
+    fields |= _described(ASEG.task, resolve_weights(networks.aseg, ASEG.task))
     if networks.subfields:
-        fields |= _described(HIPPOCAMPUS.task, find_weights(networks.hippocampus, HIPPOCAMPUS.task))
+        fields |= _described(HIPPOCAMPUS.task, resolve_weights(networks.hippocampus, HIPPOCAMPUS.task))
     else:
         fields |= dict.fromkeys(_described_keys(HIPPOCAMPUS.task), "n/a")
     return Template(data_path("evaluation/model_card.md").read_text(encoding="utf-8")).substitute(fields)
@@ -77,9 +78,9 @@ def _described_keys(prefix: str) -> list[str]:
     return [f"{prefix}_{key}" for key in ("name", "checksum", "size", "origin", "licence", "training_data", "input")]
 
 
-def _described(prefix: str, path: Path) -> dict[str, str]:
-    info = read_info(path)
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
+def _described(prefix: str, file: WeightsFile) -> dict[str, str]:
+    info = file.info
+    size = f"{file.path.stat().st_size / 1e6:.1f} MB"
     values = [info.name, info.checksum, size, info.origin, info.licence, info.training_data, _input_text(info)]
     return dict(zip(_described_keys(prefix), values, strict=True))
 

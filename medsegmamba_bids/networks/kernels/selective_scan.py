@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 #: Environment variable that chooses the backend by name.
 BACKEND_VARIABLE = "MEDSEGMAMBA_SCAN"
+BEST = "best"
+_WANTED: ContextVar[str | None] = ContextVar("scan backend", default=None)
 
 
 def reference_scan(
@@ -148,18 +151,23 @@ def _error_of_small_scan(scan: Callable[..., torch.Tensor], device: str) -> floa
 
 
 @contextmanager
-def not_forced() -> Iterator[None]:
-    """Within, MEDSEGMAMBA_SCAN names no backend: for work that moves to a device where that one does not run."""
-    forced = os.environ.pop(BACKEND_VARIABLE, None)
+def scan_backend(name: str | None) -> Iterator[None]:
+    """Within, scans run by this backend; None leaves it to MEDSEGMAMBA_SCAN, ``best`` to what works best."""
+    token = _WANTED.set(name or _WANTED.get())
     try:
         yield
     finally:
-        if forced is not None:
-            os.environ[BACKEND_VARIABLE] = forced
+        _WANTED.reset(token)
+
+
+def forced_backend() -> str | None:
+    """Return the backend that scans must run by; None where the best is taken."""
+    name = _WANTED.get() or os.environ.get(BACKEND_VARIABLE)
+    return None if name == BEST else name
 
 
 def choose_backend(device: torch.device | str, name: str | None = None) -> str:
-    """Return the backend for a device: the one named, or that of MEDSEGMAMBA_SCAN, or the best.
+    """Return the backend for a device: the one named, or that of `scan_backend` or MEDSEGMAMBA_SCAN, or the best.
 
     Raises
     ------
@@ -167,7 +175,7 @@ def choose_backend(device: torch.device | str, name: str | None = None) -> str:
         It does not work on the device.
     """
     usable = available_backends(device)
-    name = name or os.environ.get(BACKEND_VARIABLE) or usable[0]
+    name = name or forced_backend() or usable[0]
     if name not in usable:
         on_gpu = torch.device(device).type == "cuda" and name in _NEEDS
         reason = f": {why_refused(name, str(device))}" if on_gpu else ""
