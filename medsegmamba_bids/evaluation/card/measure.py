@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids import segmentations
-from medsegmamba_bids.anatomy import HIPPOCAMPI, WHITE_MATTER
+from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.datasets.label_images import lies_on, read_parts
 from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
@@ -140,8 +140,9 @@ def _comparisons(
 
 def compare(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray, table: LabelTable) -> pd.DataFrame:
     """Metrics of all structures of a table, with their names."""
-    rows = structure_metrics(found, reference, zooms, table.labels[1:].tolist())
-    return rows.assign(structure=table.names[1:])
+    structures = table.table[~table.table["label"].isin((0, *OUTSIDE_BRAIN))]
+    rows = structure_metrics(found, reference, zooms, structures["label"].tolist())
+    return rows.assign(structure=structures["name"].tolist())
 
 
 def compare_masks(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:

@@ -227,3 +227,13 @@ def test_noise_is_that_share_of_white_matter():
     whole = noisy(nib.Nifti1Image(data.astype(np.uint8), AFFINE), white)
     assert np.asarray(whole.dataobj).dtype == np.uint8
     assert np.array_equal(np.asarray(whole.dataobj), np.rint(changed).clip(0, 255).astype(np.uint8))
+
+
+def test_fluid_outside_the_brain_is_not_compared():
+    """A network may have it as a class, but FreeSurfer draws none."""
+    labels, _ = head()
+    with_fluid, without = (
+        measure.compare(labels, labels, np.ones(3), load_label_table(name)) for name in ("aseg_head", "aseg_brain")
+    )
+    pd.testing.assert_frame_equal(with_fluid, without)
+    assert 257 not in set(with_fluid["label"])
