@@ -137,7 +137,7 @@ def _submit(script: Path) -> str:
         raise ConfigError(
             f"sbatch is not there: the scripts are written, run `bash {_quoted(script)}` where Slurm is installed"
         )
-    ended = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    ended = subprocess.run(["bash", str(script)], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if ended.returncode:
         raise ConfigError(f"Slurm refused the jobs: {_reason(ended.stderr)}")
     return ended.stdout
@@ -149,7 +149,9 @@ def _reason(text: str) -> str:
     reason = "; ".join(dict.fromkeys(line for line in lines if line)) or "it did not say why"
     if "partition" in reason.lower() and shutil.which("sinfo"):
         command = ["sinfo", "--noheader", "--format=%R"]
-        there = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        there = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        ).stdout.split()
         reason += f"; partitions are {', '.join(there)}" if there else ""
     return reason
 

@@ -1,4 +1,8 @@
-"""Locks between runs: the operating system frees them when a process ends, however it ends."""
+"""Locks between runs: the operating system frees them when a process ends, however it ends.
+
+Not the package filelock: it leaves its files behind, cannot say who holds one, and fails on NFS without a lock service
+(ENOLCK), where a run here goes on with a warning.
+"""
 
 from __future__ import annotations
 

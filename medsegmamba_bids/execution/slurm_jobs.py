@@ -219,7 +219,9 @@ def _largest_array() -> int:
     """Most tasks of an array; 0 where that is not known."""
     if shutil.which("scontrol") is None:
         return 0
-    told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    told = subprocess.run(
+        ["scontrol", "show", "config"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
     return int(match[1]) - 1 if match else 0  # indices start at 0 there, at 1 here
 
