@@ -152,6 +152,8 @@ def _check_compare(options: argparse.Namespace) -> None:
         raise EvaluationError("--reference and at least one --method are needed, or --study")
     if options.dataset_column and not options.participants:
         raise EvaluationError("--dataset-column needs --participants, the table that has it")
+    if options.participants and not options.dataset_column:
+        raise EvaluationError("--participants needs --dataset-column, the column that says who is of which dataset")
 
 
 def _datasets(options: argparse.Namespace) -> list[Dataset]:

@@ -126,8 +126,8 @@ def read_reference(files: LabelFiles, table: LabelTable, background: Collection[
     """
     image = read_labels(files.choices[0], table, background)
     if not np.isin(image.data, table.labels[1:]).any():
-        found = np.flatnonzero(np.bincount(image.data.ravel())).tolist()
-        what = "every voxel is 0" if found == [0] else f"it holds the labels {listed(found)}"
+        present = np.flatnonzero(np.bincount(image.data.ravel())).tolist()
+        what = "every voxel is 0" if present == [0] else f"it holds the labels {listed(present)}"
         raise DatasetError(
             f"{image.path}: this reference has none of the structures of the table {table.name}, {what}; "
             "replace or remove it"
@@ -147,7 +147,7 @@ def read_on_grid(
     ImageError, DatasetError
         As :func:`read_labels`; or the labels lie outside the reference's field of view.
     """
-    parts = next((one for one in files.choices if _on_grid(one, like)), files.choices[0])
+    parts = next((choice for choice in files.choices if _on_grid(choice, like)), files.choices[0])
     image = read_labels(parts, table, background)
     if image.grid.same_as(like.grid):
         return LabelImage(image.path, image.data, like.affine), False
@@ -166,4 +166,4 @@ def _on_grid(parts: Parts, like: LabelImage) -> bool:
         headers = [nib.load(path) for path, _ in parts]
     except (OSError, nib.filebasedimages.ImageFileError):
         return False
-    return all(Grid.of(one).same_as(like.grid) for one in headers)
+    return all(Grid.of(header).same_as(like.grid) for header in headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, s
 from medsegmamba_bids.errors import DatasetError
 from medsegmamba_bids.image.files import READABLE
 from medsegmamba_bids.segmentations import of_table
+
+logger = logging.getLogger(__name__)
 
 #: T1-weighted images in ``mri/`` of a subject; the first that is there counts.
 T1_FILES = ("T1.mgz", "orig.mgz", "nu.mgz", "orig_nu.mgz", "brain.mgz")
@@ -112,17 +115,17 @@ def _stem(file: Path) -> str:
 
 
 def _place(path: str, kind: str, files: Iterable[tuple[ScanName, Path]]) -> Place:
-    found: dict[ScanName, Path] = {}
+    by_name: dict[ScanName, Path] = {}
     for name, file in files:
-        if name in found:
+        if name in by_name:
             raise DatasetError(
-                f"{path}: two label images for {name}, {found[name]} and {file}; "
+                f"{path}: two label images for {name}, {by_name[name]} and {file}; "
                 "name one of them by a pattern, such as FOLDER/{participant}_labels.nii.gz"
             )
-        found[name] = file
-    if not found:
+        by_name[name] = file
+    if not by_name:
         raise DatasetError(f"{path}: no file matches")
-    return Place(path, kind, {name: LabelFiles(name, (((file, 0),),)) for name, file in found.items()})
+    return Place(path, kind, {name: LabelFiles(name, (((file, 0),),)) for name, file in by_name.items()})
 
 
 def _by_pattern(pattern: str) -> Iterator[tuple[ScanName, Path]]:
@@ -276,20 +279,29 @@ def find_images(path: str) -> dict[ScanName, Path]:
     """
     folder = Path(path)
     if "{participant}" in path:
-        found = list(_by_pattern(path))
+        images = list(_by_pattern(path))
     elif folder.is_file():
-        found = [(parse_name(_stem(folder)), folder)]
+        images = [(parse_name(_stem(folder)), folder)]
     elif not folder.is_dir():
-        found = []
+        images = []
     elif subjects := subject_folders(folder):
-        firsts = ((parse_name(one.name), _first(one / "mri", T1_FILES)) for one in subjects)
-        found = [(name, file) for name, file in firsts if file is not None]
+        firsts = ((parse_name(subject.name), _first(subject / "mri", T1_FILES)) for subject in subjects)
+        images = [(name, file) for name, file in firsts if file is not None]
     else:
         files = [file.path for file in BIDSFolder(folder).t1w_images()]
-        files.sort(key=lambda file: ("_space-" not in file.name, file.name))
         files += [file for file in _images(folder) if _stem(file).endswith("_T1w")]
-        found = [(parse_name(_stem(file)), file) for file in files if _own_space(file)]
-    return dict(found)
+        images = [(parse_name(_stem(file)), file) for file in files if _own_space(file)]
+    return _one_a_scan(images)
+
+
+def _one_a_scan(images: list[tuple[ScanName, Path]]) -> dict[ScanName, Path]:
+    """The image without ``space-`` where there are several of a scan, else the last by name, which is said."""
+    chosen: dict[ScanName, Path] = {}
+    for name, file in sorted(images, key=lambda image: ("_space-" not in image[1].name, image[1].name)):
+        if name in chosen and ("_space-" in file.name) == ("_space-" in chosen[name].name):
+            logger.warning("%s: several images, %s and %s; the second is taken", name, chosen[name], file)
+        chosen[name] = file
+    return {name: chosen[name] for name, _ in images}
 
 
 def _own_space(file: Path) -> bool:

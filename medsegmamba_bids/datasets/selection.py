@@ -135,7 +135,7 @@ def _entry(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _selection(entry: dict[str, Any], path: Path) -> Selection:
     for key, allowed in _FIXED.items():
         value = entry.pop(key, allowed[0])
-        if value not in allowed and value not in ([one] for one in allowed):
+        if value not in allowed and value not in ([text] for text in allowed):
             raise BIDSError(f"{path}: {key} is {value!r}; only T1w images ({key} {allowed[0]}) are segmented")
     regex = entry.pop("regex_search", False)
     if not isinstance(regex, bool):
@@ -159,19 +159,19 @@ def _short(key: str, path: Path) -> str:
 
 def _texts(value: Any, path: Path) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str) for one in values):
+    if not all(isinstance(text, str) for text in values):
         raise BIDSError(f"{path}: extension is {value!r}; it must be a text or a list of texts")
     return values
 
 
 def _values(key: str, value: Any, path: Path) -> tuple[Any, ...]:
     values = value if isinstance(value, list) else [value]
-    if not values or any(isinstance(one, (bool, float, list, dict)) for one in values):
+    if not values or any(isinstance(label, (bool, float, list, dict)) for label in values):
         raise BIDSError(
             f"{path}: {key} is {value!r}; it must be a label, a list of labels, null for images without it, or "
             '"*" for any'
         )
-    values = tuple(_SPECIAL.get(one.lower(), one) if isinstance(one, str) else one for one in values)
+    values = tuple(_SPECIAL.get(label.lower(), label) if isinstance(label, str) else label for label in values)
     return numbered(values) if ENTITIES.get(key, key) in _NUMBERED else values
 
 

@@ -119,7 +119,7 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
 def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> None:
     scans = scans_of(output_dir, subject)
     for prefix in strangers_of(output_dir, subject):
-        results.failed[f"{prefix}_T1w in sub-{subject}"] = "its results lie in another one's folder"
+        results.failed[f"{prefix}_T1w in sub-{subject}"] = "its results lie in another image's folder"
     if not scans:
         results.failed[f"sub-{subject}"] = _why_empty(output_dir / f"sub-{subject}")
         return

@@ -144,11 +144,12 @@ def refused(capsys, *options):
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--without", "1"], "--without 1: not structures"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--nprocs", "0"], "--nprocs 0: must be 1"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--dataset-column", "x"], "needs --participants"),
+        (["--reference", "{study}/fs", "--method", "A={study}/ours", "--participants", "x"], "needs --dataset-column"),
         (
             ["--reference", "{study}/fs", "--method", "A={study}/ours", "--show", "x"],
             "--show x: no such scan; there are sub-",
         ),
-        (["--study", "{study}/none.toml"], "none.toml: no such file"),
+        (["--study", "{study}/none.toml"], "none.toml: cannot be used as --study: No such file"),
         (["--study", "{study}/s.toml", "--reference", "x"], "--study names references and methods itself"),
         (["--study", "{study}/s.toml", "--dataset-column", "x"], "--study names datasets itself"),
         (["--reference", "{study}/fs", "--method", "A={study}/ours", "--table", "hippoFS60"], "no subject has labels"),

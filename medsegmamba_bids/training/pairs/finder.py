@@ -88,14 +88,14 @@ def find_bids_pairs(
     folders = [name for name in sorted(participants) if name in known]
     pairs = []
     for file in dataset.t1w_images(*folders) if folders else ():
-        found = labels.get(parse_name(file.prefix))
+        own = labels.get(parse_name(file.prefix))
         if file.derived:
             continue
-        if found is None:
+        if own is None:
             prefix = config.segmentation or of_table(config.table).short
             logger.warning("%s: has no seg-%s*_dseg image and is left out", file.path, prefix)
         else:
-            pairs.append(Pair(file.prefix, f"sub-{file.entities['sub']}", file.path, found))
+            pairs.append(Pair(file.prefix, f"sub-{file.entities['sub']}", file.path, own))
     return pairs
 
 

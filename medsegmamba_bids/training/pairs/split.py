@@ -12,6 +12,7 @@ import pandas as pd
 from medsegmamba_bids.datasets import participants
 from medsegmamba_bids.errors import SplitError, reason
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.records import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -171,16 +172,17 @@ def read_split(path: Path) -> dict[str, str]:
     try:
         pairs = _json_pairs(path) if path.suffix == ".json" else _table_pairs(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SplitError(f"{path}: cannot be read as a division into {', '.join(SETS)} ({reason(error)})") from error
-    found: dict[str, str] = {}
+        why = reason(error).removeprefix(f"{path}: ")
+        raise SplitError(f"{path}: cannot be read as a division into {', '.join(SETS)} ({why})") from error
+    sets: dict[str, str] = {}
     for participant, name in pairs:
         if name not in SETS:
             raise SplitError(f"{path}: the set {name!r} of {participant} is unknown; there are {', '.join(SETS)}")
-        if found.setdefault(participant, name) != name:
-            raise SplitError(f"{path}: {participant} is in {found[participant]} and in {name}")
-    if empty := [name for name in SETS if name not in found.values()]:
+        if sets.setdefault(participant, name) != name:
+            raise SplitError(f"{path}: {participant} is in {sets[participant]} and in {name}")
+    if empty := [name for name in SETS if name not in sets.values()]:
         raise SplitError(f"{path}: nobody is in {' or '.join(empty)}; every set needs participants")
-    return found
+    return sets
 
 
 def _table_pairs(path: Path) -> list[tuple[str, str]]:
@@ -189,5 +191,8 @@ def _table_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def _json_pairs(path: Path) -> list[tuple[str, str]]:
-    lists = json.loads(path.read_text(encoding="utf-8-sig"))
-    return [(_with_prefix(p), name) for name, group in lists.items() if name != "seed" for p in group]
+    lists = parse_json(path.read_text(encoding="utf-8-sig"))
+    groups = {name: group for name, group in lists.items() if name != "seed"}
+    if not all(isinstance(group, list) for group in groups.values()):
+        raise TypeError("a set must be a list of participants")
+    return [(_with_prefix(participant), name) for name, group in groups.items() for participant in group]

@@ -28,5 +28,5 @@ def dice_of_scan(
         Resources(device, config.precision),
         box=Box.whole(pair.image.shape),
     )
-    found = prediction.probabilities.argmax(0).cpu().numpy()
-    return dice_scores(found, pair.target, classes)
+    predicted = prediction.probabilities.argmax(0).cpu().numpy()
+    return dice_scores(predicted, pair.target, classes)

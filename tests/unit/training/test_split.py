@@ -89,7 +89,16 @@ def test_divisions_that_cannot_be_used(tmp_path, lines, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.json", "[1, 2"), ("a.tsv", "who\twhere\na\tb\n"), ("b.json", "[1]")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "[1, 2"),
+        ("a.tsv", "who\twhere\na\tb\n"),
+        ("b.json", "[1]"),
+        ("c.json", '{"train": "sub-01", "validation": ["sub-02"], "test": ["sub-03"]}'),
+        ("d.json", '{"train": ["a"], "train": ["b"], "validation": ["c"], "test": ["d"]}'),
+    ],
+)
 def test_files_that_are_no_division(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(SplitError, match=f"{name}: cannot be read as a division"):
