@@ -53,5 +53,7 @@ OUTER = (*CEREBRUM, CSF, HYPOINTENSITIES)
 
 
 def covers_brain(labels: Iterable[int]) -> bool:
-    """Whether classes with these labels cover the whole brain: cerebral white matter and cortex are among them."""
+    """Return whether classes with these labels cover the whole brain: cerebral white matter and cortex are among
+    them.
+    """
     return set(labels) >= set(CEREBRUM)

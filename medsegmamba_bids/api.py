@@ -183,7 +183,7 @@ def segment(
 
 
 def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
-    """Labels as an image with the affine of another, and its code in both orientations."""
+    """Return labels as an image with the affine of another, and its code in both orientations."""
     made = nib.Nifti1Image(labels, image.affine)
     code = orientation_code(image)
     made.set_sform(image.affine, code)
@@ -242,7 +242,7 @@ def _labels(source: ImageOrPath) -> Image:
 
 
 def _on_grid(image: Image, like: Image) -> np.ndarray:
-    """Intensities on the grid of another image."""
+    """Return intensities on the grid of another image."""
     data = np.asanyarray(image.dataobj)
     if Grid.of(image).same_as(Grid.of(like)):
         return data

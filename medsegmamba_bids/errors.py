@@ -91,7 +91,7 @@ class CaseError(UserError):
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, for a sentence that names the file already.
+    """Return why something failed, for a sentence that names the file already.
 
     Examples
     --------

@@ -67,7 +67,7 @@ def read_mapping(path: Path, purpose: str, form: str = "json", error: type[UserE
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds; a key that is there twice is refused, with ``ValueError``."""
+    """Return what a JSON text holds; a key that is there twice is refused, with ``ValueError``."""
     return json.loads(text, object_pairs_hook=_without_repeats)
 
 
@@ -94,7 +94,7 @@ _PARSERS = {"json": parse_json, "toml": tomllib.loads, "yaml": _parse_yaml}
 
 
 def unknown_keys(given: Iterable[str], known: Iterable[str], what: str = "keys") -> str:
-    """A sentence about keys that nobody knows, with the nearest that somebody does; empty where there are none.
+    """Return a sentence about keys that nobody knows, with the nearest that somebody does; empty where there are none.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def wrong_types(record: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def build(kind: type, entries: Any, where: str, error: type[UserError] = ConfigError) -> Any:
-    """A record from a table of a file, lists made tuples.
+    """Return a record from a table of a file, lists made tuples.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def _types(kind: type) -> dict[str, Any]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type; whole numbers are numbers, truth values are not.
+    """Return whether a value is of a type; whole numbers are numbers, truth values are not.
 
     Examples
     --------
@@ -188,7 +188,7 @@ def _parts_fit(values: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 def _named(kind: Any) -> str:
-    """What a user calls a type: ``a list of texts``."""
+    """Return what a user calls a type: ``a list of texts``."""
     if get_origin(kind) in (Union, UnionType):
         return _named(get_args(kind)[0])
     if get_origin(kind) is tuple:

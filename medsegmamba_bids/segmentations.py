@@ -165,7 +165,7 @@ TABLES = tuple(table for kind in SEGMENTATIONS for table in kind.tables)
 
 
 def of_name(name: str) -> SegmentationKind:
-    """The segmentation that files call so (``aseg``, ``hippoFS60``).
+    """Return the segmentation that files call so (``aseg``, ``hippoFS60``).
 
     Examples
     --------
@@ -176,12 +176,12 @@ def of_name(name: str) -> SegmentationKind:
 
 
 def of_task(task: str) -> SegmentationKind:
-    """The segmentation that weights call so (``aseg``, ``hippocampus``)."""
+    """Return the segmentation that weights call so (``aseg``, ``hippocampus``)."""
     return _only("task", task, {kind.task: kind for kind in SEGMENTATIONS})
 
 
 def of_table(table: str) -> SegmentationKind:
-    """The segmentation that a label table belongs to.
+    """Return the segmentation that a label table belongs to.
 
     Examples
     --------

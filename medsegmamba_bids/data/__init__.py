@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def data_path(name: str) -> Path:
-    """Path of a file of the package, such as ``labels/aseg.tsv``."""
+    """Return the path of a file of the package, such as ``labels/aseg.tsv``."""
     return Path(__file__).parent / name

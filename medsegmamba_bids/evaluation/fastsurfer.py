@@ -22,7 +22,7 @@ RESULT = "mri/aparc.DKTatlas+aseg.deep.mgz"
 
 
 def find_fastsurfer(script: Path | None = None) -> Path:
-    """FastSurfer's script: the one that is named, on the PATH, or in ``$FASTSURFER_HOME``.
+    """Return FastSurfer's script: the one that is named, on the PATH, or in ``$FASTSURFER_HOME``.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def segment_all(
 
 
 def command_line(script: Path, subject: str, image: Path, out: Path, more: str = "") -> list[str]:
-    """How FastSurfer is called for one image.
+    """Return how FastSurfer is called for one image.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def command_line(script: Path, subject: str, image: Path, out: Path, more: str =
 
 
 def _segment(script: Path, subject: str, image: Path, out: Path, more: str) -> str:
-    """Why it failed; empty where it did not."""
+    """Return why it failed; empty where it did not."""
     if (out / subject / RESULT).is_file():
         logger.info("%s: is segmented already", subject)
         return ""

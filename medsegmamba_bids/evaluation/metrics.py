@@ -87,14 +87,14 @@ def structure_metrics(
 
 
 def _indices(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Position + 1 of every voxel's label among the labels, 0 for others."""
+    """Return the position + 1 of every voxel's label among the labels, 0 for others."""
     lookup = np.zeros(max(int(array.max()), *labels) + 1, np.uint16)
     lookup[list(labels)] = np.arange(1, len(labels) + 1)
     return lookup[array]
 
 
 def _volumes(both: int, here: int, there: int, voxel_mm3: float) -> tuple[float, ...]:
-    """Volumes, their difference, Dice and volume similarity from numbers of voxels."""
+    """Return volumes, their difference, Dice and volume similarity from numbers of voxels."""
     total, error = here + there, here - there
     dice = 2 * both / total if total else math.nan
     similarity = 1 - abs(error) / total if total else math.nan
@@ -105,7 +105,7 @@ def _volumes(both: int, here: int, there: int, voxel_mm3: float) -> tuple[float,
 def surface_distances(
     found: np.ndarray, reference: np.ndarray, zooms: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of every surface voxel of each mask to the other mask's surface, mm.
+    """Return the distance of every surface voxel of each mask to the other mask's surface, mm.
 
     A voxel of the surface belongs to the mask, and one of its six neighbours does not; beyond the array nothing does.
 
@@ -125,12 +125,12 @@ def surface_distances(
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of a mask with a neighbour by faces outside it, bool (X, Y, Z)."""
+    """Return voxels of a mask with a neighbour by faces outside it, bool (X, Y, Z)."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
 def summarise(forth: np.ndarray, back: np.ndarray) -> tuple[float, float]:
-    """ASSD and 95th percentile of surface distances, mm.
+    """Return ASSD and 95th percentile of surface distances, mm.
 
     The ASSD is the mean over the voxels of both surfaces; of the two directed percentiles the larger one counts.
     """

@@ -62,12 +62,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def suffix_of(path: Path, allowed: tuple[str, ...] = READABLE) -> str:
-    """The longest of the allowed endings that a file's name has, in any case; empty where it has none."""
+    """Return the longest of the allowed endings that a file's name has, in any case; empty where it has none."""
     return max((s for s in allowed if path.name.lower().endswith(s.lower())), key=len, default="")
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether a file's name says that it is compressed."""
+    """Return whether a file's name says that it is compressed."""
     return suffix_of(path) in _COMPRESSED
 
 
@@ -118,7 +118,7 @@ def _check_start(start: bytes, path: Path) -> None:
 
 
 def _is_plain_image(start: bytes) -> bool:
-    """Whether bytes begin an image that is not compressed: sizes of NIfTI headers, the version of MGH files."""
+    """Return whether bytes begin an image that is not compressed: sizes of NIfTI headers, the version of MGH files."""
     return start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c", b"\0\0\0\x01")
 
 

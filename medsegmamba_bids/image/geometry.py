@@ -24,7 +24,7 @@ _PARALLEL = 1e-7  # voxels per voxel
 
 
 def is_conformed(image: nib.spatialimages.SpatialImage) -> bool:
-    """Whether an image is uint8, 256^3, 1 mm and LIA already."""
+    """Return whether an image is uint8, 256^3, 1 mm and LIA already."""
     return (
         image.shape == _CONFORMED_SHAPE
         and np.asanyarray(image.dataobj).dtype == np.uint8
@@ -62,7 +62,7 @@ def conform(image: nib.spatialimages.SpatialImage) -> nib.Nifti1Image:
 
 
 def _scale(image: nib.spatialimages.SpatialImage, data: np.ndarray) -> tuple[float, float]:
-    """Offset and factor that bring an image to 0..255; 0 and 1 where bytes fill that range already."""
+    """Return offset and factor that bring an image to 0..255; 0 and 1 where bytes fill that range already."""
     offset, factor = robust_scale(data)
     bright = _BRIGHT_FREESURFER if is_conformed(image) else _BRIGHT
     fills = data.dtype == np.uint8 and offset + BRIGHTEST / factor >= bright
@@ -70,7 +70,7 @@ def _scale(image: nib.spatialimages.SpatialImage, data: np.ndarray) -> tuple[flo
 
 
 def conformed_grid(grid: Grid) -> Grid:
-    """The conformed grid around the same centre.
+    """Return the conformed grid around the same centre.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def _warn_of_loss(data: np.ndarray, signal: float, grid: Grid, to_grid: Grid) ->
 
 
 def count_outside(data: np.ndarray, above: float, grid: Grid, to_grid: Grid) -> int:
-    """Number of voxels brighter than ``above`` whose centres lie outside another grid.
+    """Return the number of voxels brighter than ``above`` whose centres lie outside another grid.
 
     Examples
     --------
@@ -115,13 +115,16 @@ def count_outside(data: np.ndarray, above: float, grid: Grid, to_grid: Grid) -> 
 
 
 def _outside(coordinates: object, shape: tuple[int, ...]) -> np.ndarray:
-    """Where any of three voxel coordinates is off a grid, whose voxels reach half a step beyond their centres."""
+    """Return where any of three voxel coordinates is off a grid, whose voxels reach half a step beyond their
+    centres.
+    """
     out = [(c < -0.5) | (c > n - 0.5) for c, n in zip(coordinates, shape, strict=True)]
     return out[0] | out[1] | out[2]
 
 
 def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> np.ndarray:
-    """An array on another grid, interpolated linearly, float32; outside the old one's voxel centres lies ``fill``.
+    """Return an array on another grid, interpolated linearly, float32; outside the old one's voxel centres lies
+    ``fill``.
 
     Does not smooth, so that a much coarser grid sees single voxels.
 
@@ -168,7 +171,7 @@ def _transform(
 
 
 def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
-    """Labels on another grid: every label's mask is interpolated linearly and the largest share wins.
+    """Return labels on another grid: every label's mask is interpolated linearly and the largest share wins.
 
     One label at a time, each within its own box, so that two float32 arrays of the labelled part of the new grid
     are all the memory it takes. Of equal shares the smallest label above 0 wins. Beyond the old grid's outermost
@@ -221,7 +224,7 @@ def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
 
 
 def _target_box(source: Box, matrix: np.ndarray, to_shape: tuple[int, ...]) -> Box | None:
-    """Voxels of the new grid that a box of the old one can reach; None where there are none."""
+    """Return voxels of the new grid that a box of the old one can reach; None where there are none."""
     back = np.linalg.inv(matrix)
     there = back[:3, :3] @ source.corners + back[:3, 3:]
     low = np.maximum(np.floor(there.min(1)).astype(int), 0)
@@ -230,7 +233,7 @@ def _target_box(source: Box, matrix: np.ndarray, to_shape: tuple[int, ...]) -> B
 
 
 def _between_boxes(matrix: np.ndarray, source: Box, target: Box) -> np.ndarray:
-    """The matrix from new to old voxels, both counted from their boxes."""
+    """Return the matrix from new to old voxels, both counted from their boxes."""
     out = target.shift(matrix)
     out[:3, 3] -= source.start
     return out

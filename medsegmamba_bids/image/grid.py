@@ -32,17 +32,18 @@ class Box(tuple):
 
     @classmethod
     def whole(cls, shape: Iterable[int]) -> Box:
-        """All voxels of an array."""
+        """Return all voxels of an array."""
         return cls(slice(0, int(side)) for side in shape)
 
     @classmethod
     def empty(cls) -> Box:
-        """No voxel, at the start of an array of three axes."""
+        """Return no voxel, at the start of an array of three axes."""
         return cls.whole((0, 0, 0))
 
     @classmethod
     def around(cls, mask: np.ndarray, margin: int = 0) -> Box | None:
-        """Smallest box around the non-zero voxels, wider by a margin within the array; None where all are zero.
+        """Return the smallest box around the non-zero voxels, wider by a margin within the array; None where all are
+        zero.
 
         Examples
         --------
@@ -54,7 +55,7 @@ class Box(tuple):
 
     @classmethod
     def hull(cls, boxes: Iterable[Sequence[slice]]) -> Box:
-        """Smallest box around boxes."""
+        """Return the smallest box around boxes."""
         sides = zip(*boxes, strict=True)
         return cls(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
 
@@ -74,14 +75,14 @@ class Box(tuple):
         return np.stack(np.meshgrid(*[(s.start, s.stop - 1) for s in self])).reshape(len(self), -1)
 
     def grow(self, margin: int, shape: Iterable[int] | None = None) -> Box:
-        """Wider by a margin on all sides; with the shape of an array no further than that goes."""
+        """Return a box wider by a margin on all sides; with the shape of an array no further than that goes."""
         wide = Box(slice(s.start - margin, s.stop + margin) for s in self)
         if shape is None:
             return wide
         return Box(slice(max(0, s.start), min(n, s.stop)) for s, n in zip(wide, shape, strict=True))
 
     def at_least(self, least: int, shape: Iterable[int]) -> Box:
-        """Widened about its centre to at least ``least`` voxels a side, as far as the array goes.
+        """Return the box widened about its centre to at least ``least`` voxels a side, as far as the array goes.
 
         At the border of the array the box is shifted inwards.
 
@@ -93,11 +94,11 @@ class Box(tuple):
         return Box(_widened(side, length, least) for side, length in zip(self, shape, strict=True))
 
     def within(self, outer: Sequence[slice]) -> Box:
-        """The same voxels, counted from the start of another box."""
+        """Return the same voxels, counted from the start of another box."""
         return Box(slice(s.start - o.start, s.stop - o.start) for s, o in zip(self, outer, strict=True))
 
     def out_of(self, outer: Sequence[slice]) -> Box:
-        """The same voxels, which are counted from the start of another box, counted from that of the array.
+        """Return the same voxels, which are counted from the start of another box, counted from that of the array.
 
         Examples
         --------
@@ -108,7 +109,7 @@ class Box(tuple):
         return Box(slice(s.start + o.start, s.stop + o.start) for s, o in zip(self, outer, strict=True))
 
     def shift(self, affine: np.ndarray) -> np.ndarray:
-        """The affine (4, 4) that takes indices counted from this box to where ``affine`` takes the array's.
+        """Return the affine (4, 4) that takes indices counted from this box to where ``affine`` takes the array's.
 
         Examples
         --------
@@ -155,7 +156,7 @@ class Grid:
 
     @classmethod
     def of(cls, image: Any) -> Grid:
-        """The grid of an image of nibabel's: of its first three axes."""
+        """Return the grid of an image of nibabel's: of its first three axes."""
         return cls(image.affine, image.shape[:3])
 
     @property
@@ -179,20 +180,20 @@ class Grid:
         return (self.affine @ [*(np.array(self.shape) / 2), 1.0])[:3]
 
     def to_world(self, voxels: np.ndarray) -> np.ndarray:
-        """Positions (..., 3) in mm of voxel indices (..., 3)."""
+        """Return positions (..., 3) in mm of voxel indices (..., 3)."""
         return apply_affine(self.affine, voxels)
 
     def to_voxels_of(self, other: Grid) -> np.ndarray:
-        """The matrix (4, 4) from this grid's voxel indices to another's."""
+        """Return the matrix (4, 4) from this grid's voxel indices to another's."""
         return np.linalg.inv(other.affine) @ self.affine
 
     def distance(self, other: Grid) -> float:
-        """How far voxels of equal index lie apart at most, mm; that is at a corner."""
+        """Return how far voxels of equal index lie apart at most, mm; that is at a corner."""
         apart = self.affine - other.affine
         return float(np.linalg.norm(apart[:3, :3] @ self.box.corners + apart[:3, 3:], axis=0).max())
 
     def same_as(self, other: Grid) -> bool:
-        """Whether two grids agree: one shape, and voxels within 0.001 mm.
+        """Return whether two grids agree: one shape, and voxels within 0.001 mm.
 
         Examples
         --------
@@ -202,11 +203,11 @@ class Grid:
         return self.shape == other.shape and self.distance(other) <= _SAME_MM
 
     def cut(self, box: Box) -> Grid:
-        """The part that a box cuts out."""
+        """Return the part that a box cuts out."""
         return Grid(box.shift(self.affine), box.shape)
 
     def paste(self, part: np.ndarray, box: Box, fill: float = 0) -> np.ndarray:
-        """An array of the whole grid and of the part's type, that is ``fill`` outside the box."""
+        """Return an array of the whole grid and of the part's type, that is ``fill`` outside the box."""
         whole = np.full(self.shape, fill, part.dtype)
         whole[box] = part
         return whole

@@ -29,7 +29,8 @@ Header = nib.spatialimages.SpatialHeader
 
 
 def placed(image: Image, name: str | os.PathLike, file: Path | None) -> tuple[np.ndarray, Header]:
-    """Affine in mm and header of an image, both checked; its file is read again where nibabel hides what it says.
+    """Return the affine in mm and header of an image, both checked; its file is read again where nibabel hides what it
+    says.
 
     A NIfTI header in metres or micrometres is converted, with a warning, unless voxels of that size cannot be and
     voxels of as many mm can: then mm are meant, with a warning too. Voxels of 3 mm or more are warned of.
@@ -83,7 +84,7 @@ def _check_sizes(header: nib.Nifti1Header, start: bytes, name: str | os.PathLike
 
 
 def _to_mm(affine: np.ndarray, header: nib.Nifti1Header, name: str | os.PathLike) -> np.ndarray:
-    """The affine in mm; the header is brought to mm as well, in place."""
+    """Return the affine in mm; the header is brought to mm as well, in place."""
     if int(header["xyzt_units"]) % 8 not in _UNITS:
         return affine
     unit, factor = _UNITS[int(header["xyzt_units"]) % 8]
@@ -153,7 +154,7 @@ def describe_orientation(image: Image, tolerance_mm: float = 0.1) -> str:
 
 
 def orientation_code(image: Image) -> int:
-    """NIfTI's code of the orientation in use: the sform's, else the qform's; 1 where there is none."""
+    """Return NIfTI's code of the orientation in use: the sform's, else the qform's; 1 where there is none."""
     header = image.header
     if not isinstance(header, nib.Nifti1Header):
         return 1

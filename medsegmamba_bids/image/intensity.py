@@ -26,7 +26,7 @@ _WORK_UNITS = 8  # fixed, since sums over the parts of an image depend on their 
 
 
 def robust_scale(data: np.ndarray) -> tuple[float, float]:
-    """Offset and factor that bring an image to 0..255, leaving out its brightest voxels.
+    """Return offset and factor that bring an image to 0..255, leaving out its brightest voxels.
 
     As FreeSurfer's ``mri_convert --conform`` and FastSurfer do: a histogram of 1000 bins over the whole range;
     from its top, bins are passed until they hold 0.1 % of the non-zero voxels; the lower edge of the bin below
@@ -63,7 +63,7 @@ def robust_scale(data: np.ndarray) -> tuple[float, float]:
 
 
 def rescale_uint8(data: np.ndarray, offset: float, factor: float) -> np.ndarray:
-    """``(data - offset) * factor`` cut off at 0 and 255 and rounded, uint8.
+    """Return ``(data - offset) * factor`` cut off at 0 and 255 and rounded, uint8.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def rescale_uint8(data: np.ndarray, offset: float, factor: float) -> np.ndarray:
 
 
 def without_negative(data: np.ndarray) -> tuple[np.ndarray, str]:
-    """Settle negative values, which magnitude images cannot have.
+    """Remove negative values, which magnitude images cannot have.
 
     Where they make up less than 1 % of the sum of absolute intensities (ringing of an interpolation, a few wrong
     voxels), they become 0. Else the image was standardised or is not a magnitude: all intensities are shifted
@@ -111,7 +111,7 @@ def without_negative(data: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shrink: int = 4) -> np.ndarray:
-    """N4 bias-field correction (Tustison et al. 2010, IEEE Trans Med Imaging 29:1310; SimpleITK).
+    """Correct the bias field with N4 (Tustison et al. 2010, IEEE Trans Med Imaging 29:1310; SimpleITK).
 
     Four levels of 50, 50, 30 and 20 iterations at most, each until the field changes by less than 0.001. The
     field is estimated within the mask, and applies to the whole image. There is no random choice in it.
@@ -199,7 +199,7 @@ def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -
 
 
 def white_matter_peak(data: np.ndarray, brain: np.ndarray) -> float:
-    """Intensity of white matter: the brightest of the histogram's main peaks within the brain.
+    """Return the intensity of white matter: the brightest of the histogram's main peaks within the brain.
 
     For T1-weighted images, where white matter is the brightest tissue, after bias correction.
 

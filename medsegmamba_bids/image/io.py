@@ -66,7 +66,7 @@ def check_image(image: Image, name: str = "the image") -> Image:
 
 
 def _head(image: Image, name: str | os.PathLike) -> Image:
-    """An image of a head with finite data without negative values; refused without contrast."""
+    """Return an image of a head with finite data without negative values; refused without contrast."""
     data = _finite(np.asarray(image.dataobj), name)
     data, note = without_negative(data)
     if note:
@@ -137,14 +137,14 @@ def take_image(image: Image, name: str) -> Image:
 
 
 def with_data(image: Image, data: np.ndarray, affine: np.ndarray | None = None, header: Any = None) -> Image:
-    """An image of the same kind with other voxels, and with its own affine and header if no others are given."""
+    """Return an image of the same kind with other voxels, and with its own affine and header if no others are given."""
     header = (image.header if header is None else header).copy()
     header.set_data_dtype(_type_on_disk(data.dtype, ".nii" if isinstance(header, nib.Nifti1Header) else ".mgz"))
     return type(image)(data, image.affine if affine is None else affine, header)
 
 
 def _read(path: Path) -> tuple[Image, np.ndarray]:
-    """Image and its array, as they are in the file; float32 where its header scales them."""
+    """Return image and its array, as they are in the file; float32 where its header scales them."""
     try:
         image = nib.load(path)
         proxy = image.dataobj
@@ -157,7 +157,7 @@ def _read(path: Path) -> tuple[Image, np.ndarray]:
 
 
 def _real(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
-    """The same numbers in native byte order and no wider than 32 bits; refuses what are no numbers."""
+    """Return the same numbers in native byte order and no wider than 32 bits; refuses what are no numbers."""
     if data.dtype.kind not in "biuf":
         raise ImageError(f"{name}: its voxels are {data.dtype}; single real numbers are needed")
     if data.dtype.kind == "f":
@@ -186,7 +186,7 @@ def _three_dimensional(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
 
 
 def _finite(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
-    """The same array where all is finite, else a copy with zeros."""
+    """Return the same array where all is finite, else a copy with zeros."""
     if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):
         return data
     bad = ~np.isfinite(data)

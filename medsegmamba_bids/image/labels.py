@@ -56,7 +56,7 @@ class LabelTable:
         return np.array([position[_other_side(name)] for name in self.names])
 
     def to_indices(self, labels: np.ndarray) -> np.ndarray:
-        """Class indices, int64, of FreeSurfer labels; labels outside the table become background.
+        """Return class indices, int64, of FreeSurfer labels; labels outside the table become background.
 
         Examples
         --------
@@ -79,7 +79,8 @@ def _other_side(name: str) -> str:
 
 @lru_cache
 def load_label_table(name: str) -> LabelTable:
-    """One of the package's tables: ``aseg`` (32 classes), ``aseg_brain`` (36), ``aseg_head`` (37), ``hippoFS60`` (25).
+    """Return one of the package's tables: ``aseg`` (32 classes), ``aseg_brain`` (36), ``aseg_head`` (37),
+    ``hippoFS60`` (25).
 
     Raises
     ------
@@ -92,7 +93,7 @@ def load_label_table(name: str) -> LabelTable:
 
 
 def table_of_labels(labels: np.ndarray) -> LabelTable:
-    """The table with exactly these labels in this order; raises ``TableError`` if there is none."""
+    """Return the table with exactly these labels in this order; raises ``TableError`` if there is none."""
     for name in TABLES:
         table = load_label_table(name)
         if np.array_equal(table.labels, labels):
@@ -101,7 +102,7 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
 
 
 def join_brain_labels(labels: np.ndarray) -> np.ndarray:
-    """Cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
+    """Return cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def join_brain_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: int = 16) -> None:
-    """Gives the voxels of a mask the label of the nearest voxel that may take them."""
+    """Give the voxels of a mask the label of the nearest voxel that may take them."""
     box = Box.around(mask, margin)
     distance, nearest = ndimage.distance_transform_edt(~into[box], return_indices=True)
     if distance[mask[box]].max() > margin:  # the nearest one may lie outside the box

@@ -73,7 +73,7 @@ def _mask_image(image: Image, path: str | os.PathLike) -> Image:
 
 
 def _brain(data: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Which voxels of a mask are meant, bool (X, Y, Z)."""
+    """Return which voxels of a mask are meant, bool (X, Y, Z)."""
     highest, lowest = float(data.max()), float(data.min())
     if highest <= 0:
         raise ImageError(f"{path}: this brain mask is empty: none of its values is above 0")
@@ -97,7 +97,7 @@ def _brain(data: np.ndarray, path: str | os.PathLike) -> np.ndarray:
 
 
 def _are_labels(data: np.ndarray, level: float) -> bool:
-    """Whether low whole values stand for parts of the brain, and not for a mask's border or noise around it."""
+    """Return whether low whole values stand for parts of the brain, and not for a mask's border or noise around it."""
     if level < _FEW:
         return True
     low = np.count_nonzero((data > 0) & (data <= _BETWEEN * level))

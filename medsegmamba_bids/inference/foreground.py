@@ -12,7 +12,7 @@ _LARGEST_BRAIN_MM3 = 2.3e6
 
 
 def looks_whole(data: np.ndarray, voxel_mm3: float = 1.0) -> bool:
-    """Whether an image shows more than a brain: are more voxels above zero than a brain can have?
+    """Return whether an image shows more than a brain: are more voxels above zero than a brain can have?
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def looks_whole(data: np.ndarray, voxel_mm3: float = 1.0) -> bool:
 
 
 def head_mask(data: np.ndarray) -> np.ndarray:
-    """The head without the noise around it: bool (X, Y, Z).
+    """Return the head without the noise around it: bool (X, Y, Z).
 
     The largest component above half of Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of the
     non-zero voxels. Holes stay; an image without contrast is all or nothing.
@@ -36,7 +36,7 @@ def head_mask(data: np.ndarray) -> np.ndarray:
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that separates values into two classes of least variance within (Otsu 1979).
+    """Return the threshold that separates values into two classes of least variance within (Otsu 1979).
 
     Examples
     --------
@@ -57,7 +57,7 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask that hangs together by faces; empty where the mask is.
+    """Return the largest part of a mask that hangs together by faces; empty where the mask is.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """A mask with all cavities filled that no path by faces connects to the outside."""
+    """Return a mask with all cavities filled that no path by faces connects to the outside."""
     out = mask.copy()
     box = Box.around(mask)
     if box is None:

@@ -81,7 +81,7 @@ class Segmentation:
 def background_only(
     shape: tuple[int, ...], affine: np.ndarray, labels: Sequence[int], notes: Sequence[str]
 ) -> Segmentation:
-    """The segmentation in which nothing was found."""
+    """Return the segmentation in which nothing was found."""
     structures = [int(label) for label in labels[1:]]
     return Segmentation(
         labels=np.zeros(shape, np.uint16),
@@ -187,7 +187,7 @@ class _Merger:
         return target, posterior
 
     def _source(self, index: int) -> Box:
-        """Where in the network's grid a class is likely at all, one voxel wider; perhaps empty."""
+        """Return where in the network's grid a class is likely at all, one voxel wider; perhaps empty."""
         if index == 0:
             return self.prediction.box
         likely = (self.prediction.probabilities[index] > _FLOOR).cpu().numpy()
@@ -206,7 +206,7 @@ class _Merger:
                 self.best[where] = torch.from_numpy(self.background[islands]).to(self.best.device)
 
     def segmentation(self, affine: np.ndarray, labels: np.ndarray, notes: Sequence[str]) -> Segmentation:
-        """Everything on the whole conformed grid."""
+        """Return everything on the whole conformed grid."""
         winner, best = self.winner.cpu().numpy(), self.best.cpu().numpy()
         counts = np.bincount(winner.ravel(), minlength=len(labels))
         with np.errstate(invalid="ignore"):

@@ -82,25 +82,25 @@ class PatchGrid:
         return [*range(0, last, self.step), last]
 
     def box(self, position: Position) -> Box:
-        """Voxels of the patch at ``position``, in the padded volume."""
+        """Return voxels of the patch at ``position``, in the padded volume."""
         return Box(slice(start, start + self.patch_size) for start in position)
 
     def pad(self, volume: torch.Tensor) -> torch.Tensor:
-        """The volume (X, Y, Z) with zeros around it where a side is shorter than a patch."""
+        """Return the volume (X, Y, Z) with zeros around it where a side is shorter than a patch."""
         sides = [voxels for pair in reversed(self.padding) for voxels in pair]
         return functional.pad(volume, sides)
 
     def crop(self, padded: torch.Tensor) -> torch.Tensor:
-        """A view of (..., X, Y, Z) without what :meth:`pad` added."""
+        """Return a view of (..., X, Y, Z) without what :meth:`pad` added."""
         inside = tuple(slice(before, before + side) for (before, _), side in zip(self.padding, self.shape, strict=True))
         return padded[(..., *inside)]
 
     def occupied(self, padded: torch.Tensor) -> list[Position]:
-        """The positions of the patches in which any voxel differs from zero."""
+        """Return the positions of the patches in which any voxel differs from zero."""
         return [position for position in self.positions if padded[self.box(position)].any()]
 
     def window(self) -> np.ndarray:
-        """Weight of each voxel of a patch: float32 (P, P, P), positive everywhere, at most 1."""
+        """Return the weight of each voxel of a patch: float32 (P, P, P), positive everywhere, at most 1."""
         if not self.gaussian:
             return np.ones((self.patch_size,) * 3, np.float32)
         offset = np.arange(self.patch_size) - (self.patch_size - 1) / 2
@@ -152,5 +152,5 @@ class PatchAverage:
         self.weight[box].add_(self.window)
 
     def result(self) -> torch.Tensor:
-        """The mean without padding, a view (C, X, Y, Z)."""
+        """Return the mean without padding, a view (C, X, Y, Z)."""
         return self.grid.crop(self.mean)

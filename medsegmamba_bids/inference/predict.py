@@ -265,7 +265,7 @@ class _Run:
         self.mean.to(self.plan.accumulate_on)
 
     def _infer(self, batch: list[Position]) -> torch.Tensor:
-        """Probabilities (B, C, P, P, P) of the patches at some positions."""
+        """Return probabilities (B, C, P, P, P) of the patches at some positions."""
         patches = torch.stack([self.padded[self.grid.box(position)] for position in batch])[:, None]
         device = self.plan.run_on
         dtype = _DTYPES[self.plan.precision]
@@ -307,7 +307,7 @@ def _weights_channels_last(network: nn.Module) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ended; not all of them are torch.OutOfMemoryError."""
+    """Return whether an exception says that memory ended; not all of them are torch.OutOfMemoryError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()

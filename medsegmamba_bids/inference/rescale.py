@@ -46,28 +46,28 @@ class AlignedGrids:
         return tuple(math.ceil(side / self.ratio - 1e-6) for side in self.shape)
 
     def to_network_box(self, box: Box) -> Box:
-        """The voxels of the network's grid that touch a box of the conformed one."""
+        """Return the voxels of the network's grid that touch a box of the conformed one."""
         return Box(
             slice(math.floor(s.start / self.ratio + 1e-6), min(n, math.ceil(s.stop / self.ratio - 1e-6)))
             for s, n in zip(box, self.network_shape, strict=True)
         )
 
     def to_conformed_box(self, box: Box) -> Box:
-        """The voxels of the conformed grid whose centres lie in a box of the network's."""
+        """Return the voxels of the conformed grid whose centres lie in a box of the network's."""
         return Box(
             slice(math.ceil(s.start * self.ratio - 0.5), min(n, math.ceil(s.stop * self.ratio - 0.5)))
             for s, n in zip(box, self.shape, strict=True)
         )
 
     def to_network(self, data: np.ndarray) -> np.ndarray:
-        """An image (X, Y, Z) on the network's grid, float32; linear, smoothed where that is coarser."""
+        """Return an image (X, Y, Z) on the network's grid, float32; linear, smoothed where that is coarser."""
         volume = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         if self.ratio == 1:
             return volume.numpy()
         return _apply(volume, Box.whole(self.shape), Box.whole(self.network_shape), self.ratio).numpy()
 
     def to_conformed(self, values: torch.Tensor, box: Box, target: Box) -> torch.Tensor:
-        """Values in ``box`` of the network's grid, interpolated in ``target`` of the conformed one.
+        """Return values in ``box`` of the network's grid, interpolated in ``target`` of the conformed one.
 
         Beyond the box its outermost values go on.
         """
@@ -87,7 +87,7 @@ def _apply(values: torch.Tensor, sources: Box, targets: Box, ratio: float) -> to
 
 
 def interpolation_matrix(source: slice, target: slice, ratio: float) -> np.ndarray:
-    """Weights of linear interpolation between aligned grids.
+    """Return weights of linear interpolation between aligned grids.
 
     The kernel is a triangle as wide as the larger of the two voxels, so that nothing is skipped where
     the target is coarser.

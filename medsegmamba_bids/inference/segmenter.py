@@ -275,7 +275,7 @@ class _Job:
         self.groups = class_groups(info)
 
     def search_box(self) -> Box | None:
-        """Where in the network's grid the overlapping patches go; None if there is nothing."""
+        """Return where in the network's grid the overlapping patches go; None if there is nothing."""
         whole = looks_whole(self.data)
         if self.info.input.skull_stripped or not whole:
             if whole:
@@ -319,7 +319,7 @@ class _Job:
         return prediction
 
     def _mirror(self) -> np.ndarray | None:
-        """Class of the other side for each class; None, with a note, for a table without sides."""
+        """Return the class of the other side for each class; None, with a note, for a table without sides."""
         try:
             return table_of_labels(np.array(self.info.labels)).mirror
         except TableError as error:

@@ -20,7 +20,7 @@ GROUPS = 8
 
 
 def fast_on_cpu(x: torch.Tensor) -> bool:
-    """Whether oneDNN may be called directly: float32 on a CPU, nothing to differentiate, no autocast."""
+    """Return whether oneDNN may be called directly: float32 on a CPU, nothing to differentiate, no autocast."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -56,7 +56,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``F.linear``, by a convolution where that is faster."""
+    """Return ``F.linear``, by a convolution where that is faster."""
     if not fast_on_cpu(x):
         return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, 1, 1, x.shape[-1]).permute(0, 4, 1, 2, 3)  # channels last: no copy
@@ -120,7 +120,7 @@ class UpSampling(nn.Module):
 
 
 def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Nearest-neighbour doubling, then a 3x3x3 convolution, without ever making the doubled input.
+    """Return nearest-neighbour doubling, then a 3x3x3 convolution, without ever making the doubled input.
 
     Of the three voxels that a tap row covers on the doubled grid two are copies of one voxel, so that every one of
     the eight kinds of output voxel is a 2x2x2 convolution of the small grid: 64 products instead of 216.
@@ -152,7 +152,7 @@ def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 
 
 def mlp(channels: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The multilayer perceptron of a residual block: (..., C) -> (..., C)."""
+    """Return what a residual block's perceptron makes of (..., C): (..., C)."""
     return nn.Sequential(
         Linear(channels, hidden),
         nn.GELU(),

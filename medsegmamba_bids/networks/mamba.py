@@ -27,7 +27,7 @@ READINGS = 3
 
 @lru_cache(maxsize=32)
 def tri_oriented_paths(side: int) -> np.ndarray:
-    """Voxel read at every step: forwards, backwards, and across slices.
+    """Return the voxel read at every step: forwards, backwards, and across slices.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def tri_oriented_paths(side: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _causal_conv1d(device: torch.device) -> Callable[..., torch.Tensor] | None:
-    """The function of causal-conv1d, which is for GPUs, where it is installed with its CUDA extension."""
+    """Return the function of causal-conv1d, which is for GPUs, where it is installed with its CUDA extension."""
     if device.type != "cuda":
         return None
     try:
@@ -63,7 +63,8 @@ def _causal_conv1d(device: torch.device) -> Callable[..., torch.Tensor] | None:
 
 
 def causal_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """SiLU of a depth-wise convolution that looks back only; by causal-conv1d on a GPU, where it is installed.
+    """Return the SiLU of a depth-wise convolution that looks back only; by causal-conv1d on a GPU, where it is
+    installed.
 
     Parameters
     ----------
@@ -151,7 +152,7 @@ class TriOrientedMamba(nn.Module):
         return self.out_proj(y * F.silu(gate)).view_as(x)
 
     def _paths(self, side: int, device: torch.device) -> torch.Tensor:
-        """The index table on the device; kept, as in ``SS3D``."""
+        """Return the index table on the device; kept, as in ``SS3D``."""
         if getattr(self, "_table", None) is None or self._table.shape[1] != side**3 or self._table.device != device:
             with torch.inference_mode(False):  # so that training may use it as well
                 self._table = torch.tensor(tri_oriented_paths(side), device=device)

@@ -151,7 +151,7 @@ _RENAMED = (
 
 
 def from_authors_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' checkpoint under our names.
+    """Return the authors' checkpoint under our names.
 
     The scan indices that they save along are checked against ours and left out.
 

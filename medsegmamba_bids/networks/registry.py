@@ -21,7 +21,7 @@ OF_ONE_PATCH_SIZE = ("tabsurfer",)
 
 
 def build_network(name: str, config: dict[str, Any]) -> nn.Module:
-    """The network ``name`` with the keyword arguments ``config``, as a ``torch.nn.Module``.
+    """Return the network ``name`` with the keyword arguments ``config``, as a ``torch.nn.Module``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ _AXES = ((0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1), (1, 2, 0), (2, 0, 1))
 
 
 def snake(size: int) -> np.ndarray:
-    """Flat indices of a cube along a path that turns round at every wall, int64 (size ** 3,)."""
+    """Return flat indices of a cube along a path that turns round at every wall, int64 (size ** 3,)."""
     cube = np.arange(size**3).reshape(size, size, size)
     cube[:, 1::2] = cube[:, 1::2, ::-1]
     cube[1::2] = cube[1::2, ::-1, ::-1]
@@ -34,7 +34,7 @@ def snake(size: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def scan_paths(size: int, orientation: int) -> np.ndarray:
-    """Voxel visited at every step of the eight directions of one orientation.
+    """Return the voxel visited at every step of the eight directions of one orientation.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ STEP_RANGE = (1e-3, 1e-1)  # of the step sizes at the start of training (Gu and 
 
 
 def starting_steps(like: torch.Tensor) -> torch.Tensor:
-    """Values of a tensor's shape whose softplus is log-uniform in ``STEP_RANGE``."""
+    """Return values of a tensor's shape whose softplus is log-uniform in ``STEP_RANGE``."""
     low, high = map(math.log, STEP_RANGE)
     steps = torch.exp(torch.rand_like(like) * (high - low) + low)
     return steps + torch.log(-torch.expm1(-steps))
@@ -82,7 +82,7 @@ class SS3D(nn.Module):
             return selective_scan(u, steps, b, c, rates, paths, bias=self.dt_bias, skip=self.skip)
 
     def _paths(self, side: int, device: torch.device) -> torch.Tensor:
-        """The index table on the device; kept, since copying it would take longer than a scan on a GPU."""
+        """Return the index table on the device; kept, since copying it would take longer than a scan on a GPU."""
         if getattr(self, "_table", None) is None or self._table.shape[1] != side**3 or self._table.device != device:
             with torch.inference_mode(False):  # so that training may use it as well
                 self._table = torch.tensor(scan_paths(side, self.orientation), device=device)

@@ -174,7 +174,7 @@ _UNUSED = "pre_head_ln."
 
 
 def from_authors_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' checkpoint under our names, without the normalisation that nothing uses."""
+    """Return the authors' checkpoint under our names, without the normalisation that nothing uses."""
     return {_our_name(name): value for name, value in state.items() if not name.startswith(_UNUSED)}
 
 
@@ -192,7 +192,7 @@ def _our_name(name: str) -> str:
 
 
 def infer_config(state: dict[str, torch.Tensor]) -> dict:
-    """The configuration of a TABSurfer, read off the authors' names and shapes.
+    """Return the configuration of a TABSurfer, read off the authors' names and shapes.
 
     The number of heads leaves no trace in them: it is taken to be one for 64 channels, which is the published 16.
 

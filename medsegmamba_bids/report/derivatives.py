@@ -41,7 +41,7 @@ class Scan:
     prefix: str
 
     def path(self, name: str, extension: str | None = None) -> Path:
-        """Path of a product, see ``data.names.product``."""
+        """Return the path of a product, see ``data.names.product``."""
         return self.root / output_name(self.prefix, name, extension)
 
     @property
@@ -50,7 +50,7 @@ class Scan:
         return split_prefix(self.prefix)
 
     def image(self, name: str) -> nib.spatialimages.SpatialImage | None:
-        """A product's image in RAS+ order; None where there is no such file.
+        """Return a product's image in RAS+ order; None where there is no such file.
 
         Raises
         ------
@@ -68,7 +68,7 @@ class Scan:
         return type(image)(data, image.affine, image.header)
 
     def table(self, segmentation: str) -> pd.DataFrame | None:
-        """Volume table of ``aseg`` or ``hippoFS60``; None where there is no such file.
+        """Return the volume table of ``aseg`` or ``hippoFS60``; None where there is no such file.
 
         Raises
         ------
@@ -79,7 +79,7 @@ class Scan:
         return read_tsv(path) if path.exists() else None
 
     def sidecar(self, segmentation: str) -> dict[str, Any]:
-        """The JSON beside a volume table, empty where there is none.
+        """Return the JSON beside a volume table, empty where there is none.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class Scan:
         return read_json(self.path(of_name(segmentation).stats, ".json"))
 
     def measures(self, segmentation: str = ASEG.name) -> dict[str, float]:
-        """Measures of the whole brain by name."""
+        """Return measures of the whole brain by name."""
         path = self.path(of_name(segmentation).stats, ".json")
         try:
             return read_measures(self.sidecar(segmentation))
@@ -119,12 +119,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def scans_of(output_dir: Path, subject: str) -> list[Scan]:
-    """The T1w images of a participant that have results, in order of their names."""
+    """Return the T1w images of a participant that have results, in order of their names."""
     return [Scan(output_dir, prefix) for folder, prefix in _traces(output_dir, subject) if _own(folder, prefix)]
 
 
 def strangers_of(output_dir: Path, subject: str) -> list[str]:
-    """Names of T1w images whose results lie in a participant's folder, but belong into another: copies, mostly."""
+    """Return names of T1w images whose results lie in a participant's folder, but belong into another: copies,
+    mostly.
+    """
     return [prefix for folder, prefix in _traces(output_dir, subject) if not _own(folder, prefix)]
 
 
@@ -133,7 +135,9 @@ def _own(folder: str, prefix: str) -> bool:
 
 
 def _traces(output_dir: Path, subject: str) -> list[tuple[str, str]]:
-    """Folders, relative to the output's, and the names of T1w images that files in them tell of, by these names."""
+    """Return folders, relative to the output's, and the names of T1w images that files in them tell of, by these
+    names.
+    """
     folder = output_dir / f"sub-{subject}"
     traces = set()
     for anat in (folder / "anat", *folder.glob("ses-*/anat")):
@@ -143,7 +147,7 @@ def _traces(output_dir: Path, subject: str) -> list[tuple[str, str]]:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """The T1w's name, where a file name is one of the traces of a T1w."""
+    """Yield the T1w's name, where a file name is one of the traces of a T1w."""
     if name.startswith("."):
         return
     for trace in _TRACES:

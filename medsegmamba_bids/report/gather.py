@@ -165,7 +165,7 @@ def _why_empty(folder: Path) -> str:
 
 
 def _read_participants(path: Path | None, results: Gathered) -> Participants | None:
-    """``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
+    """Return ``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
     if path is None or not path.is_file():
         return None
     try:

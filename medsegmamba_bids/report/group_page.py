@@ -36,7 +36,7 @@ _NUMERIC_SHARE = 0.95
 
 
 def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
-    """Text of the page.
+    """Return the text of the page.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
 
 
 def to_script(data: Any) -> Markup:
-    r"""JSON that can stand in a page's script, whatever its texts hold.
+    r"""Return JSON that can stand in a page's script, whatever its texts hold.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def _scan(scan: Scan, results: Gathered, output_dir: Path) -> dict[str, Any]:
 
 
 def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:
-    """Volumes by structure, aligned with the scans; a scan without this segmentation has null."""
+    """Return volumes by structure, aligned with the scans; a scan without this segmentation has null."""
     tables = results.tables[name]
     volumes = volume_matrix(tables)
     z = robust_z(volumes)
@@ -139,7 +139,7 @@ def _numbers(values: pd.Series, decimals: int) -> list[float | None]:
 
 
 def _columns(results: Gathered, scans: list[Scan]) -> list[dict[str, Any]]:
-    """Columns of ``participants.tsv`` and of the names that can colour dots: numbers, or few levels."""
+    """Return columns of ``participants.tsv`` and of the names that can colour dots: numbers, or few levels."""
     tables = {table.scan.prefix: table for segmentation in results.tables.values() for table in segmentation}
     ids = identity([tables[scan.prefix] for scan in scans])
     people = join_participants(ids, results.participants, set(ids))
@@ -148,7 +148,7 @@ def _columns(results: Gathered, scans: list[Scan]) -> list[dict[str, Any]]:
 
 
 def _column(name: str, values: pd.Series) -> dict[str, Any] | None:
-    """A column as numbers or as levels; None where it says nothing."""
+    """Return a column as numbers or as levels; None where it says nothing."""
     known = values.dropna()
     if known.nunique() < 2:
         return None
@@ -164,7 +164,7 @@ def _column(name: str, values: pd.Series) -> dict[str, Any] | None:
 
 
 def _thumbnails(scans: list[Scan], first: list[int]) -> dict[str, str]:
-    """Small pictures, base64, by position; of those that should be looked at first, as far as there is room."""
+    """Return small pictures, base64, by position; of those that should be looked at first, as far as there is room."""
     order = [*first, *(set(range(len(scans))) - set(first))]
     pictures: dict[str, str] = {}
     for position in order:

@@ -22,7 +22,7 @@ _ENTITIES = {
 
 
 def volume_matrix(tables: list[ScanTable]) -> pd.DataFrame:
-    """Volumes in mm3, a row per T1w (index: its name) and a column per structure, in the order of the tables."""
+    """Return volumes in mm3, a row per T1w (index: its name) and a column per structure, in the order of the tables."""
     series = {
         table.scan.prefix: pd.Series(table.rows["Volume_mm3"].to_numpy(float), table.rows["StructName"])
         for table in tables
@@ -35,12 +35,12 @@ def volume_matrix(tables: list[ScanTable]) -> pd.DataFrame:
 
 
 def measure_matrix(tables: list[ScanTable]) -> pd.DataFrame:
-    """Measures of the whole brain, a row per T1w and a column per measure."""
+    """Return measures of the whole brain, a row per T1w and a column per measure."""
     return pd.DataFrame([table.measures for table in tables], [table.scan.prefix for table in tables])
 
 
 def robust_z(values: pd.DataFrame) -> pd.DataFrame:
-    """Distance from the median of each column, in robust standard deviations.
+    """Return the distance from the median of each column, in robust standard deviations.
 
     0.6745 (x - median) / median absolute deviation (Iglewicz and Hoaglin 1993); NaN where the deviation is 0.
 
@@ -55,7 +55,7 @@ def robust_z(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def outliers_of(z: pd.DataFrame, rule: dict[str, Any]) -> dict[str, list[str]]:
-    """Structures of each T1w that are outliers of the group; none in a group that is too small to judge.
+    """Return structures of each T1w that are outliers of the group; none in a group that is too small to judge.
 
     Parameters
     ----------
@@ -73,7 +73,9 @@ def outliers_of(z: pd.DataFrame, rule: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def identity(tables: list[ScanTable]) -> pd.DataFrame:
-    """``participant_id``, ``session_id`` and other entities of the names; only those that occur, and ``scan``."""
+    """Return ``participant_id``, ``session_id`` and other entities of the names; only those that occur, and
+    ``scan``.
+    """
     entities = [table.scan.entities for table in tables]
     named = _LONG | _ENTITIES
     rows = {"participant_id": [f"sub-{names['sub']}" for names in entities]}
@@ -85,7 +87,7 @@ def identity(tables: list[ScanTable]) -> pd.DataFrame:
 
 
 def join_participants(ids: pd.DataFrame, participants: Participants | None, taken: set[str]) -> pd.DataFrame:
-    """Columns of ``participants.tsv`` for each row; a name that is taken gets ``participants_`` before it."""
+    """Return columns of ``participants.tsv`` for each row; a name that is taken gets ``participants_`` before it."""
     if participants is None:
         return pd.DataFrame(index=ids.index)
     sessions = ids["session_id"].fillna("") if "session_id" in ids else [""] * len(ids)
@@ -95,7 +97,7 @@ def join_participants(ids: pd.DataFrame, participants: Participants | None, take
 
 
 def wide_table(results: Gathered, segmentation: str, rule: dict[str, Any]) -> pd.DataFrame:
-    """A row per T1w: who, columns of ``participants.tsv``, volumes, measures, flags, outliers and weights."""
+    """Return a row per T1w: who, columns of ``participants.tsv``, volumes, measures, flags, outliers and weights."""
     tables = results.tables[segmentation]
     ids, volumes, measures = identity(tables), volume_matrix(tables), measure_matrix(tables)
     outliers = outliers_of(robust_z(volumes), rule)
@@ -109,12 +111,12 @@ def wide_table(results: Gathered, segmentation: str, rule: dict[str, Any]) -> pd
 
 
 def _flags(results: Gathered, prefix: str, segmentation: str) -> list[str]:
-    """Messages about the image or this segmentation."""
+    """Return messages about the image or this segmentation."""
     return [message for about, message in results.flags.get(prefix, []) if about in ("", segmentation)]
 
 
 def long_table(results: Gathered, segmentation: str) -> pd.DataFrame:
-    """A row per T1w and structure, with all columns of the volume tables and the robust z of the volume."""
+    """Return a row per T1w and structure, with all columns of the volume tables and the robust z of the volume."""
     tables = results.tables[segmentation]
     ids, z = identity(tables), robust_z(volume_matrix(tables))
     parts = []
@@ -128,12 +130,12 @@ def long_table(results: Gathered, segmentation: str) -> pd.DataFrame:
 
 
 def to_tsv(rows: pd.DataFrame) -> str:
-    """Text of a table; what is missing or empty is ``n/a``."""
+    """Return the text of a table; what is missing or empty is ``n/a``."""
     return rows.replace("", np.nan).to_csv(sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
 
 
 def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule: dict[str, Any]) -> dict[str, Any]:
-    """What stands in the JSON beside a wide table."""
+    """Return what stands in the JSON beside a wide table."""
     tables = results.tables[segmentation]
     structures = set(tables[0].rows["StructName"]) if tables else set()
     measures = {name: entry for first in tables[:1] for name, entry in one_measures(first).items()}
@@ -162,7 +164,7 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
 
 
 def one_measures(table: ScanTable) -> dict[str, Any]:
-    """Description of the measures of a table; all tables have the same."""
+    """Return the description of the measures of a table; all tables have the same."""
     entries = table.scan.sidecar(ASEG.name).get("Measures", {}) if table.measures else {}
     return {
         name: {key: entry[key] for key in ("Description", "Units") if key in entry} for name, entry in entries.items()
@@ -170,7 +172,7 @@ def one_measures(table: ScanTable) -> dict[str, Any]:
 
 
 def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
-    """Weights and versions behind a table, and what is not in it."""
+    """Return weights and versions behind a table, and what is not in it."""
     tables = results.tables[segmentation]
     weights = {table.weights.key: table.weights for table in tables}
     out: dict[str, Any] = {

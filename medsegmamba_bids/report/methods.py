@@ -13,7 +13,7 @@ from medsegmamba_bids.viz.templates import render
 
 @lru_cache
 def references() -> tuple[dict[str, str], ...]:
-    """What to cite: ``key``, ``for`` (what it stands for) and ``text``."""
+    """Return what to cite: ``key``, ``for`` (what it stands for) and ``text``."""
     return tuple(json.loads(data_path("report/references.json").read_text(encoding="utf-8")))
 
 
@@ -24,7 +24,7 @@ def methods_text(
     cerebrum: bool = False,
     version: str = __version__,
 ) -> str:
-    """A paragraph that says what was done.
+    """Return a paragraph that says what was done.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def methods_text(
 
 
 def citation_text() -> str:
-    """The content of ``logs/CITATION.md``: the methods of a run with any weights, and what to cite.
+    """Return the content of ``logs/CITATION.md``: the methods of a run with any weights, and what to cite.
 
     Examples
     --------

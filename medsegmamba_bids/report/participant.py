@@ -177,7 +177,7 @@ def _array(image: nib.spatialimages.SpatialImage | None) -> np.ndarray | None:
 
 
 def _quality_inputs(results: Results) -> QualityInputs:
-    """Border and voxel sizes are those of the T1w's own grid."""
+    """Return what the checks ask for; border and voxel sizes are those of the T1w's own grid."""
     scan = results.scan
     own = results.attempt(scan.image, "mask") or results.attempt(scan.image, ASEG.native)
     return QualityInputs(
@@ -191,7 +191,7 @@ def _quality_inputs(results: Results) -> QualityInputs:
 
 
 def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail: float) -> dict[str, Any]:
-    """What the template shows of a T1w."""
+    """Return what the template shows of a T1w."""
     pictures = _pictures(results, detail)
     weights = {name: provenance.weights_of(sidecar, name) for name, sidecar in results.sidecars.items()}
     hippocampus = weights.get(HIPPOCAMPUS.name)
@@ -226,7 +226,7 @@ def _pictures(results: Results, detail: float) -> Pictures | None:
 
 
 def thumbnail_path(scan: Scan) -> Path:
-    """Where the small picture of a T1w lies."""
+    """Return where the small picture of a T1w lies."""
     return scan.root / f"sub-{scan.entities['sub']}" / "figures" / f"{scan.prefix}_desc-thumbnail_T1w.jpg"
 
 

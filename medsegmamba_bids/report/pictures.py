@@ -159,7 +159,7 @@ def _picture(title: str, picture: np.ndarray) -> dict[str, Any]:
 
 
 def _thumbnail(base: np.ndarray, labels: np.ndarray, shown: Box, deep: Box, colors: dict[int, str]) -> bytes:
-    """Three slices side by side, labels painted, as a small JPEG file."""
+    """Return three slices side by side, labels painted, as a small JPEG file."""
     parts = []
     for plane in slices.PLANES:
         plan = slices.plan(shown, deep, plane, 1, 1, 1.0)

@@ -47,13 +47,13 @@ class Weights:
 
 
 def steps_of(sidecar: dict[str, Any]) -> list[dict[str, Any]]:
-    """Records of the steps of a run, in order."""
+    """Return records of the steps of a run, in order."""
     steps = sidecar.get("Steps")
     return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
 
 
 def weights_of(sidecar: dict[str, Any], segmentation: str) -> Weights:
-    """Weights of a segmentation (``aseg`` or ``hippoFS60``).
+    """Return weights of a segmentation (``aseg`` or ``hippoFS60``).
 
     Examples
     --------
@@ -69,24 +69,24 @@ def weights_of(sidecar: dict[str, Any], segmentation: str) -> Weights:
 
 
 def version_of(sidecar: dict[str, Any]) -> str:
-    """Version of this package that made a table; empty where it is not known."""
+    """Return the version of this package that made a table; empty where it is not known."""
     versions = sidecar.get("Versions")
     return str(versions.get("medsegmamba_bids", "")) if isinstance(versions, dict) else ""
 
 
 def notes_of(sidecar: dict[str, Any]) -> list[str]:
-    """What the run warned of, a sentence each."""
+    """Return what the run warned of, a sentence each."""
     notes = sidecar.get("Notes")
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def total_seconds(sidecar: dict[str, Any]) -> float:
-    """Seconds of all steps."""
+    """Return seconds of all steps."""
     return sum(_number(step.get("Seconds")) for step in steps_of(sidecar))
 
 
 def peak_memory_gb(sidecar: dict[str, Any]) -> float:
-    """Most memory that a process of a step held, GB; 0 where it is not known."""
+    """Return the most memory that a process of a step held, GB; 0 where it is not known."""
     return max((_number(step.get("PeakMemoryGB")) for step in steps_of(sidecar)), default=0.0)
 
 
@@ -95,7 +95,7 @@ def _number(value: Any) -> float:
 
 
 def details(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a step's record says besides name, time and memory, entry by entry.
+    """Yield what a step's record says besides name, time and memory, entry by entry.
 
     Examples
     --------

@@ -97,7 +97,7 @@ class QualityInputs:
 
 
 def asymmetry(left: float, right: float) -> float:
-    """Left minus right, divided by their mean; NaN where both are 0 or one is missing.
+    """Return left minus right, divided by their mean; NaN where both are 0 or one is missing.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def quality_flags(inputs: QualityInputs, thresholds: dict[str, Any] | None = Non
 
 
 def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag]:
-    """Flags about the whole image."""
+    """Yield flags about the whole image."""
     values: dict[str, tuple[float, str]] = {}
     if inputs.zooms is not None:
         values["voxel_size"] = (float(max(inputs.zooms)), "voxels are {}")
@@ -171,7 +171,7 @@ def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Fla
 def _structure_flags(
     scan: str, segmentation: str, table: pd.DataFrame, labels: np.ndarray | None, limits: dict[str, Any]
 ) -> Iterator[Flag]:
-    """Flags about single structures."""
+    """Yield flags about single structures."""
     checks, ranges = limits["checks"], limits["volumes"]["ranges"]
     pieces = {} if labels is None else stray_shares(labels)
     for row in table.to_dict("records"):
@@ -204,7 +204,7 @@ def _side_flags(scan: str, segmentation: str, table: pd.DataFrame, entry: dict[s
 def _judge(
     scan: str, segmentation: str, check: str, structure: str, value: float, entry: dict[str, Any], text: str
 ) -> Iterator[Flag]:
-    """A flag where a value is out of its limits; a missing value is not judged."""
+    """Yield a flag where a value is out of its limits; a missing value is not judged."""
     _, plain = side_of(structure)
     if math.isnan(value) or plain in entry.get("except", ()):
         return
@@ -224,7 +224,7 @@ def _judge(
 
 
 def _show(value: float, unit: str = "") -> str:
-    """A number for people: ``1,234 mm3``, ``35 %``."""
+    """Return a number for people: ``1,234 mm3``, ``35 %``."""
     if unit == "share" or unit == "ratio":
         return f"{100 * value:.0f} %" if unit == "share" else f"{value:.2f}"
     if unit == "voxel":
@@ -234,7 +234,7 @@ def _show(value: float, unit: str = "") -> str:
 
 
 def stray_shares(labels: np.ndarray) -> dict[int, float]:
-    """Share of each label's voxels that lie outside its largest connected piece (26 neighbours).
+    """Return the share of each label's voxels that lie outside its largest connected piece (26 neighbours).
 
     Examples
     --------
@@ -257,7 +257,7 @@ def stray_shares(labels: np.ndarray) -> dict[int, float]:
 
 
 def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:
-    """Area in mm2 of the brain on the six outermost planes of an image.
+    """Return the area in mm2 of the brain on the six outermost planes of an image.
 
     Examples
     --------
@@ -273,7 +273,7 @@ def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:
 
 
 def contrast(table: pd.DataFrame) -> float:
-    """Contrast to noise of white and gray matter from a volume table; NaN where the labels are absent."""
+    """Return the contrast to noise of white and gray matter from a volume table; NaN where the labels are absent."""
     rows = table.set_index("SegId")
     for white, gray in _CONTRASTS:
         if not all(label in rows.index and rows.loc[label, "NVoxels"] > 1 for label in (*white, *gray)):
@@ -285,19 +285,19 @@ def contrast(table: pd.DataFrame) -> float:
 
 
 def flags_to_tsv(flags: list[Flag]) -> str:
-    """Text of a table of flags; only its header where there are none."""
+    """Return the text of a table of flags; only its header where there are none."""
     rows = pd.DataFrame([asdict(flag) for flag in flags], columns=list(COLUMNS))
     rows["value"] = [f"{value:.6g}" for value in rows["value"]]
     return rows.replace("", "n/a").to_csv(sep="\t", index=False, lineterminator="\n")
 
 
 def flags_path(output_dir: Path, subject: str) -> Path:
-    """Where a participant's table of flags lies."""
+    """Return where a participant's table of flags lies."""
     return output_dir / f"sub-{subject}" / f"sub-{subject}_desc-quality_stats.tsv"
 
 
 def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
-    """A participant's flags, a row each; empty where there is no table.
+    """Return a participant's flags, a row each; empty where there is no table.
 
     Raises
     ------
@@ -316,7 +316,7 @@ def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
 
 
 def flag_messages(output_dir: Path, subject: str) -> dict[str, list[str]]:
-    """A participant's flags as sentences, by the T1w's name; none where the table is absent or damaged."""
+    """Return a participant's flags as sentences, by the T1w's name; none where the table is absent or damaged."""
     try:
         rows = read_flags(output_dir, subject)
     except ThresholdError:

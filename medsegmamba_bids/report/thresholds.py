@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def load_thresholds(path: Path | None = None) -> dict[str, Any]:
-    """The package's thresholds, with those of a file in their place where it names them.
+    """Return the package's thresholds, with those of a file in their place where it names them.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def side_of(name: str) -> tuple[str, str]:
-    """Side and name without it.
+    """Return side and name without it.
 
     Examples
     --------

@@ -17,7 +17,7 @@ _DECADES = (1, 6)  # mm3, the axis of the plot runs from 10 to a million
 
 
 def paired_rows(table: pd.DataFrame, segmentation: str, flags: list[Flag]) -> list[dict[str, Any]]:
-    """A row per structure with both sides.
+    """Return a row per structure with both sides.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def _colors(segmentation: str) -> dict[int, str]:
 
 
 def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Where the plot's dots and bars lie, in percent of its width.
+    """Return where the plot's dots and bars lie, in percent of its width.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> lis
 
 
 def log_position(volume: float) -> float:
-    """Position on the axis from 10 to a million mm3, percent.
+    """Return the position on the axis from 10 to a million mm3, percent.
 
     Examples
     --------

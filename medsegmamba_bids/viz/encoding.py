@@ -12,7 +12,7 @@ from medsegmamba_bids.image.labels import load_label_table
 
 
 def colors_of(table: str, without: tuple[int, ...] = ()) -> dict[int, str]:
-    """Colour of each label of a label table but the background, as #rrggbb."""
+    """Return the colour of each label of a label table but the background, as #rrggbb."""
     rows = load_label_table(table).table.iloc[1:]
     return {
         int(label): color for label, color in zip(rows["label"], rows["color"], strict=True) if label not in without
@@ -20,7 +20,7 @@ def colors_of(table: str, without: tuple[int, ...] = ()) -> dict[int, str]:
 
 
 def to_uri(picture: np.ndarray, quality: int = 82) -> str:
-    """A data URI of a picture uint8 (H, W, 3 or 4), WebP."""
+    """Return a data URI of a picture uint8 (H, W, 3 or 4), WebP."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "WEBP", quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

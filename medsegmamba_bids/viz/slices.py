@@ -61,19 +61,19 @@ class Mosaic:
         return rows * (height + _GAP) - _GAP, self.columns * (width + _GAP) - _GAP
 
     def corner(self, number: int) -> tuple[int, int]:
-        """Upper left corner of a slice, voxels."""
+        """Return the upper left corner of a slice, voxels."""
         row, column = divmod(number, self.columns)
         height, width = self.tile
         return row * (height + _GAP), column * (width + _GAP)
 
     def slice(self, data: np.ndarray, number: int) -> np.ndarray:
-        """A slice as it is seen: superior or anterior above, the participant's left (or front) on the left."""
+        """Return a slice as it is seen: superior or anterior above, the participant's left (or front) on the left."""
         where = tuple(self.indices[number] if axis == self.axis else side for axis, side in enumerate(self.box))
         part = data[where].T[::-1]
         return part[:, ::-1] if self.axis == 0 else part
 
     def compose(self, data: np.ndarray) -> np.ndarray:
-        """All slices of an image in one array, zeros between."""
+        """Return all slices of an image in one array, zeros between."""
         out = np.zeros(self.shape, data.dtype)
         height, width = self.tile
         for number in range(len(self.indices)):
@@ -83,7 +83,7 @@ class Mosaic:
 
 
 def spread(box: Box, axis: int, number: int) -> tuple[int, ...]:
-    """Evenly spaced slices across a box, its ends left out.
+    """Return evenly spaced slices across a box, its ends left out.
 
     Examples
     --------
@@ -96,18 +96,18 @@ def spread(box: Box, axis: int, number: int) -> tuple[int, ...]:
 
 
 def plan(shown: Box, of_interest: Box, plane: str, number: int, columns: int, zoom: float) -> Mosaic:
-    """A mosaic of a plane: what is shown of each slice, and between which ends slices are taken."""
+    """Return a mosaic of a plane: what is shown of each slice, and between which ends slices are taken."""
     axis = PLANES[plane]
     return Mosaic(axis, spread(of_interest, axis, number), shown, columns, zoom)
 
 
 def box_of(mask: np.ndarray) -> Box:
-    """Smallest box around a mask, the middle half of the image where the mask is empty."""
+    """Return the smallest box around a mask, the middle half of the image where the mask is empty."""
     return Box.around(mask) or Box(slice(n // 4, 3 * n // 4 + 1) for n in mask.shape)
 
 
 def draw_base(mosaic: Mosaic, data: np.ndarray, affine: np.ndarray, top: float) -> np.ndarray:
-    """The T1w with left, right and positions written; uint8 (H, W, 3)."""
+    """Return the T1w with left, right and positions written; uint8 (H, W, 3)."""
     figure, axes = _canvas(mosaic)
     axes.imshow(mosaic.compose(data), cmap="gray", vmin=0, vmax=top, interpolation="lanczos", extent=_extent(mosaic))
     height, width = mosaic.tile
@@ -124,7 +124,7 @@ def draw_base(mosaic: Mosaic, data: np.ndarray, affine: np.ndarray, top: float) 
 
 
 def draw_outlines(mosaic: Mosaic, labels: np.ndarray, colors: Mapping[int, str], width: float = 1.1) -> np.ndarray:
-    """Outlines of labels; uint8 (H, W, 4), transparent elsewhere."""
+    """Return outlines of labels; uint8 (H, W, 4), transparent elsewhere."""
     figure, axes = _canvas(mosaic)
     lines, shades = [], []
     for number in range(len(mosaic.indices)):
@@ -156,7 +156,7 @@ def _outlines(part: np.ndarray, colors: Mapping[int, str]) -> list[tuple[int, np
 
 
 def draw_entropy(mosaic: Mosaic, entropy: np.ndarray) -> np.ndarray:
-    """The entropy from transparent (0) to bright (1 bit and more); uint8 (H, W, 4)."""
+    """Return the entropy from transparent (0) to bright (1 bit and more); uint8 (H, W, 4)."""
     from matplotlib import colormaps
 
     share = np.clip(mosaic.compose(entropy.astype(np.float32)) / _ENTROPY_MAX, 0, 1)
@@ -168,7 +168,7 @@ def draw_entropy(mosaic: Mosaic, entropy: np.ndarray) -> np.ndarray:
 
 
 def fill_labels(base: np.ndarray, labels: np.ndarray, colors: Mapping[int, str], opacity: float = 0.55) -> np.ndarray:
-    """Slices with labels painted over; uint8 (H, W, 3).
+    """Return slices with labels painted over; uint8 (H, W, 3).
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def fill_labels(base: np.ndarray, labels: np.ndarray, colors: Mapping[int, str],
 
 
 def bright(data: np.ndarray, inside: np.ndarray | None = None) -> float:
-    """Intensity that is drawn white: nearly the brightest of the brain, or of all that is not dark."""
+    """Return the intensity that is drawn white: nearly the brightest of the brain, or of all that is not dark."""
     values = data[inside] if inside is not None and inside.any() else data[data > 0]
     return _HEADROOM * float(np.percentile(values, _BRIGHT)) if values.size else 1.0
 

@@ -44,7 +44,7 @@ class Surface:
 def find_surface(
     mask: np.ndarray, color: tuple[float, float, float], origin: np.ndarray, thin: bool = False
 ) -> Surface | None:
-    """Surface of a mask; None where it is too small to have one.
+    """Return the surface of a mask; None where it is too small to have one.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def find_surface(
 def label_surfaces(
     labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, str], thin: bool = False
 ) -> list[Surface]:
-    """Surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's."""
+    """Return surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's."""
     solids = []
     boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
     for label, color in colors.items():
@@ -95,7 +95,7 @@ def label_surfaces(
 
 
 def view_matrix(azimuth: float, elevation: float) -> np.ndarray:
-    """Rows right, up and towards the viewer (3, 3), in RAS+.
+    """Return rows right, up and towards the viewer (3, 3), in RAS+.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def draw(surfaces: list[Surface], view: np.ndarray, pixels_per_mm: float, margin
 
 
 def _facing(surface: Surface, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points and normals in the viewer's axes, without triangles that look away."""
+    """Return points and normals in the viewer's axes, without triangles that look away."""
     turn = view.T.astype(np.float32)
     normals = surface.normals @ turn
     kept = normals[..., 2].max(1) > -0.2
@@ -164,7 +164,7 @@ def _facing(surface: Surface, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _splat(
     points: np.ndarray, normals: np.ndarray, owner: np.ndarray, size: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth, normal and owner of the nearest point in each pixel; owner is -1 where there is none."""
+    """Return depth, normal and owner of the nearest point in each pixel; owner is -1 where there is none."""
     width, height = size
     steps = max(2, int(np.ceil(scale * 1.5)))
     depth = np.full(width * height, -np.inf, np.float32)
@@ -183,7 +183,7 @@ def _splat(
 
 
 def _shade(depth: np.ndarray, normal: np.ndarray, which: np.ndarray, colors: np.ndarray, scale: float) -> np.ndarray:
-    """Light from above left, a soft highlight, and darker rims where depth jumps; float (H, W, 4)."""
+    """Return light from above left, a soft highlight, and darker rims where depth jumps; float (H, W, 4)."""
     there = which >= 0
     unit = normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
     diffuse = np.clip(unit @ _LIGHT, 0, 1)
@@ -200,7 +200,7 @@ def _shade(depth: np.ndarray, normal: np.ndarray, which: np.ndarray, colors: np.
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:
-    """Mean of blocks of pixels, colours weighted by opacity."""
+    """Return the mean of blocks of pixels, colours weighted by opacity."""
     height, width, n = picture.shape[0] // _SUPERSAMPLE, picture.shape[1] // _SUPERSAMPLE, _SUPERSAMPLE
     blocks = picture[: height * n, : width * n].reshape(height, n, width, n, 4)
     opacity = blocks[..., 3:]

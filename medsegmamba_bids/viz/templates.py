@@ -26,18 +26,18 @@ def _environment() -> Environment:
 
 
 def render(name: str, /, **values: Any) -> str:
-    """Text of a template of ``data/report`` or ``data/evaluation``; values are escaped in HTML."""
+    """Return the text of a template of ``data/report`` or ``data/evaluation``; values are escaped in HTML."""
     return _environment().get_template(name).render(**values)
 
 
 @lru_cache
 def inline(name: str) -> Markup:
-    """Text of a file of ``data/report`` as it is, for style and scripts of our own."""
+    """Return the text of a file of ``data/report`` as it is, for style and scripts of our own."""
     return Markup(data_path(f"report/{name}").read_text(encoding="utf-8"))
 
 
 def thousands(value: float | None, decimals: int = 0) -> str:
-    r"""A number with thin spaces between thousands; a dash where it is missing.
+    r"""Return a number with thin spaces between thousands; a dash where it is missing.
 
     Examples
     --------

@@ -214,7 +214,7 @@ class _Kind:
 
 
 def _recognise(state: Mapping[str, Tensor]) -> _Kind:
-    """Whose checkpoint it is: a transformer's positions are TABSurfer's."""
+    """Return whose checkpoint it is: a transformer's positions are TABSurfer's."""
     from medsegmamba_bids.networks import medsegmamba, tabsurfer
 
     if tabsurfer.POSITIONS in state:

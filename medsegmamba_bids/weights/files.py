@@ -94,7 +94,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def _checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
-    """SHA-256 over names, types, shapes and bytes of arrays, whatever order they come in."""
+    """Return SHA-256 over names, types, shapes and bytes of arrays, whatever order they come in."""
     digests = sorted(_array_digest(key, array) for key, array in arrays)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 

@@ -181,7 +181,7 @@ class WeightsFile:
         return not self.info.input.skull_stripped and self.info.input.intensity == "conformed"
 
     def provenance(self) -> dict[str, str]:
-        """What the JSON beside its results says of it."""
+        """Return what the JSON beside its results says of it."""
         return {"Name": self.info.name, "Checksum": self.info.checksum}
 
 
@@ -256,7 +256,9 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _end_of_tensors(header: dict[str, Any]) -> int:
-    """Bytes after the header that tensors take; raises various errors where the header is not safetensors' form."""
+    """Return bytes after the header that tensors take; raises various errors where the header is not safetensors'
+    form.
+    """
     metadata = header.get("__metadata__", {})
     if not all(isinstance(value, str) for value in metadata.values()):
         raise TypeError("its metadata are no texts")

@@ -20,23 +20,23 @@ POOR_DICE, POOR_PERCENT = 0.75, 20.0
 
 
 def counted_labels() -> list[int]:
-    """The 28 structures that the means are over: all of aseg but ``APART``."""
+    """Return the 28 structures that the means are over: all of aseg but ``APART``."""
     return [label for label in load_label_table(ASEG.published).labels[1:].tolist() if label not in APART]
 
 
 def select(rows: pd.DataFrame, variant: str, against: str, labels: Sequence[int] | None = None) -> pd.DataFrame:
-    """Rows of a variant and a comparison, of some labels or all."""
+    """Return rows of a variant and a comparison, of some labels or all."""
     chosen = (rows["variant"] == variant) & (rows["against"] == against)
     return rows[chosen if labels is None else chosen & rows["label"].isin(labels)]
 
 
 def mean_dice(rows: pd.DataFrame, variant: str, against: str = REFERENCE) -> pd.Series:
-    """Mean Dice over the counted structures of every case."""
+    """Return mean Dice over the counted structures of every case."""
     return select(rows, variant, against, counted_labels()).groupby("case", sort=False)["dice"].mean()
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, the first column left-aligned.
+    """Return a Markdown table, the first column left-aligned.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def _cell(value: object) -> str:
 
 
 def aims(rows: pd.DataFrame, aim_cases: Sequence[str]) -> str:
-    """What is to be reached, and what was."""
+    """Return what is to be reached, and what was."""
     counted = rows[rows["case"].isin(aim_cases)]
     cases = mean_dice(counted, "plain")
     structures = _structure_means(rows, aim_cases)["dice"]
@@ -84,13 +84,13 @@ def _masks(rows: pd.DataFrame) -> pd.Series:
 
 
 def _structure_means(rows: pd.DataFrame, cases: Sequence[str]) -> pd.DataFrame:
-    """Means over the cases of every counted structure; the index holds the names."""
+    """Return means over the cases of every counted structure; the index holds the names."""
     counted = select(rows[rows["case"].isin(cases)], "plain", REFERENCE, counted_labels())
     return counted.groupby("structure", sort=False)[["dice", "error_percent", "assd_mm"]].mean()
 
 
 def per_structure(rows: pd.DataFrame, column: str, aim_cases: Sequence[str], labels: Sequence[int]) -> str:
-    """A line per structure, a column per case and one for the mean of the cases that count."""
+    """Return a line per structure, a column per case and one for the mean of the cases that count."""
     plain = select(rows, "plain", REFERENCE, labels)
     cases = list(plain["case"].unique())
     wide = plain.pivot_table(index="structure", columns="case", values=column, sort=False, dropna=False)[cases]
@@ -101,7 +101,7 @@ def per_structure(rows: pd.DataFrame, column: str, aim_cases: Sequence[str], lab
 
 
 def volume_errors(rows: pd.DataFrame, labels: Sequence[int]) -> str:
-    """Found minus reference of every case, mm3 and percent."""
+    """Return found minus reference of every case, mm3 and percent."""
     plain = select(rows, "plain", REFERENCE, labels)
     cases = list(plain["case"].unique())
     text = [
@@ -113,7 +113,7 @@ def volume_errors(rows: pd.DataFrame, labels: Sequence[int]) -> str:
 
 
 def robustness(rows: pd.DataFrame) -> str:
-    """Mean Dice over the counted structures of every case, as it is and changed."""
+    """Return mean Dice over the counted structures of every case, as it is and changed."""
     against_reference = [mean_dice(rows, variant) for variant in ("plain", "flipped", "rotated", "noisy")]
     against_original = [mean_dice(rows, variant, ORIGINAL) for variant in ("flipped", "rotated", "noisy")]
     masks = _masks(rows)
@@ -130,7 +130,7 @@ def robustness(rows: pd.DataFrame) -> str:
 
 
 def twins(rows: pd.DataFrame) -> str:
-    """Volumes of a head from two tools: the mean and the largest difference, and Dice."""
+    """Return volumes of a head from two tools: the mean and the largest difference, and Dice."""
     pairs = select(rows, "plain", TWIN)
     if not len(pairs):
         return "Not measured."
@@ -144,7 +144,7 @@ def twins(rows: pd.DataFrame) -> str:
 
 
 def subfields(rows: pd.DataFrame) -> str:
-    """Unions against aseg's hippocampus, labels found on each side, and consistency under flipping."""
+    """Return unions against aseg's hippocampus, labels found on each side, and consistency under flipping."""
     unions = select(rows, "plain", HIPPOCAMPUS)
     if not len(unions):
         return "Not measured."
@@ -169,7 +169,7 @@ def subfields(rows: pd.DataFrame) -> str:
 
 
 def poor(rows: pd.DataFrame, aim_cases: Sequence[str]) -> str:
-    """Structures with low Dice or wrong volumes, worst first."""
+    """Return structures with low Dice or wrong volumes, worst first."""
     means = _structure_means(rows, aim_cases).sort_values("dice")
     chosen = means[(means["dice"] < POOR_DICE) | (means["error_percent"].abs() > POOR_PERCENT)]
     lines = [
@@ -180,7 +180,7 @@ def poor(rows: pd.DataFrame, aim_cases: Sequence[str]) -> str:
 
 
 def sections(rows: pd.DataFrame, aim_cases: Sequence[str]) -> dict[str, str]:
-    """Every measured section of the card by the name of its placeholder."""
+    """Return every measured section of the card by the name of its placeholder."""
     rows = rows.assign(label=rows["label"].astype(np.int64))
     brain = [2, 41, 3, 42]
     counted = counted_labels()

@@ -46,7 +46,7 @@ class Case:
 
 
 def read_cases(path: Path, data_dir: Path, names: list[str] | None = None) -> list[Case]:
-    """Cases of a table, all of them or those that are named.
+    """Return cases of a table, all of them or those that are named.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def _case(row: pd.Series, data_dir: Path) -> Case:
 
 
 def mirrored(image: Image) -> Image:
-    """The head as in a mirror: voxels in the opposite left-right order on the same grid.
+    """Return the head as in a mirror: voxels in the opposite left-right order on the same grid.
 
     Examples
     --------
@@ -96,13 +96,13 @@ def mirrored(image: Image) -> Image:
 
 
 def mirror_array(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """An array in the opposite order along the axis that runs most nearly left-right."""
+    """Return an array in the opposite order along the axis that runs most nearly left-right."""
     axis = int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 0)[0])
     return np.ascontiguousarray(np.flip(data, axis))
 
 
 def swap_sides(labels: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Every structure of a table under the label of its counterpart on the other side.
+    """Return every structure of a table under the label of its counterpart on the other side.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def swap_sides(labels: np.ndarray, table: LabelTable) -> np.ndarray:
 
 
 def rotated(image: Image, degrees: float = ROTATION_DEGREES) -> Image:
-    """The head turned about its grid's centre, the axis as far from left, anterior and superior each.
+    """Return the head turned about its grid's centre, the axis as far from left, anterior and superior each.
 
     Only the affine changes, so that labels on this image's grid are labels on the first one's.
     """
@@ -130,7 +130,7 @@ def rotated(image: Image, degrees: float = ROTATION_DEGREES) -> Image:
 
 
 def noisy(image: Image, white: np.ndarray, share: float = NOISE) -> Image:
-    """Gaussian noise wherever the image is not zero, seeded, in the image's own type.
+    """Return Gaussian noise wherever the image is not zero, seeded, in the image's own type.
 
     Parameters
     ----------

@@ -63,14 +63,14 @@ class Networks:
         )
 
     def segment(self, image: Image, subfields: bool) -> ImageLabels:
-        """Labels on the image's own grid."""
+        """Return labels on the image's own grid."""
         wanted = subfields and self.subfields
         conformed = conform_and_segment(self.segmenter, image, self.aseg, wanted, self.hippocampus)
         return conformed.on_grid_of(image)
 
 
 def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
-    """Numbers of a case; the columns are ``COLUMNS``.
+    """Return numbers of a case; the columns are ``COLUMNS``.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
 
 
 def read_reference(case: Case, image: Image) -> np.ndarray:
-    """FreeSurfer's labels on an image's grid, the corpus callosum as white matter: uint16 (X, Y, Z)."""
+    """Return FreeSurfer's labels on an image's grid, the corpus callosum as white matter: uint16 (X, Y, Z)."""
     reference = read_parts(((case.reference, 0),))
     if not lies_on(reference.grid, Grid.of(image)):
         raise CaseError(f"{case.reference}: does not lie on the grid of its image {case.image}")
@@ -121,7 +121,7 @@ def _mirrored_back(labels: ImageLabels, affine: np.ndarray, networks: Networks) 
 def _comparisons(
     found: ImageLabels, reference: np.ndarray, plain: ImageLabels | None, image: Image, networks: Networks
 ) -> list[tuple[str, pd.DataFrame]]:
-    """What a variant is compared with, and the numbers."""
+    """Return what a variant is compared with, and the numbers."""
     zooms = nib.affines.voxel_sizes(image.affine)
     table = networks.aseg_table
     parts = [
@@ -139,20 +139,20 @@ def _comparisons(
 
 
 def compare(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray, table: LabelTable) -> pd.DataFrame:
-    """Metrics of all structures of a table, with their names."""
+    """Return metrics of all structures of a table, with their names."""
     structures = table.table[~table.table["label"].isin((0, *OUTSIDE_BRAIN))]
     rows = structure_metrics(found, reference, zooms, structures["label"].tolist())
     return rows.assign(structure=structures["name"].tolist())
 
 
 def compare_masks(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:
-    """Metrics of the brain masks: all that has a label, cavities filled, on both sides alike."""
+    """Return metrics of the brain masks: all that has a label, cavities filled, on both sides alike."""
     masks = (fill_holes(labels > 0).astype(np.uint8) for labels in (found, reference))
     return structure_metrics(*masks, zooms, [1]).assign(structure=BRAIN_MASK, label=0)
 
 
 def compare_unions(subfields: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:
-    """Metrics of the union of a side's subfields against the hippocampus of aseg."""
+    """Return metrics of the union of a side's subfields against the hippocampus of aseg."""
     union = np.zeros(subfields.shape, np.uint16)
     for label, side in HIPPOCAMPI.items():
         union[subfields // 1000 == (1 if side == "left" else 2)] = label
@@ -161,7 +161,7 @@ def compare_unions(subfields: np.ndarray, reference: np.ndarray, zooms: np.ndarr
 
 
 def _measure_twin(case: Case, networks: Networks) -> pd.DataFrame:
-    """The case's conformed labels against its twin's."""
+    """Return the case's conformed labels against its twin's."""
     logger.info("%s, twin", case.name)
     own, twin = (
         networks.segmenter.segment(conform(load_image(path)), networks.aseg) for path in (case.image, case.twin)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def checksums(networks: Networks) -> str:
-    """The first line of the table of numbers: which weights they are for."""
+    """Return the first line of the table of numbers: which weights they are for."""
     texts = [f"aseg {resolve_weights(networks.aseg, ASEG.task).info.checksum}"]
     if networks.subfields:
         texts.append(f"hippocampus {resolve_weights(networks.hippocampus, HIPPOCAMPUS.task).info.checksum}")
@@ -35,7 +35,7 @@ def checksums(networks: Networks) -> str:
 
 
 def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
-    """Numbers that were measured before; None where there are none for these weights."""
+    """Return numbers that were measured before; None where there are none for these weights."""
     if not path.is_file():
         return None
     if path.read_text(encoding="utf-8").partition("\n")[0] != first_line:
@@ -45,7 +45,7 @@ def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
 
 
 def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
-    """Writes the table of numbers, all at once."""
+    """Write the table of numbers, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
     with atomic_path(path) as temporary:
@@ -53,7 +53,7 @@ def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
 
 
 def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
-    """Numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case."""
+    """Return numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case."""
     first_line = checksums(networks)
     rows = read_numbers(path, first_line)
     for case in cases:
@@ -64,7 +64,7 @@ def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
 
 
 def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
-    """The whole card: the template of the package with its placeholders filled in."""
+    """Return the whole card: the template of the package with its placeholders filled in."""
     fields = {"version": __version__, **training, **sections(rows, aim_cases)}
     fields |= _described(ASEG.task, resolve_weights(networks.aseg, ASEG.task))
     if networks.subfields:

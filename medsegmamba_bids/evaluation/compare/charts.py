@@ -27,18 +27,18 @@ _STYLE = {
 
 
 def title_of(measure: str) -> str:
-    """Title of a measure with its unit."""
+    """Return the title of a measure with its unit."""
     title, unit = MEASURES[measure]
     return f"{title} ({unit})" if unit else title
 
 
 def colour(number: int) -> str:
-    """Colour of a method by its position."""
+    """Return the colour of a method by its position."""
     return COLOURS[number % len(COLOURS)]
 
 
 def scan_boxes(means: pd.DataFrame, measures: Sequence[str] = ("dice", "volume_similarity", "assd_mm")) -> str:
-    """Box plots of every scan's means, by dataset and method; a panel per measure.
+    """Return box plots of every scan's means, by dataset and method; a panel per measure.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def scan_boxes(means: pd.DataFrame, measures: Sequence[str] = ("dice", "volume_s
 
 
 def structure_boxes(rows: pd.DataFrame, measure: str) -> str:
-    """Box plots of one measure by structure and method, over the scans of all datasets.
+    """Return box plots of one measure by structure and method, over the scans of all datasets.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _box_style(shade: str) -> dict[str, object]:
 
 
 def bland_altman_plots(rows: pd.DataFrame, columns: int = 6) -> str:
-    """A Bland-Altman plot per structure, methods in colour: bias as a line, limits of agreement as dashes.
+    """Return a Bland-Altman plot per structure, methods in colour: bias as a line, limits of agreement as dashes.
 
     Parameters
     ----------

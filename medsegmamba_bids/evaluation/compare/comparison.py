@@ -76,7 +76,7 @@ def run(request: Request) -> Results:
 
 
 def find_items(request: Request) -> tuple[list[Item], list[str]]:
-    """Scans of all datasets, and what to know of them."""
+    """Return scans of all datasets, and what to know of them."""
     items, notes = [], []
     for dataset in request.datasets:
         matched, sentences = match_dataset(dataset, request.settings.table)

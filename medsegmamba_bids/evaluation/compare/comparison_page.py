@@ -84,7 +84,7 @@ def draw(results: Results, items: Sequence[Item], show: str = "") -> Figures:
 
 
 def check_shown(items: Sequence[Item], show: str) -> Item:
-    """The scan that is to be drawn, by its name or its participant's.
+    """Return the scan that is to be drawn, by its name or its participant's.
 
     Raises
     ------
@@ -98,7 +98,8 @@ def check_shown(items: Sequence[Item], show: str) -> Item:
 
 
 def choose_scan(results: Results, items: Sequence[Item], show: str = "") -> Item:
-    """The scan that is drawn: the one that is named, else the one whose Dice (mean of the methods) is in the middle.
+    """Return the scan that is drawn: the one that is named, else the one whose Dice (mean of the methods) is in the
+    middle.
 
     One that could not be compared cannot be drawn either; the middle one takes its place.
     """
@@ -112,7 +113,7 @@ def choose_scan(results: Results, items: Sequence[Item], show: str = "") -> Item
 
 
 def image_of(item: Item) -> Path | None:
-    """A T1-weighted image of a scan: where the user said, else beside the reference's or a method's labels."""
+    """Return a T1-weighted image of a scan: where the user said, else beside the reference's or a method's labels."""
     source = item.source
     if source is None:
         return None
@@ -133,7 +134,7 @@ def _fitting(name: ScanName, images: dict[ScanName, Path]) -> Path | None:
 
 
 def write_figures(figures: Figures, folder: Path) -> None:
-    """Writes charts as SVG and pictures as PNG files."""
+    """Write charts as SVG and pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in figures.charts.items():
         write_text(text, folder / f"{name}.svg")
@@ -143,13 +144,13 @@ def write_figures(figures: Figures, folder: Path) -> None:
 
 
 def write_page(results: Results, figures: Figures, path: Path) -> None:
-    """Writes the page."""
+    """Write the page."""
     text = render("evaluation.html.jinja", **page_values(results, figures))
     write_text(text, path)
 
 
 def page_values(results: Results, figures: Figures) -> dict[str, Any]:
-    """What the template needs."""
+    """Return what the template needs."""
     settings = results.settings
     return {
         "version": __version__,
@@ -182,7 +183,7 @@ def _names(table: str) -> dict[int, str]:
 
 
 def _counts(results: Results) -> list[tuple[int, str, bool]]:
-    """Numbers at the head of the page: value, what it counts, and whether it is a warning."""
+    """Return numbers at the head of the page: value, what it counts, and whether it is a warning."""
     rows = results.rows
     participants = len(rows.drop_duplicates(["dataset", "participant"]))
     return [
@@ -196,7 +197,7 @@ def _counts(results: Results) -> list[tuple[int, str, bool]]:
 
 
 def _shaded(lines: list[list[str]]) -> list[dict[str, Any]]:
-    """Lines of the table; a dataset is named once."""
+    """Return lines of the table; a dataset is named once."""
     rows, last = [], None
     for cells in lines:
         rows.append({"cells": cells, "first": cells[0] != last, "overall": cells[0] == OVERALL})
@@ -205,7 +206,7 @@ def _shaded(lines: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def _test_lines(results: Results) -> list[dict[str, Any]]:
-    """A line per dataset and pair of methods, with p of every measure."""
+    """Return a line per dataset and pair of methods, with p of every measure."""
     if not len(results.tests):
         return []
     lines = []
@@ -222,7 +223,7 @@ def _test_lines(results: Results) -> list[dict[str, Any]]:
 
 
 def _better(line: dict[str, Any], measure: str) -> str:
-    """The method with the better mean."""
+    """Return the method with the better mean."""
     if math.isnan(line["mean_a"]) or line["mean_a"] == line["mean_b"]:
         return ""
     upwards = "↑" in MEASURES[measure][0]
@@ -230,7 +231,7 @@ def _better(line: dict[str, Any], measure: str) -> str:
 
 
 def _small_p(tests: pd.DataFrame) -> list[dict[str, Any]]:
-    """In how many structures each pair differs, by dataset and measure."""
+    """Return in how many structures each pair differs, by dataset and measure."""
     if not len(tests):
         return []
     lines = []
@@ -244,7 +245,7 @@ def _small_p(tests: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _structure_lines(results: Results) -> list[dict[str, Any]]:
-    """A line per structure and method."""
+    """Return a line per structure and method."""
     colors = load_label_table(results.settings.table).table.set_index("label")["color"]
     lines = []
     for row in results.structures.to_dict("records"):
@@ -257,7 +258,7 @@ def _structure_lines(results: Results) -> list[dict[str, Any]]:
 
 
 def _agreement_lines(results: Results) -> list[dict[str, Any]]:
-    """A line per structure and method, over all datasets."""
+    """Return a line per structure and method, over all datasets."""
     table = results.agreement
     last = table[table["dataset"] == table["dataset"].iloc[-1]]
     return last.to_dict("records")

@@ -87,7 +87,7 @@ class Results:
         return len(self.rows.drop_duplicates(["dataset", "scan"]))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Tables by the names of their files, those that are empty left out."""
+        """Return tables by the names of their files, those that are empty left out."""
         tests = [table for table in (self.tests, self.structure_tests) if len(table)]
         named = {
             "metrics.tsv": self.rows,
@@ -100,7 +100,7 @@ class Results:
         return {name: table for name, table in named.items() if len(table)}
 
     def sidecar(self) -> dict[str, Any]:
-        """What stands in the JSON beside the long table."""
+        """Return what stands in the JSON beside the long table."""
         return {
             **DESCRIPTIONS,
             "GeneratedBy": {"Name": "medsegmamba-evaluate", "Version": __version__},
@@ -113,7 +113,7 @@ class Results:
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Writes all tables, each at once; tables of an earlier comparison that this one lacks are removed."""
+    """Write all tables, each at once; tables of an earlier comparison that this one lacks are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = results.tables()
     for name in ("tests.tsv", "repeatability.tsv"):
@@ -129,20 +129,20 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
 
 
 def write_tsv(rows: pd.DataFrame, path: Path) -> Path:
-    """Writes a table; missing values are n/a."""
+    """Write a table; missing values are n/a."""
     text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n")
     return write_text(text, path)
 
 
 def write_text(text: str, path: Path) -> Path:
-    """Writes a file at once."""
+    """Write a file at once."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def to_markdown(results: Results) -> str:
-    """The table like the paper's, as Markdown."""
+    """Return the table like the paper's, as Markdown."""
     header = paper_header()
     rule = "|:---|:---|" + "---:|" * (len(header) - 2)
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *paper_cells(results.summary))]
@@ -150,7 +150,7 @@ def to_markdown(results: Results) -> str:
 
 
 def p_text(line: Mapping[str, Any], key: str = "p") -> str:
-    """A value of p in words: ``< 0.001``, three decimals, or why there is none."""
+    """Return a value of p in words: ``< 0.001``, three decimals, or why there is none."""
     p = line[key]
     if p != p:
         return "equal" if line["participants"] else "none in common"

@@ -117,14 +117,14 @@ def compare_scan(item: Item, settings: Settings) -> Compared:
 
 
 def compare_labels(found: LabelImage, reference: LabelImage, settings: Settings) -> pd.DataFrame:
-    """Metrics of every structure, with its name."""
+    """Return metrics of every structure, with its name."""
     zooms = nib.affines.voxel_sizes(reference.affine)
     rows = structure_metrics(found.data, reference.data, zooms, list(settings.structures))
     return rows.assign(structure=list(settings.structures.values()))
 
 
 def _notes(where: str, rows: pd.DataFrame, found: LabelImage) -> list[str]:
-    """What is suspicious about a method's labels."""
+    """Return what is suspicious about a method's labels."""
     if not rows["found_mm3"].any():
         return [f"{where}: has none of the structures ({found.path}); they count as Dice 0"]
     if rows["dice"].max() == 0:
@@ -133,7 +133,7 @@ def _notes(where: str, rows: pd.DataFrame, found: LabelImage) -> list[str]:
 
 
 def grid_notes(rows: pd.DataFrame) -> list[str]:
-    """Which methods' labels were resampled to the reference's grid, and in how many scans."""
+    """Return which methods' labels were resampled to the reference's grid, and in how many scans."""
     scans = rows.drop_duplicates(["dataset", "scan", "method"])
     notes = []
     for (dataset, method), group in scans.groupby(["dataset", "method"], sort=False):

@@ -77,7 +77,7 @@ def load_side_by_side(item: Item, settings: Settings, image: Path | None = None)
 
 
 def _picture_grid(images: Mapping[str, LabelImage], whole_head: bool) -> Grid:
-    """A RAS grid of 1 mm around all labels."""
+    """Return a RAS grid of 1 mm around all labels."""
     boxes = [(image, Box.around(image.data)) for image in images.values()]
     points = np.concatenate([image.grid.to_world(box.corners.T) for image, box in boxes if box])
     margin = 2 * _MARGIN_MM if whole_head else _MARGIN_MM
@@ -96,14 +96,14 @@ def _placed(image: LabelImage, grid: Grid, structures: list[int]) -> np.ndarray:
 
 
 def _shades(path: Path, grid: Grid, inside: np.ndarray | None) -> np.ndarray:
-    """An image from 0 (black) to 1 (as bright as the brightest inside, or anywhere)."""
+    """Return an image from 0 (black) to 1 (as bright as the brightest inside, or anywhere)."""
     image = load_image(path)
     data = resample(np.asarray(image.dataobj, np.float32), Grid.of(image), grid)
     return np.clip(data / slices.bright(data, inside), 0, 1)
 
 
 def draw_slices(sides: SideBySide) -> np.ndarray:
-    """Three slices of everyone's labels, painted; uint8 (H, W, 3). A column per method, the reference first."""
+    """Return three slices of everyone's labels, painted; uint8 (H, W, 3). A column per method, the reference first."""
     colors = colors_of(of_table(sides.table).widest)
     rows = {}
     for plane, plan in _plans(sides).items():
@@ -112,7 +112,7 @@ def draw_slices(sides: SideBySide) -> np.ndarray:
 
 
 def draw_differences(sides: SideBySide) -> np.ndarray:
-    """The same slices with all voxels in red whose label differs from the reference's; uint8 (H, W, 3)."""
+    """Return the same slices with all voxels in red whose label differs from the reference's; uint8 (H, W, 3)."""
     reference, *others = sides.labels.values()
     rows = {}
     for plane, plan in _plans(sides).items():
@@ -122,7 +122,7 @@ def draw_differences(sides: SideBySide) -> np.ndarray:
 
 
 def draw_views(sides: SideBySide) -> np.ndarray:
-    """Structures in three dimensions; uint8 (H, W, 3). A column per method, a row per view."""
+    """Return structures in three dimensions; uint8 (H, W, 3). A column per method, a row per view."""
     thin = of_table(sides.table) is HIPPOCAMPUS
     colors = colors_of(of_table(sides.table).widest, OUTER)
     zoom = _TILE / (max(side.stop - side.start for side in sides.box) + 4)
@@ -135,7 +135,7 @@ def draw_views(sides: SideBySide) -> np.ndarray:
 
 
 def _plans(sides: SideBySide) -> dict[str, slices.Mosaic]:
-    """A slice of each plane: the one in which the reference has most structures."""
+    """Return a slice of each plane: the one in which the reference has most structures."""
     reference = next(iter(sides.labels.values()))
     box = sides.box
     if sides.image is not None and of_table(sides.table) is not HIPPOCAMPUS:
@@ -150,7 +150,7 @@ def _plans(sides: SideBySide) -> dict[str, slices.Mosaic]:
 
 
 def _richest(labels: np.ndarray, axis: int) -> int:
-    """The slice with most structures; of several the one with most of their voxels."""
+    """Return the slice with most structures; of several the one with most of their voxels."""
     planes = np.moveaxis(labels, axis, 0)
     scores = [(len(np.unique(plane)), np.count_nonzero(plane)) for plane in planes]
     return max(range(len(scores)), key=scores.__getitem__)
@@ -159,7 +159,7 @@ def _richest(labels: np.ndarray, axis: int) -> int:
 def _painted(
     plan: slices.Mosaic, image: np.ndarray | None, labels: np.ndarray, colors: Mapping[int, str]
 ) -> np.ndarray:
-    """A slice with labels over it, enlarged."""
+    """Return a slice with labels over it, enlarged."""
     part = plan.slice(labels, 0)
     size = (round(part.shape[1] * plan.zoom), round(part.shape[0] * plan.zoom))
     if image is None:
@@ -178,7 +178,7 @@ def _on_white(picture: np.ndarray | None) -> np.ndarray:
 
 
 def _composed(rows: Mapping[str, list[np.ndarray]], titles: list[str], dark: bool = True) -> np.ndarray:
-    """Pictures in a grid with the columns' titles above and the rows' at the left; uint8 (H, W, 3)."""
+    """Return pictures in a grid with the columns' titles above and the rows' at the left; uint8 (H, W, 3)."""
     gap, head, side = 8, 26, 26
     widths = [max(row[column].shape[1] for row in rows.values()) for column in range(len(titles))]
     heights = [max(picture.shape[0] for picture in row) for row in rows.values()]

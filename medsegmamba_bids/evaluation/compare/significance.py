@@ -64,7 +64,7 @@ def compare_methods(rows: pd.DataFrame, correction: str = "none", each_structure
 
 
 def _paired(wide: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Values of two methods, a row per participant that has both."""
+    """Return values of two methods, a row per participant that has both."""
     both = wide[[first, second]].dropna()
     scans = both.groupby(level=["dataset", "participant", "scan"]).mean()
     return scans.groupby(level=["dataset", "participant"]).mean()
@@ -87,7 +87,7 @@ def _tested(first: pd.Series, second: pd.Series) -> dict[str, float]:
 
 
 def correct(p_values: list[float], correction: str) -> list[float]:
-    """Values of p corrected for their number; missing ones stay missing and do not count.
+    """Return values of p corrected for their number; missing ones stay missing and do not count.
 
     Raises
     ------

@@ -60,7 +60,7 @@ class Item:
 
 
 def parse_methods(texts: list[str]) -> dict[str, str]:
-    """Methods of the command line, ``NAME=PLACE`` each.
+    """Return methods of the command line, ``NAME=PLACE`` each.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _check_methods(methods: Mapping[str, str], where: str) -> None:
 
 
 def read_study(path: Path) -> list[Dataset]:
-    """Datasets of a TOML file; relative places are relative to it.
+    """Return datasets of a TOML file; relative places are relative to it.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def _dataset(entry: Mapping[str, Any], path: Path) -> Dataset:
 
 
 def match_dataset(dataset: Dataset, table: str) -> tuple[list[Item], list[str]]:
-    """Scans that the reference and all methods have, and sentences about the others.
+    """Return scans that the reference and all methods have, and sentences about the others.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def match_dataset(dataset: Dataset, table: str) -> tuple[list[Item], list[str]]:
 
 
 def _partners(reference: Place, place: Place) -> dict[ScanName, LabelFiles]:
-    """A place's files by the reference's scans: equal names, else names that fit each other alone.
+    """Return a place's files by the reference's scans: equal names, else names that fit each other alone.
 
     Two single files are one scan, whatever their names.
     """
@@ -197,7 +197,7 @@ def _nothing_common(path: str, reference: Place, name: str, place: Place) -> str
 
 
 def divide(items: list[Item], participants: Path, column: str) -> list[Item]:
-    """The same scans with a column of ``participants.tsv`` as their dataset.
+    """Return the same scans with a column of ``participants.tsv`` as their dataset.
 
     Raises
     ------

@@ -19,12 +19,12 @@ SCAN = ["dataset", "participant", "session", "scan"]
 
 
 def with_absolute_error(rows: pd.DataFrame) -> pd.DataFrame:
-    """The long table with a column for the size of the volume error, in percent of the reference."""
+    """Return the long table with a column for the size of the volume error, in percent of the reference."""
     return rows.assign(abs_error_percent=rows["error_percent"].abs())
 
 
 def scan_means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over the structures of every scan and method.
+    """Return mean over the structures of every scan and method.
 
     A structure that both sides lack counts for nothing; one that a single side lacks counts as Dice 0 and volume
     similarity 0, and has no surface distances: ``undefined`` says how many there are of these.
@@ -48,14 +48,14 @@ def scan_means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_dataset(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Every dataset's rows, and all of them where there are several datasets."""
+    """Yield every dataset's rows, and all of them where there are several datasets."""
     yield from rows.groupby("dataset", sort=False)
     if rows["dataset"].nunique() > 1:
         yield OVERALL, rows
 
 
 def summarise(means: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation (over scans, n - 1) of every dataset and method, in their order.
+    """Return mean and standard deviation (over scans, n - 1) of every dataset and method, in their order.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def summarise(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_structure(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same of every structure: mean and standard deviation over the scans of all datasets.
+    """Return the same of every structure: mean and standard deviation over the scans of all datasets.
 
     ``missed`` counts scans whose reference has the structure and the method has not, ``extra`` the opposite.
     """
@@ -89,7 +89,7 @@ def by_structure(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plus_minus(mean: float, deviation: float, decimals: int = 5) -> str:
-    """Mean and standard deviation as the paper's tables print them.
+    """Return mean and standard deviation as the paper's tables print them.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def plus_minus(mean: float, deviation: float, decimals: int = 5) -> str:
 
 
 def paper_cells(summary: pd.DataFrame) -> list[list[str]]:
-    """Lines of the table as text: dataset, method, scans, the measures, and structures without distances."""
+    """Return lines of the table as text: dataset, method, scans, the measures, and structures without distances."""
     lines = []
     for row in summary.to_dict("records"):
         cells = [
@@ -115,6 +115,6 @@ def paper_cells(summary: pd.DataFrame) -> list[list[str]]:
 
 
 def paper_header() -> list[str]:
-    """Titles of the columns of :func:`paper_cells`."""
+    """Return titles of the columns of :func:`paper_cells`."""
     titles = [f"{title} ({unit})" if unit else title for title, unit in MEASURES.values()]
     return ["Dataset", "Method", "Scans", *titles, "No distance"]

@@ -15,7 +15,7 @@ REPEATABILITY = 1.96 * math.sqrt(2)
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
-    """How volumes agree with the reference's.
+    """Return how volumes agree with the reference's.
 
     Bland and Altman's (1986, Lancet 327:307) bias and limits of agreement, Pearson's correlation and Lin's (1989,
     Biometrics 45:255) concordance; over scans. Absent structures have 0 mm3; scans where both lack the
@@ -42,7 +42,7 @@ def agreement(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def bland_altman(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Bias, limits of agreement, correlation and concordance of volumes, mm3; float (N,) each.
+    """Return bias, limits of agreement, correlation and concordance of volumes, mm3; float (N,) each.
 
     Examples
     --------
@@ -68,14 +68,14 @@ def bland_altman(found: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 def _pearson(found: np.ndarray, reference: np.ndarray) -> float:
-    """Pearson's correlation; NaN for fewer than three pairs, or where one side does not vary."""
+    """Return Pearson's correlation; NaN for fewer than three pairs, or where one side does not vary."""
     if len(found) < 3 or not np.ptp(found) or not np.ptp(reference):
         return math.nan
     return float(np.corrcoef(found, reference)[0, 1])
 
 
 def _concordance(found: np.ndarray, reference: np.ndarray) -> float:
-    """Lin's concordance with variances over n; NaN for fewer than three pairs, or where nothing varies."""
+    """Return Lin's concordance with variances over n; NaN for fewer than three pairs, or where nothing varies."""
     scatter = found.var() + reference.var() + (found.mean() - reference.mean()) ** 2
     if len(found) < 3 or not scatter:
         return math.nan
@@ -83,7 +83,7 @@ def _concordance(found: np.ndarray, reference: np.ndarray) -> float:
 
 
 def repeatability(rows: pd.DataFrame) -> pd.DataFrame:
-    """How volumes repeat in participants with several scans; the reference's own too.
+    """Return how volumes repeat in participants with several scans; the reference's own too.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def repeatability(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def repeated(sets: list[np.ndarray]) -> dict[str, float]:
-    """Repeatability of volumes of participants with two scans or more each.
+    """Return the repeatability of volumes of participants with two scans or more each.
 
     ``within_sd_mm3`` is the root of the mean variance within participants (weighted by degrees of freedom),
     ``cv_percent`` its share of the mean, ``repeatability_mm3`` the difference that 95 % of pairs of scans stay

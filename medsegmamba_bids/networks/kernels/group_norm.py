@@ -21,7 +21,7 @@ _FAST = {"nsz", "contract", "arcp", "reassoc"}
 
 
 def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """``relu(group_norm(x))`` for (B, C, X, Y, Z)."""
+    """Return ``relu(group_norm(x))`` for (B, C, X, Y, Z)."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         if torch.is_grad_enabled():
             return _GroupNormReLU.apply(x.float(), groups, weight, bias).to(x.dtype)
@@ -35,7 +35,7 @@ def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
 
 
 def _in_place(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Overwrites ``x`` (or a channels-last copy of it): a full-size network would not fit into 2.5 GiB otherwise."""
+    """Overwrite ``x`` (or a channels-last copy of it): a full-size network would not fit into 2.5 GiB otherwise."""
     rows = x.movedim(1, -1).contiguous()
     flat = rows.view(rows.shape[0], -1, rows.shape[-1]).numpy()
     scale, shift, *_ = _statistics(flat, groups, weight.detach().numpy(), bias.detach().numpy())

@@ -72,14 +72,14 @@ def _normalise_kernel(x, scale, shift, size, C: tl.constexpr, BLOCK: tl.constexp
 
 
 def fits(channels: int, groups: int) -> bool:
-    """Whether the kernels can do it: powers of two, as all of the package's networks have."""
+    """Return whether the kernels can do it: powers of two, as all of the package's networks have."""
     return channels & (channels - 1) == 0 and groups & (groups - 1) == 0 and groups <= channels <= _TILE
 
 
 def group_norm_relu_in_place(
     x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
-    """``relu(group_norm(x))`` for (B, C, X, Y, Z), which is overwritten if it is channels-last, else copied."""
+    """Return ``relu(group_norm(x))`` for (B, C, X, Y, Z), which is overwritten if it is channels-last, else copied."""
     rows = x.movedim(1, -1).contiguous()
     batch, channels = len(rows), rows.shape[-1]
     voxels = rows[0].numel() // channels

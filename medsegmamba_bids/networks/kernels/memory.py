@@ -8,7 +8,7 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
 
 def keep_freed_memory() -> bool:
-    """Keeps large freed blocks in the process instead of handing them back to the kernel (glibc only).
+    """Keep large freed blocks in the process instead of handing them back to the kernel (glibc only).
 
     A network allocates the same large arrays for every patch; getting them anew costs a page fault for every
     4 KiB, a quarter of the time of a forward. Call it at the start of a command. Returns whether it took effect.

@@ -38,7 +38,7 @@ def _float_of_bits(typing_context, bits):
 
 @intrinsic
 def _fetch(typing_context, array, index):
-    """Starts to load the cache line that holds an item of a C-contiguous array."""
+    """Start to load the cache line that holds an item of a C-contiguous array."""
 
     def codegen(context, builder, signature, args):
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -69,7 +69,7 @@ def _exp(x):
 
 @njit(inline="always")
 def _fetch_row(array, start, length):
-    """Starts to load ``length`` items of a flat array."""
+    """Start to load ``length`` items of a flat array."""
     for i in range(0, length, LINE):
         _fetch(array, start + i)
 
@@ -112,7 +112,7 @@ def _walk(u, delta, b, c, rates, path, channels, scratch, out):
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
 def _forward(u, delta, b, c, a, paths, scratch, out):
-    """Adds the outputs to ``out`` (G, B, L, C), in voxel order; each of its G parts takes K / G directions.
+    """Add the outputs to ``out`` (G, B, L, C), in voxel order; each of its G parts takes K / G directions.
 
     ``scratch`` has a row for each thread; the other arguments are those of ``selective_scan``.
     """
@@ -199,7 +199,7 @@ def _backward(u, delta, b, c, a, paths, grad):
 
 
 def _scan(arrays: list[torch.Tensor], paths: torch.Tensor) -> torch.Tensor:
-    """The outputs (B, L, C) of contiguous float32 inputs.
+    """Return the outputs (B, L, C) of contiguous float32 inputs.
 
     Directions go to several tasks where the channels alone would leave threads idle; how many depends neither on the
     threads nor on the batch, so that the sums do not either.
@@ -235,7 +235,7 @@ class _NumbaScan(torch.autograd.Function):
 def numba_scan(
     u: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor, a: torch.Tensor, paths: torch.Tensor
 ) -> torch.Tensor:
-    """``selective_scan.reference_scan`` on a CPU, in float32."""
+    """Return ``selective_scan.reference_scan`` on a CPU, in float32."""
     channels = u.shape[-1]
     missing = -channels % WIDTH
     if missing:

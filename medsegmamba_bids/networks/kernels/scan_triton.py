@@ -190,7 +190,7 @@ def _sum_kernel(parts, u, skip, out, u_b, u_l, u_c, length, channels, size, K: t
 
 
 def kernel_sizes(states: int, in_thread: int) -> dict[str, int]:
-    """Sizes of blocks for a number of states, with at most so many states in a thread; nothing else matters.
+    """Return sizes of blocks for a number of states, with at most so many states in a thread; nothing else matters.
 
     The forward kernel has registers for 32 states in a thread, the backward kernel for 16. One warp is best where
     that suffices: sums over states then need no barrier.
@@ -272,7 +272,7 @@ def triton_scan(
     bias: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``selective_scan.selective_scan`` on a GPU, in float32 whatever the inputs' precision.
+    """Return ``selective_scan.selective_scan`` on a GPU, in float32 whatever the inputs' precision.
 
     Parameters
     ----------

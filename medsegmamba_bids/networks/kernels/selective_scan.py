@@ -30,7 +30,7 @@ _WANTED: ContextVar[str | None] = ContextVar("scan backend", default=None)
 def reference_scan(
     u: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor, a: torch.Tensor, paths: torch.Tensor
 ) -> torch.Tensor:
-    """The scan written down step by step: slow, differentiable, for any device and precision.
+    """Return the scan written down step by step: slow, differentiable, for any device and precision.
 
     For each direction k, along its path (Gu and Dao 2023, equations 2 and 4)::
 
@@ -65,7 +65,7 @@ def reference_scan(
 def cuda_scan(
     u: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor, a: torch.Tensor, paths: torch.Tensor
 ) -> torch.Tensor:
-    """The scan by mamba_ssm's CUDA kernel, which needs copies in the order of the paths."""
+    """Return the scan by mamba_ssm's CUDA kernel, which needs copies in the order of the paths."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     directions, length = paths.shape
@@ -108,7 +108,7 @@ _NEEDS = {"triton": "triton", "cuda": "selective_scan_cuda"}
 
 
 def available_backends(device: torch.device | str) -> list[str]:
-    """Names of the backends that work on a device, the preferred one first."""
+    """Return names of the backends that work on a device, the preferred one first."""
     kind = torch.device(device).type
     if kind == "cpu":
         return ["numba", "reference"]
@@ -141,7 +141,7 @@ def why_refused(name: str, device: str) -> str | None:
 
 
 def _error_of_small_scan(scan: Callable[..., torch.Tensor], device: str) -> float:
-    """Largest difference from the reference for two directions, 8 voxels, 4 channels and 3 states."""
+    """Return the largest difference from the reference for two directions, 8 voxels, 4 channels and 3 states."""
     numbers = torch.linspace(0.1, 1.0, 64, device=device)
     u, delta, b = numbers[:32].view(1, 8, 4), numbers.view(1, 2, 8, 4), numbers[:48].view(1, 8, 2, 3)
     path = torch.arange(8, dtype=torch.int32, device=device)
@@ -152,7 +152,7 @@ def _error_of_small_scan(scan: Callable[..., torch.Tensor], device: str) -> floa
 
 @contextmanager
 def scan_backend(name: str | None) -> Iterator[None]:
-    """Within, scans run by this backend; None leaves it to MEDSEGMAMBA_SCAN, ``best`` to what works best."""
+    """Yield within, scans run by this backend; None leaves it to MEDSEGMAMBA_SCAN, ``best`` to what works best."""
     token = _WANTED.set(name or _WANTED.get())
     try:
         yield
@@ -194,7 +194,7 @@ def selective_scan(
     bias: torch.Tensor | None = None,
     skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``reference_scan`` in float32 by the best backend for the inputs' device, or by the one named.
+    """Return ``reference_scan`` in float32 by the best backend for the inputs' device, or by the one named.
 
     Parameters
     ----------
