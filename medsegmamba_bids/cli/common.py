@@ -101,6 +101,7 @@ def set_up_logging(verbosity: int, form: str = "%(levelname)s: %(message)s") -> 
     logging.Handler
         What shows them, in place of an earlier command's in the same process.
     """
+    logging.raiseExceptions = False  # a full disk or a closed terminal must not fill the output with tracebacks
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     package = logging.getLogger(_PACKAGE)
     for handler in list(package.handlers):

@@ -19,6 +19,7 @@ _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 def prepare() -> None:
     """See to all of it."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures go into files; others may be named there that are not installed
     open_streams()
     provide_user()
     shorten_temporary_folder()
@@ -31,7 +32,7 @@ def open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:  # closed: the next file would get its number, and be written into
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # as standard streams are: processes count on them
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:

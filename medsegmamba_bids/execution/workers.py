@@ -69,6 +69,7 @@ def log_to_file(log_file: str | None) -> logging.Handler:
 
     handler: logging.Handler = logging.FileHandler(log_file, encoding="utf-8") if log_file else logging.NullHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.raiseExceptions = False  # where the log cannot be written, the work goes on
     package = logging.getLogger("medsegmamba_bids")
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)

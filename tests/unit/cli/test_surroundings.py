@@ -97,6 +97,32 @@ def test_files_do_not_take_the_numbers_of_closed_streams():
     assert int(shell(f'{sys.executable} -c "{code}" 9>&1 <&- >&- 2>&-').stdout) > 2
 
 
+def test_processes_are_started_with_closed_streams():
+    code = (
+        "import multiprocessing; from medsegmamba_bids.cli.surroundings import open_streams; open_streams(); "
+        "pool = multiprocessing.get_context('forkserver').Pool(1); "
+        "open('/dev/fd/9', 'w').write(str(pool.apply(abs, [-3]))); pool.close(); pool.join()"
+    )
+    assert shell(f'{sys.executable} -c "{code}" 9>&1 <&- >&- 2>&-').stdout == "3"
+
+
+def test_pictures_need_no_backend_that_the_user_names():
+    code = (
+        "from medsegmamba_bids.cli.surroundings import prepare; prepare(); "
+        "import matplotlib.pyplot; print(matplotlib.get_backend())"
+    )
+    assert shell(f'{sys.executable} -c "{code}"', MPLBACKEND="nonsense").stdout == "agg\n"
+
+
+def test_a_log_that_cannot_be_written_says_nothing():
+    code = (
+        "import logging; from medsegmamba_bids.cli.common import set_up_logging; set_up_logging(1); "
+        "logging.getLogger('medsegmamba_bids').warning('told'); print('done')"
+    )
+    ran = shell(f'{sys.executable} -c "{code}" 2>/dev/full')
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
+
+
 def test_a_reader_who_is_gone():
     ran = shell(f"{{ {quoted(LIST)}; echo $? >&2; }} | true")
     assert ran.stderr.splitlines()[-1] in (str(128 + signal.SIGPIPE), "0")  # 0 where it wrote first
