@@ -1,4 +1,8 @@
-"""What a BIDS dataset holds for this run. The only user of pybids; queried once, before any workflow is built."""
+"""What a BIDS dataset holds for this run, looked up once, before any workflow is built.
+
+Names and folders say what an image is; pybids, which reads entities from the absolute path, makes the index of
+``--bids-database-dir`` and nothing else. No other module uses it.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IGNORED = "listed in .bidsignore"
+_NOT_BIDS = "BIDS does not allow this name or folder (--skip-bids-validation does)"
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,13 @@ def collect_inputs(config: RunConfig) -> Inputs:
     _check_dataset(config)
     dataset = BIDSFolder(config.bids_dir)
     wanted = _check_participants(dataset, config)
+    search = _Search(config, dataset, selection, _Index(config) if config.bids_database_dir else None)
     inputs = Inputs()
-    index = _Index(config) if config.bids_database_dir else None
     for subject in wanted:
-        _collect_participant(subject, dataset, selection, index, config, inputs)
+        part = search.participant(subject)
+        inputs.images.extend(part.images)
+        inputs.skipped.update(part.skipped)
+        inputs.left_out.update(part.left_out)
     if not config.participant_label:
         _name_odd_folders(dataset, inputs)
     inputs.images.sort(key=lambda image: (image.subject, image.session or "", image.prefix))
@@ -212,59 +220,73 @@ def _layout(config: RunConfig) -> BIDSLayout:
         ) from error
 
 
-def _collect_participant(
-    subject: str,
-    dataset: BIDSFolder,
-    selection: Selection,
-    index: _Index | None,
-    config: RunConfig,
-    inputs: Inputs,
-) -> None:
-    """Sort a participant's files into those that are processed, skipped and left out."""
-    folder = f"sub-{subject}"
-    files = list(index.files_of(folder, dataset) if index else ((file, "") for file in dataset.t1w_files(folder)))
-    files.sort(key=lambda entry: (not _in_own_folder(entry[0]), entry[0].relative))
-    images, reasons, skipped = [], {}, {}
-    for file, outdated in files:
-        if reason := _why_left_out(file, dataset, selection, config):
-            reasons[file.relative] = reason
-        elif not selection.accepts(file.entities, file.extension):
-            continue
+@dataclass(frozen=True)
+class _Search:
+    """What a dataset is searched for, and how."""
+
+    config: RunConfig
+    dataset: BIDSFolder
+    selection: Selection
+    index: _Index | None
+
+    def participant(self, subject: str) -> Inputs:
+        """A participant's images."""
+        folder, inputs = f"sub-{subject}", Inputs()
+        files = self._files(folder)
+        for file, outdated in files:
+            self._sort_in(file, outdated, inputs)
+        _forgive_files_beside(inputs)
+        on_purpose = set(inputs.left_out.values()) == {_IGNORED}
+        if not (inputs.images or inputs.skipped or on_purpose):
+            inputs.skipped[folder] = _why_nothing([file for file, _ in files], inputs.left_out)
+        return inputs
+
+    def _files(self, folder: str) -> list[tuple[BIDSFile, str]]:
+        """Files of a participant, those in their own folder first, each with what is wrong with the index about it."""
+        if self.index:
+            files = list(self.index.files_of(folder, self.dataset))
+        else:
+            files = [(file, "") for file in self.dataset.t1w_files(folder)]
+        return sorted(files, key=lambda entry: (not _in_own_folder(entry[0]), entry[0].relative))
+
+    def _sort_in(self, file: BIDSFile, outdated: str, inputs: Inputs) -> None:
+        if reason := self._why_left_out(file):
+            inputs.left_out[file.relative] = reason
+        elif not self.selection.accepts(file.entities, file.extension):
+            return
         elif outdated:
-            skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
+            inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
         elif file.extension not in IMAGE_EXTENSIONS:
             allowed = " and ".join(IMAGE_EXTENSIONS)
-            skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
+            inputs.skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
         else:
-            images.append(_image(file, config))
-    for name in [name for name in skipped if any(image.path.name.startswith(name.split(".")[0]) for image in images)]:
-        reasons[name] = skipped.pop(name)  # such as a checksum beside an image
-    if not images and not skipped and (not reasons or set(reasons.values()) != {_IGNORED}):
-        skipped[folder] = _why_nothing([file for file, _ in files], reasons)
-    inputs.images.extend(images)
-    inputs.skipped.update(skipped)
-    inputs.left_out.update(reasons)
+            inputs.images.append(_image(file, self.config))
+
+    def _why_left_out(self, file: BIDSFile) -> str:
+        if self.dataset.ignores(file.relative):
+            return _IGNORED
+        if file.suffix != "T1w":
+            return "its name is not that of a T1w image in BIDS"
+        if file.misplaced:
+            return file.misplaced
+        if file.derived:
+            return f"{file.derived} names a derivative"
+        if unsuited := why_unsuited(file, self.selection.wanted):
+            return unsuited
+        lax = self.config.skip_bids_validation or file.extension not in IMAGE_EXTENSIONS
+        return "" if lax or is_bids(file.relative) else _NOT_BIDS
+
+
+def _forgive_files_beside(inputs: Inputs) -> None:
+    """Files of another extension beside an image of the same name, such as its checksum, are no failure."""
+    names = {f"{image.prefix}_T1w" for image in inputs.images}
+    for name in [name for name in inputs.skipped if name.split(".")[0] in names]:
+        inputs.left_out[name] = inputs.skipped.pop(name)
 
 
 def _in_own_folder(file: BIDSFile) -> bool:
     session = f"ses-{file.entities['ses']}/" if "ses" in file.entities else ""
     return file.relative == f"sub-{file.entities.get('sub')}/{session}anat/{file.name}"
-
-
-def _why_left_out(file: BIDSFile, dataset: BIDSFolder, selection: Selection, config: RunConfig) -> str:
-    if dataset.ignores(file.relative):
-        return _IGNORED
-    if file.suffix != "T1w":
-        return "its name is not that of a T1w image in BIDS"
-    if file.misplaced:
-        return file.misplaced
-    if file.derived:
-        return f"{file.derived} names a derivative"
-    if unsuited := why_unsuited(file, selection.wanted):
-        return unsuited
-    if config.skip_bids_validation or file.extension not in IMAGE_EXTENSIONS or is_bids(file.relative):
-        return ""
-    return "BIDS does not allow this name or folder (--skip-bids-validation does)"
 
 
 def _image(file: BIDSFile, config: RunConfig) -> T1wImage:
