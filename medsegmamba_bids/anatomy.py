@@ -11,8 +11,6 @@ CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 BRAIN_STEM = 16
 CSF = 24
 HYPOINTENSITIES = 77
-#: CSF-ExtraCerebral: fluid inside the skull that is no structure of the brain.
-OUTSIDE_BRAIN = (257,)
 CALLOSUM = (251, 252, 253, 254, 255)
 #: What ``aseg.stats`` lists beside the structures that networks of this package may know.
 FREESURFER_ONLY = {
@@ -32,8 +30,9 @@ FREESURFER_ONLY = {
     255: "CC_Anterior",
 }
 FIFTH_VENTRICLE, OPTIC_CHIASM = 72, 85
-#: Fluid between brain and skull, of networks that know it.
+#: CSF-ExtraCerebral, of networks that know it: fluid between brain and skull, so no part of the brain.
 OUTER_CSF = 257
+OUTSIDE_BRAIN = (OUTER_CSF,)
 
 LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS = 17, 53
 HIPPOCAMPI = {LEFT_HIPPOCAMPUS: "left", RIGHT_HIPPOCAMPUS: "right"}
@@ -46,7 +45,7 @@ NUCLEI = (*range(7001, 7016),)
 PARCELS = {LEFT_CORTEX: range(1000, 2000), RIGHT_CORTEX: range(2000, 3000)}
 #: Beside the classes FreeSurfer's aseg and aparc+aseg have these (vessels, optic chiasm, lesions, callosum, parcels).
 ASEG_BACKGROUND = (2, 3, 25, 29, 30, 41, 42, 57, 61, 62, 72, 78, 79, 80, 81, 82, 85, *CALLOSUM)
-ASEG_BACKGROUND += (*range(1000, 1036), *range(2000, 2036))
+ASEG_BACKGROUND += (*OUTSIDE_BRAIN, *range(1000, 1036), *range(2000, 2036))
 
 #: What hides the rest in drawings in three dimensions.
 OUTER = (*CEREBRUM, CSF, HYPOINTENSITIES)

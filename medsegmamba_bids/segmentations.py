@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from medsegmamba_bids.anatomy import ASEG_BACKGROUND
+from medsegmamba_bids.anatomy import ASEG_BACKGROUND, OUTSIDE_BRAIN
 from medsegmamba_bids.errors import TableError
 
 #: Patterns of the files, one or several, that hold a label image, each with what is added to its labels.
@@ -113,15 +113,16 @@ class SegmentationKind:
         """Label table whose structures are listed for a network with these classes.
 
         The first, from ``listed`` on, that holds all classes; ``listed`` where none does (someone else's classes).
+        Fluid outside the brain is no structure, so it asks for no table.
 
         Examples
         --------
-        >>> ASEG.listed_table((0, 4, 10, 16))
+        >>> ASEG.listed_table((0, 4, 10, 16, 257))
         'aseg_brain'
         """
         from medsegmamba_bids.image.labels import load_label_table  # pandas takes a while
 
-        wanted = set(labels)
+        wanted = set(labels) - set(OUTSIDE_BRAIN)
         wide = self.tables[self.tables.index(self.listed) :]
         return next((name for name in wide if wanted <= set(load_label_table(name).labels.tolist())), self.listed)
 
@@ -129,7 +130,11 @@ class SegmentationKind:
 ASEG = SegmentationKind(
     name="aseg",
     task="aseg",
-    titles={"aseg": "Subcortical structures", "aseg_brain": "Brain structures"},
+    titles={
+        "aseg": "Subcortical structures",
+        "aseg_brain": "Brain structures",
+        "aseg_head": "Brain structures and the fluid around the brain",
+    },
     listed="aseg_brain",
     short="aseg",
     files=tuple(

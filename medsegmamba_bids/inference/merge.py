@@ -39,8 +39,7 @@ class Segmentation:
     Attributes
     ----------
     labels : uint16 (X, Y, Z)
-        FreeSurfer labels of the structures. Fluid outside the brain (257) is none: it counts in ``voxels``,
-        ``soft_volumes`` and ``mean_posterior`` alone.
+        FreeSurfer labels; fluid outside the brain (257) may be among them.
     affine : float (4, 4)
         Of all arrays here, mm.
     posterior : float32 (X, Y, Z)
@@ -54,7 +53,7 @@ class Segmentation:
     mean_posterior : dict of int to float
         Mean of ``posterior`` within each label but the background; NaN where it was not found.
     brain_mask : bool (X, Y, Z) or None
-        All labels with cavities filled, if the classes cover the whole brain.
+        All labels but the fluid outside, with cavities filled, if the classes cover the whole brain.
     device : str
         Where the network ran in the end.
     notes : tuple of str
@@ -212,8 +211,7 @@ class _Merger:
         with np.errstate(invalid="ignore"):
             means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
         grid = Grid(affine, self.grids.shape)
-        structures = np.where(np.isin(labels, OUTSIDE_BRAIN), 0, labels).astype(np.uint16)
-        whole = grid.paste(structures[winner], self.box)
+        whole = grid.paste(labels.astype(np.uint16)[winner], self.box)
         return Segmentation(
             labels=whole,
             affine=affine,
@@ -222,7 +220,9 @@ class _Merger:
             voxels=_by_label(labels, counts, int),
             soft_volumes=_by_label(labels, self.sums * grid.voxel_mm3, float),
             mean_posterior=_by_label(labels, means, float),
-            brain_mask=fill_holes(whole > 0) if covers_brain(labels.tolist()) else None,
+            brain_mask=fill_holes((whole > 0) & ~np.isin(whole, OUTSIDE_BRAIN))
+            if covers_brain(labels.tolist())
+            else None,
             device=str(self.prediction.device),
             notes=tuple(notes),
         )

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER
+from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER, OUTSIDE_BRAIN
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.viz import slices, surfaces
@@ -64,7 +64,9 @@ def draw_pictures(
         Below 1 for smaller pictures, where a page has to hold many.
     """
     data = np.asarray(t1w.dataobj)
-    aseg = _Overlay(labels.get(ASEG.name, np.zeros(data.shape, np.uint8)), ASEG.widest, entropies.get(ASEG.name))
+    structures = labels.get(ASEG.name, np.zeros(data.shape, np.uint8))
+    structures = np.where(np.isin(structures, OUTSIDE_BRAIN), 0, structures)
+    aseg = _Overlay(structures, ASEG.widest, entropies.get(ASEG.name))
     inside = brain > 0 if brain is not None else aseg.labels > 0
     head = _Head(data, t1w.affine, slices.bright(data, inside))
     deep = slices.box_of((aseg.labels > 0) & ~np.isin(aseg.labels, CEREBRUM)).grow(4, data.shape)

@@ -42,12 +42,13 @@ def test_records_are_found_by_name_task_and_table():
 def test_the_table_that_is_listed_follows_the_network(monkeypatch):
     """A network that knows more than the usual table has its own structures listed."""
     brain = load_label_table("aseg_brain")
-    more = brain.table.iloc[[-1]].assign(label=257, name="CSF-ExtraCerebral")
+    more = brain.table.iloc[[-1]].assign(label=72, name="5th-Ventricle")
     head = pd.concat([brain.table, more], ignore_index=True)
     tables = {name: load_label_table(name) for name in ASEG.tables} | {"head": LabelTable("head", head)}
     monkeypatch.setattr(labels, "load_label_table", tables.__getitem__)
     kind = dataclasses.replace(ASEG, titles={**ASEG.titles, "head": "Head"})
     assert kind.listed_table(tables["aseg"].labels.tolist()) == "aseg_brain"
     assert kind.listed_table(brain.labels.tolist()) == "aseg_brain"
-    assert kind.listed_table([*brain.labels.tolist(), 257]) == "head"
+    assert kind.listed_table([*brain.labels.tolist(), 257]) == "aseg_brain"  # fluid outside is no structure
+    assert kind.listed_table([*brain.labels.tolist(), 72]) == "head"
     assert kind.listed_table([0, 9999]) == "aseg_brain"

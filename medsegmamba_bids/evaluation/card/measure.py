@@ -146,8 +146,9 @@ def compare(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray, table: 
 
 
 def compare_masks(found: np.ndarray, reference: np.ndarray, zooms: np.ndarray) -> pd.DataFrame:
-    """Return metrics of the brain masks: all that has a label, cavities filled, on both sides alike."""
-    masks = (fill_holes(labels > 0).astype(np.uint8) for labels in (found, reference))
+    """Return metrics of the brain masks: all labels but the fluid outside, cavities filled, on both sides alike."""
+    brains = ((labels > 0) & ~np.isin(labels, OUTSIDE_BRAIN) for labels in (found, reference))
+    masks = (fill_holes(brain).astype(np.uint8) for brain in brains)
     return structure_metrics(*masks, zooms, [1]).assign(structure=BRAIN_MASK, label=0)
 
 

@@ -201,8 +201,8 @@ def test_nothing_found(labels):
     np.testing.assert_array_equal(same.labels, found.labels)
 
 
-def test_fluid_outside_the_brain_is_counted_but_no_structure():
-    """It has voxels and a soft volume, but no label, and is not in the brain mask."""
+def test_fluid_outside_the_brain_is_not_in_the_brain_mask():
+    """It has a label, voxels and a soft volume, but is not in the brain mask."""
     labels = [0, 2, 3, 41, 42, 257]
     probabilities = torch.zeros(6, 12, 12, 12)
     probabilities[5, 1:11, 1:11, 1:11] = 1
@@ -213,7 +213,8 @@ def test_fluid_outside_the_brain_is_counted_but_no_structure():
     found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
     brain = np.zeros((12, 12, 12), bool)
     brain[3:9, 3:9, 3:9] = True
-    np.testing.assert_array_equal(found.labels, np.where(brain, 2, 0))
+    np.testing.assert_array_equal(found.labels == 2, brain)
+    assert (found.labels == 257).sum() == 784
     np.testing.assert_array_equal(found.brain_mask, brain)
     assert found.voxels == {2: 216, 3: 0, 41: 0, 42: 0, 257: 784}
     assert found.soft_volumes[257] == pytest.approx(784)
