@@ -242,4 +242,4 @@ def test_modules_that_the_architecture_names_exist():
     assert [name for name in names if not any((folder / name).exists() for folder in (ROOT, PACKAGE, *ROOMS))] == []
 
 
-ROOMS = [PACKAGE / name for name in ("training", "evaluation", "networks")]
+ROOMS = [folder for folder in PACKAGE.iterdir() if folder.is_dir()]
