@@ -275,7 +275,7 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     ValueError
         There is no such table.
     """
-    structures = load_label_table(table)
+    structures = load_label_table(table).structures
     own, other = _labels(labels), _labels(reference)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
     if not Grid.of(own).same_as(Grid.of(other)):
@@ -283,6 +283,6 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     if of_table(table) is ASEG:
         pair = [join_brain_labels(array) for array in pair]
     zooms = nib.affines.voxel_sizes(other.affine)
-    rows = structure_metrics(*pair, zooms, structures.labels[1:].tolist())
-    rows.insert(0, "structure", structures.names[1:])
+    rows = structure_metrics(*pair, zooms, list(structures))
+    rows.insert(0, "structure", list(structures.values()))
     return rows

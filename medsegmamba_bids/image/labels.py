@@ -43,6 +43,11 @@ class LabelTable:
         return self.table["name"].tolist()
 
     @property
+    def structures(self) -> dict[int, str]:
+        """FreeSurfer's names of all classes but the background, by label."""
+        return dict(zip(self.labels[1:].tolist(), self.names[1:], strict=True))
+
+    @property
     def mirror(self) -> np.ndarray:
         """Class of the same structure on the other side, int64 (C,).
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.report.quality import Flag, asymmetry
 from medsegmamba_bids.report.thresholds import side_of
 from medsegmamba_bids.segmentations import of_name
 from medsegmamba_bids.stats.structures import UNKNOWN
+from medsegmamba_bids.viz.encoding import colors_of
 
 _DECADES = (1, 6)  # mm3, the axis of the plot runs from 10 to a million
 
@@ -33,7 +33,7 @@ def paired_rows(table: pd.DataFrame, segmentation: str, flags: list[Flag]) -> li
         ``name``, ``color``, ``sides`` (``left``, ``right`` or ``middle`` -> the table's row), ``asymmetry`` (NaN
         where there is one side), ``flags`` (messages).
     """
-    colors = _colors(segmentation)
+    colors = colors_of(of_name(segmentation).widest)
     rows: dict[str, dict[str, Any]] = {}
     for entry in table.to_dict("records"):
         side, name = side_of(entry["StructName"])
@@ -46,11 +46,6 @@ def paired_rows(table: pd.DataFrame, segmentation: str, flags: list[Flag]) -> li
         own = {name, *(entry["StructName"] for entry in sides.values())}
         row["flags"] = [flag.message for flag in flags if flag.segmentation == segmentation and flag.structure in own]
     return list(rows.values())
-
-
-def _colors(segmentation: str) -> dict[int, str]:
-    table = load_label_table(of_name(segmentation).widest).table
-    return dict(zip(table["label"], table["color"], strict=True))
 
 
 def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> list[dict[str, Any]]:

@@ -19,6 +19,11 @@ def colors_of(table: str, without: tuple[int, ...] = ()) -> dict[int, str]:
     }
 
 
+def svg_uri(text: str) -> str:
+    """Return a data URI of a drawing in SVG."""
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
 def to_uri(picture: np.ndarray, quality: int = 82) -> str:
     """Return a data URI of a picture uint8 (H, W, 3 or 4), WebP."""
     file = io.BytesIO()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import time
 from collections.abc import Sequence
@@ -32,9 +31,8 @@ from medsegmamba_bids.evaluation.compare.summary import (
     with_absolute_error,
 )
 from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.segmentations import of_table
-from medsegmamba_bids.viz.encoding import to_uri
+from medsegmamba_bids.viz.encoding import colors_of, svg_uri, to_uri
 from medsegmamba_bids.viz.templates import render
 
 PAGE = "evaluation.html"
@@ -158,7 +156,7 @@ def page_values(results: Results, figures: Figures) -> dict[str, Any]:
         "title": of_table(settings.table).titles[settings.table],
         "results": results,
         "counts": _counts(results),
-        "without": [name for label, name in _names(settings.table).items() if label in settings.without],
+        "without": [name for label, name in settings.label_table.structures.items() if label in settings.without],
         "header": paper_header(),
         "lines": _shaded(paper_cells(results.summary)),
         "colours": {method: charts.colour(number) for number, method in enumerate(results.methods)},
@@ -169,17 +167,12 @@ def page_values(results: Results, figures: Figures) -> dict[str, Any]:
         "correction": CORRECTIONS[results.correction],
         "measures": {name: charts.title_of(name) for name in MEASURES},
         "structures": _structure_lines(results),
-        "agreement": _agreement_lines(results),
-        "repeatability": _repeatability_lines(results),
-        "charts": {name: _svg_uri(text) for name, text in figures.charts.items()},
+        "agreement": _over_all_datasets(results.agreement),
+        "repeatability": _over_all_datasets(results.repeatability),
+        "charts": {name: svg_uri(text) for name, text in figures.charts.items()},
         "pictures": {name: _picture(picture) for name, picture in figures.pictures.items()},
         "shown": figures.shown,
     }
-
-
-def _names(table: str) -> dict[int, str]:
-    rows = load_label_table(table)
-    return dict(zip(rows.labels.tolist(), rows.names, strict=True))
 
 
 def _counts(results: Results) -> list[tuple[int, str, bool]]:
@@ -246,7 +239,7 @@ def _small_p(tests: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _structure_lines(results: Results) -> list[dict[str, Any]]:
     """Return a line per structure and method."""
-    colors = load_label_table(results.settings.table).table.set_index("label")["color"]
+    colors = colors_of(results.settings.table)
     lines = []
     for row in results.structures.to_dict("records"):
         cells = [
@@ -257,20 +250,9 @@ def _structure_lines(results: Results) -> list[dict[str, Any]]:
     return lines
 
 
-def _agreement_lines(results: Results) -> list[dict[str, Any]]:
-    """Return a line per structure and method, over all datasets."""
-    table = results.agreement
-    last = table[table["dataset"] == table["dataset"].iloc[-1]]
-    return last.to_dict("records")
-
-
-def _repeatability_lines(results: Results) -> list[dict[str, Any]]:
-    table = results.repeatability
+def _over_all_datasets(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a line per structure and method; what is over all datasets stands last in a table."""
     return table[table["dataset"] == table["dataset"].iloc[-1]].to_dict("records") if len(table) else []
-
-
-def _svg_uri(text: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
 def _picture(array: np.ndarray) -> dict[str, Any]:

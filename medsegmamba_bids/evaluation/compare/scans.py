@@ -57,9 +57,7 @@ class Settings:
     @property
     def structures(self) -> dict[int, str]:
         """Names of the structures that are compared, by label."""
-        table = self.label_table
-        pairs = zip(table.labels[1:].tolist(), table.names[1:], strict=True)
-        return {label: name for label, name in pairs if label not in self.without}
+        return {label: name for label, name in self.label_table.structures.items() if label not in self.without}
 
 
 @dataclass(frozen=True)
