@@ -291,14 +291,15 @@ def _in_own_folder(file: BIDSFile) -> bool:
 
 def _image(file: BIDSFile, config: RunConfig) -> T1wImage:
     subject, session = file.entities["sub"], file.entities.get("ses")
+    mask = find_mask(config, file.prefix, subject, session)
     return T1wImage(
         path=file.path,
         prefix=file.prefix,
         subject=subject,
         session=session,
         relative=file.relative,
-        mask=find_mask(config, file.prefix, subject, session),
-        notes=tuple(_sidecar_notes(file.path, file.prefix)),
+        mask=mask,
+        notes=(*_sidecar_notes(file.path, file.prefix), *_mask_notes(config, file.prefix, subject, session, mask)),
     )
 
 
@@ -378,6 +379,21 @@ def find_mask(config: RunConfig, prefix: str, subject: str, session: str | None)
             if candidate.exists():
                 return candidate
     return None
+
+
+def _mask_notes(config: RunConfig, prefix: str, subject: str, session: str | None, mask: Path | None) -> Iterable[str]:
+    """Say where --derivatives holds no mask for an image, which is then processed without."""
+    if config.derivatives and mask is None and not config.brain_mask:
+        candidates = [
+            path for folder in config.derivatives for path in _mask_candidates(folder, prefix, subject, session)
+        ]
+        if absent := next((path for path in candidates if path.is_symlink()), None):
+            why = f"{absent} is a link to a file that is not there (datalad get fetches it)"
+        else:
+            why = f"{listed(folder.name for folder in config.derivatives)} holds none for it"
+        note = f"no brain mask is taken from --derivatives: {why}; one is made instead"
+        logger.warning("%s_T1w: %s", prefix, note)
+        yield note
 
 
 def _named_mask(template: str, prefix: str, subject: str, session: str | None) -> Path:

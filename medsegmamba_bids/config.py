@@ -13,6 +13,7 @@ from typing import Any
 from medsegmamba_bids import __version__
 from medsegmamba_bids.devices import PRECISIONS, check_precision, device_name
 from medsegmamba_bids.errors import ConfigError, reason
+from medsegmamba_bids.ownership import check_output_folder
 from medsegmamba_bids.records import parse_json, unknown_keys, wrong_types
 
 LEVELS = ("participant", "group")
@@ -211,7 +212,7 @@ def check_folders(config: RunConfig) -> None:
     ------
     ConfigError
         The input is no folder; input and output are the same; the work folder lies in the input; the output
-        or the work folder cannot be written.
+        holds results of another tool; the output or the work folder cannot be written.
     """
     bids_dir, output, work = (path.resolve() for path in (config.bids_dir, config.output_dir, config.work_dir))
     if config.level == "participant" and not bids_dir.is_dir():
@@ -228,6 +229,7 @@ def check_folders(config: RunConfig) -> None:
     for path in config.derivatives:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder (--derivatives)")
+    check_output_folder(config.output_dir)
     _require_writable(config.output_dir, "output")
     if config.level == "participant":
         _require_writable(config.work_dir, "work")

@@ -15,10 +15,11 @@ MAY_IMPORT = {
     "__init__": {"api"},
     "anatomy": set(),
     "data": set(),
+    "ownership": set(),
     "errors": set(),
     "devices": {"errors"},
     "records": {"errors"},
-    "config": {"data"},
+    "config": {"data", "ownership"},
     "image": {"anatomy", "data"},
     "segmentations": {"anatomy", "data", "image"},
     "datasets": {"anatomy", "data", "image", "segmentations"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "stats": {"anatomy", "data", "image", "segmentations"},
     "inference": {"anatomy", "data", "image", "networks", "segmentations", "weights"},
     "viz": {"data", "image"},
-    "report": {"anatomy", "config", "data", "datasets", "image", "segmentations", "stats", "viz"},
+    "report": {"anatomy", "config", "data", "datasets", "image", "segmentations", "stats", "viz", "ownership"},
     "bids": {"config", "data", "datasets", "image"},
 }
 MAY_IMPORT["interfaces"] = MAY_IMPORT["report"] | MAY_IMPORT["inference"] | {"inference", "report"}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from medsegmamba_bids.cli.common import make_parser, user_errors
+from medsegmamba_bids.errors import ConfigError
 
 _DESCRIPTION = {"Name": "Demonstration: the MNI152 template", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
 _README = "One image: the skull-stripped ICBM 152 2009a template at 1 mm, as nilearn carries it.\n"
@@ -45,7 +46,10 @@ def make_dataset(folder: Path) -> None:
     from medsegmamba_bids.interfaces.sink import copy_new, write_new
     from medsegmamba_bids.stats.intracranial import nilearn_template
 
-    write_new(json.dumps(_DESCRIPTION, indent=2) + "\n", folder / "dataset_description.json")
+    description = folder / "dataset_description.json"
+    if description.exists() and _DESCRIPTION["Name"] not in description.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{folder}: is a dataset already; name another folder for the demonstration")
+    write_new(json.dumps(_DESCRIPTION, indent=2) + "\n", description)
     write_new(_README, folder / "README")
     copy_new(nilearn_template(), folder / _PREFIX / "anat" / f"{_PREFIX}_T1w.nii.gz")
 

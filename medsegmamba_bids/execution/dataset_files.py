@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
@@ -11,9 +13,12 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.ownership import TOOL, is_ours
 from medsegmamba_bids.report.methods import citation_text
 from medsegmamba_bids.segmentations import SEGMENTATIONS
 from medsegmamba_bids.workflows.outputs import RAW, derivative_link
+
+logger = logging.getLogger(__name__)
 
 _BIDS_VERSION = "1.10.0"
 _CODE = "https://github.com/aaroncao06/MedSegMamba"
@@ -29,9 +34,12 @@ def write_dataset_files(config: RunConfig) -> None:
     """Write the files at the root of the output folder that are not there yet, or differ."""
     root = config.output_dir
     write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
-    write_new("\n".join(bidsignore()) + "\n", root / ".bidsignore")
-    write_new(_readme(), root / "README.md")
-    write_new(citation_text(), root / "logs" / "CITATION.md")
+    write_new(_ignored(root / ".bidsignore"), root / ".bidsignore")
+    for path, text in ((root / "README.md", _readme()), (root / "logs" / "CITATION.md", citation_text())):
+        if is_ours(path):
+            write_new(text, path)
+        else:
+            logger.warning("%s: is not of this package and is left as it is", path)
     for kind in SEGMENTATIONS:
         table = load_label_table(kind.widest).table
         table = table.assign(index=table["label"])[["index", *_TABLE_COLUMNS]]
@@ -40,12 +48,18 @@ def write_dataset_files(config: RunConfig) -> None:
         write_new(sidecar, (root / kind.table_file).with_suffix(".json"))
 
 
+def _ignored(path: Path) -> str:
+    """Lines of ``.bidsignore``: those that are there, which may be the user's, and ours."""
+    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return "\n".join(dict.fromkeys([*there, *bidsignore()])) + "\n"
+
+
 def dataset_description(config: RunConfig) -> dict[str, Any]:
     """Content of ``dataset_description.json``; links are relative where the output lies in the input."""
     datasets = {RAW: config.bids_dir}
     datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
     links = {name: _link(path, config) for name, path in datasets.items()}
-    made_by: dict[str, Any] = {"Name": "medsegmamba_bids", "Version": __version__, "CodeURL": _CODE}
+    made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": _CODE}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
         made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}

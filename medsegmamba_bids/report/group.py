@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.gather import Gathered, check_weights, gather, keep_one_version
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
@@ -38,6 +40,9 @@ def write_group(config: RunConfig) -> int:
     GroupError
         There is nothing to gather, or volumes were made with different weights.
     """
+    page = config.output_dir / "group.html"
+    if not is_ours(page):
+        raise GroupError(f"{page}: is not a page of medsegmamba_bids and is not replaced; move it")
     rule = load_thresholds(config.quality_thresholds)["outliers"]
     results = gather(config.output_dir, _participants_file(config), config.participant_label)
     for segmentation in results.tables:
@@ -48,7 +53,7 @@ def write_group(config: RunConfig) -> int:
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
-    _write(group_page(results, config.output_dir, rule), config.output_dir / "group.html")
+    _write(group_page(results, config.output_dir, rule), page)
     _tell(results)
     return int(bool(results.failed))
 

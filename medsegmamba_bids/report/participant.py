@@ -18,6 +18,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.anatomy import CEREBRUM
 from medsegmamba_bids.errors import ImageError, ReportError, TableError
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report import provenance
 from medsegmamba_bids.report.derivatives import Scan, scans_of
 from medsegmamba_bids.report.methods import methods_text, references
@@ -100,10 +101,13 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None)
     Raises
     ------
     ReportError
-        The participant has no results.
+        The participant has no results, or the page of another tool is in the way.
     ThresholdError
         The file of thresholds cannot be used.
     """
+    path = Path(output_dir) / f"sub-{subject}.html"
+    if not is_ours(path):
+        raise ReportError(f"{path}: is not a page of medsegmamba_bids and is not replaced; move it")
     limits = load_thresholds(thresholds)
     output_dir = Path(output_dir)
     scans = scans_of(output_dir, subject)
@@ -126,7 +130,6 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None)
         flag_count=len(flags),
         references=references(),
     )
-    path = output_dir / f"sub-{subject}.html"
     _write(page, path)
     return path
 

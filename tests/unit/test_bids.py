@@ -560,3 +560,22 @@ def test_a_named_mask_is_an_absolute_path(bids, tmp_path, monkeypatch):
 def test_a_named_mask_that_is_not_there(bids, name, sentence):
     with pytest.raises(BIDSError, match=sentence):
         mask_of(bids, brain_mask=name)
+
+
+def test_an_image_without_a_mask_in_the_derivatives_is_told_so(bids, tmp_path, caplog):
+    """Per participant: in the log, and in the notes that the JSON, the report and the end table repeat."""
+    prep = tmp_path / "prep"
+    touch(prep, "sub-01/anat/sub-01_desc-brain_mask.nii.gz")
+    lost = prep / "sub-02/ses-pre/anat/sub-02_ses-pre_acq-space_desc-brain_mask.nii.gz"
+    lost.parent.mkdir(parents=True)
+    lost.symlink_to("../annex/absent")
+    notes = {image.prefix: image.notes for image in collect(bids, derivatives=(prep,)).images}
+    assert notes.pop("sub-01") == ()
+    (link,) = notes.pop("sub-02_ses-pre_acq-space")
+    assert f"{lost} is a link to a file that is not there (datalad get fetches it)" in link
+    said = "no brain mask is taken from --derivatives: prep holds none for it; one is made instead"
+    assert notes
+    assert set(notes.values()) == {(said,)}
+    for prefix in notes:
+        assert f"{prefix}_T1w: {said}" in caplog.text
+    assert all(image.notes == () for image in collect(bids).images)
