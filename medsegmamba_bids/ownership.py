@@ -47,7 +47,7 @@ def _check_description(path: Path) -> None:
 
 
 def _clashing(folder: Path) -> Iterator[Path]:
-    """What is there under names that we write, and folders of images."""
+    """Yield what is there under names that we write, and folders of images."""
     patterns = ("README.md", "logs/CITATION.md", "group.html", "sub-*.html", "sub-*/anat", "sub-*/ses-*/anat")
     for pattern in patterns:
         yield from sorted(folder.glob(pattern))

@@ -38,7 +38,7 @@ def put(folder, name, text):
     [
         (
             json.dumps(FMRIPREP),
-            "holds results of fMRIPrep, not results of medsegmamba_bids, see dataset_description.json",
+            "fMRIPrep, not results of medsegmamba_bids, see dataset_description.json",
         ),
         (json.dumps({"PipelineDescription": {"Name": "mriqc"}}), "holds results of mriqc, not results of"),
         (json.dumps({"Name": "raw", "DatasetType": "raw"}), "a dataset that does not say what made it (GeneratedBy)"),
