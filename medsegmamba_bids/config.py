@@ -163,7 +163,7 @@ def options_from_json(text: str) -> dict[str, Any]:
     """
     try:
         entries = parse_json(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON ({error})") from error
     if not isinstance(entries, dict):
         raise ConfigError("not a JSON object of options")

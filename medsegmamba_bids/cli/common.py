@@ -137,6 +137,9 @@ def user_errors(main: Main) -> Main:
             logging.getLogger(__name__).debug("where it happened", exc_info=True)
             print(f"error: {sentence_of(error)}", file=sys.stderr)
             return 1
+        except MemoryError as error:
+            print(f"error: memory ran out ({reason(error)}); give the command more", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

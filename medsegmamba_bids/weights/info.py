@@ -135,7 +135,7 @@ class WeightsInfo:
         """
         try:
             entries = parse_json(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"its description cannot be read ({error})") from error
         where = "its description cannot be read"
         if isinstance(entries, dict) and "input" in entries:

@@ -77,6 +77,11 @@ def test_an_interrupt_ends_with_130_and_an_error_with_1(capsys):
     def broken(argv=None):
         raise ValueError("operands could not be broadcast together")
 
+    def too_large(argv=None):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    assert user_errors(too_large)() == 1
+    assert capsys.readouterr().err == "error: memory ran out (Unable to allocate 9 TiB); give the command more\n"
     assert user_errors(interrupted)() == 130
     assert user_errors(refused)() == 1
     assert capsys.readouterr().err == "interrupted\nerror: image.nii: not an image\n"
