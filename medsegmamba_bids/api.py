@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from medsegmamba_bids.image.io import (
     save_image,
 )
 from medsegmamba_bids.image.labels import join_brain_labels, load_label_table
+from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
@@ -173,7 +175,7 @@ def segment(
         The weights cannot be used, or do not fit the segmenter's settings.
     """
     segmenter = segmenter or Segmenter()
-    head = _head(image)
+    head = _taken(image, load_image, check_image)
     if odd := describe_orientation(head):
         logger.warning("%s: %s", image if isinstance(image, (str, os.PathLike)) else "the image", odd)
     conformed = conform_and_segment(segmenter, head, weights, hippocampus, hippocampus_weights)
@@ -223,22 +225,19 @@ def statistics(
         There is no such table.
     """
     structures = load_label_table(table)
-    segmented = _labels(labels)
+    segmented = _taken(labels, load_labels, check_labels)
     data = np.asanyarray(segmented.dataobj)
-    guide = _on_grid(_head(image), segmented)
+    guide = _on_grid(_taken(image, load_image, check_image), segmented)
     if brain is not None:
-        mask = _on_grid(_labels(brain), segmented) >= 0.5
+        mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
         guide = normalize(guide, mask, np.isin(data, WHITE_MATTER))
     voxel_mm3 = abs(float(np.linalg.det(segmented.affine[:3, :3])))
     return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 
-def _head(source: ImageOrPath) -> Image:
-    return load_image(source) if isinstance(source, (str, os.PathLike)) else check_image(source)
-
-
-def _labels(source: ImageOrPath) -> Image:
-    return load_labels(source) if isinstance(source, (str, os.PathLike)) else check_labels(source)
+def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:
+    """Return an image from a file, or one in memory that is held to the same."""
+    return load(source) if isinstance(source, (str, os.PathLike)) else check(source)
 
 
 def _on_grid(image: Image, like: Image) -> np.ndarray:
@@ -276,7 +275,7 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
         There is no such table.
     """
     structures = load_label_table(table).structures
-    own, other = _labels(labels), _labels(reference)
+    own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))

@@ -128,15 +128,18 @@ def test_statistics_on_the_grid_of_the_labels():
 
 
 def test_statistics_within_a_brain_bring_white_matter_to_110():
+    grid = np.diag([2.0, 2, 2, 1])  # 0.11 litres: less could be no brain
     rng = np.random.default_rng(0)
     labels = np.full((24, 24, 24), 2, np.uint16)
     labels[8:12, 8:12, 8:12] = 17
     image = np.where(labels == 2, 200, 150) + rng.normal(0, 1, labels.shape)
-    mask = nib.Nifti1Image(np.ones(labels.shape, np.uint8), np.eye(4))
-    head = nib.Nifti1Image(image.astype(np.float32), np.eye(4))
-    rows = msm.statistics(nib.Nifti1Image(labels, np.eye(4)), head, table="aseg_brain", brain=mask).set_index("SegId")
+    mask = nib.Nifti1Image(np.ones(labels.shape, np.uint8), grid)
+    head = nib.Nifti1Image(image.astype(np.float32), grid)
+    rows = msm.statistics(nib.Nifti1Image(labels, grid), head, table="aseg_brain", brain=mask).set_index("SegId")
     assert rows.loc[2, "normMean"] == pytest.approx(110, abs=1)
     assert rows.loc[17, "normMean"] == pytest.approx(110 * 150 / 200, rel=0.1)  # N4 takes some for shading
+    with pytest.raises(ImageError, match=r"the brain mask: this brain mask holds 0\.01 litres"):
+        msm.statistics(nib.Nifti1Image(labels, grid), head, brain=nib.Nifti1Image(np.ones((24, 24, 24)), np.eye(4)))
 
 
 def test_agreement_of_a_shifted_block():
