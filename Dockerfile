@@ -41,16 +41,13 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 python3 \
     && if [ "$VARIANT" = cuda ]; then apt-get install -y --no-install-recommends gcc libc6-dev python3-dev; fi \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 medsegmamba \
-    && mkdir /opt/templateflow
+    && useradd --create-home --uid 10001 medsegmamba
 COPY --from=build /opt/medsegmamba /opt/medsegmamba
-# A folder of TemplateFlow may be mounted at /opt/templateflow; MNI152 comes with nilearn.
 # TAG goes into the dataset_description.json of results.
 ENV PATH=/opt/medsegmamba/bin:$PATH \
     LANG=C.UTF-8 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONNOUSERSITE=1 \
-    TEMPLATEFLOW_HOME=/opt/templateflow \
     MEDSEGMAMBA_CONTAINER=${TAG}
 LABEL org.opencontainers.image.title="medsegmamba_bids" \
       org.opencontainers.image.description="MedSegMamba as a BIDS App" \

@@ -100,7 +100,7 @@ class RunConfig:
     precision: str = "float32"
     force: bool = False
     save_posteriors: bool = False
-    fs_stats: bool = False
+    fs_stats: bool = True
     reports_only: bool = False
     write_graph: bool = False
     quality_thresholds: Path | None = None

@@ -137,7 +137,9 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is written")
     group.add_argument("--save-posteriors", action="store_true", help="write the probabilities of all classes, 4D")
     group.add_argument(
-        "--fs-stats", action="store_true", help="also write FreeSurfer's aseg.stats, for asegstats2table"
+        "--fs-stats",
+        action=argparse.BooleanOptionalAction,
+        help="also write FreeSurfer's aseg.stats, for asegstats2table (default: it is written)",
     )
     group.add_argument(
         "--reports-only", action="store_true", help="segment nothing; write the reports of what is there anew"

@@ -11,20 +11,27 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
-from medsegmamba_bids.stats.intracranial import PLAUSIBLE_MM3, Template, estimate_etiv, register_affine, to_xfm
+from medsegmamba_bids.stats.intracranial import (
+    PLAUSIBLE_MM3,
+    Template,
+    affine_from_labels,
+    estimate_etiv,
+    head_around,
+    register_affine,
+    shows_skull,
+    to_xfm,
+)
 
 logger = logging.getLogger(__name__)
-
-_MARGIN = 10  # voxels
 
 
 class EstimateIntracranialInputSpec(StepInputSpec):
     """Inputs of :class:`EstimateIntracranial`."""
 
     in_file = File(exists=True, mandatory=True, desc="normalised T1w")
+    labels_file = File(exists=True, mandatory=True, desc="FreeSurfer labels, which tell where the head lies")
     mask_file = File(exists=True, mandatory=True, desc="brain mask")
     template = traits.Instance(Template, mandatory=True, desc="what is registered to")
 
@@ -46,10 +53,11 @@ class EstimateIntracranial(StepInterface):
         """Load, register, save."""
         template: Template = self.inputs.template
         image = nib.load(self.inputs.in_file)
-        mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
-        if not mask.any():
-            return {"notes": ["no brain was found: there is no eTIV"]}
-        transform = _registered(image, mask, template, self.inputs.num_threads)
+        data, labels, brain = (np.asanyarray(nib.load(path).dataobj) for path in self._files())
+        brain = brain > 0
+        if reason := _why_not(data, labels, brain):
+            return {"notes": [f"there is no eTIV: {reason}"]}
+        transform = _registered(data, labels, brain, image.affine, template, self.inputs.num_threads)
         if transform is None:
             return {}
         etiv = estimate_etiv(transform, template)
@@ -61,15 +69,31 @@ class EstimateIntracranial(StepInterface):
             temporary.write_text(to_xfm(transform), encoding="utf-8")
         return {"out_file": str(path), "etiv": etiv}
 
+    def _files(self) -> tuple[str, str, str]:
+        return self.inputs.in_file, self.inputs.labels_file, self.inputs.mask_file
 
-def _registered(image: Any, mask: np.ndarray, template: Template, threads: int) -> np.ndarray | None:
-    moving, affine = np.asanyarray(image.dataobj), image.affine
-    if template.stripped:
-        box = Box.around(mask, margin=_MARGIN)  # less to smooth
-        moving, affine = np.where(mask[box], moving[box], np.float32(0)), box.shift(affine)
+
+def _why_not(data: np.ndarray, labels: np.ndarray, brain: np.ndarray) -> str:
+    """Why no intracranial volume can be had; empty where it can."""
+    if not brain.any():
+        return "no brain was found"
+    if not shows_skull(data, brain):
+        return "the image shows no skull, and the size of a brain is not that of its head"
+    if affine_from_labels(labels, np.eye(4)) is None:
+        return "too few structures were found to tell where the head lies"
+    return ""
+
+
+def _registered(
+    data: np.ndarray, labels: np.ndarray, brain: np.ndarray, affine: np.ndarray, template: Template, threads: int
+) -> np.ndarray | None:
     fixed = nib.load(template.path)
+    box = head_around(brain)
+    start = affine_from_labels(labels, affine)
     try:
-        return register_affine(moving, affine, fixed.get_fdata(dtype=np.float32), fixed.affine, threads)
+        return register_affine(
+            data[box], box.shift(affine), fixed.get_fdata(dtype=np.float32), fixed.affine, start, threads
+        )
     except (ImageError, RuntimeError) as error:  # ITK's errors are RuntimeErrors
         reason = " ".join(str(error).split())[-200:]
         logger.warning("the registration to %s failed (%s): there is no eTIV", template.name, reason)

@@ -194,6 +194,28 @@ def keep_one_version(results: Gathered, segmentation: str) -> None:
     results.tables[segmentation] = [table for table in tables if table.version == kept]
 
 
+def check_template(results: Gathered, segmentation: str) -> None:
+    """Refuse to put intracranial volumes by different templates into one table.
+
+    Raises
+    ------
+    GroupError
+        They differ; the message names them and how many tables each made.
+    """
+    counts: dict[str, list[str]] = {}
+    for table in results.tables[segmentation]:
+        if "eTIV" in table.measures:
+            used = table.scan.sidecar(ASEG.name).get("Template", {})
+            name = f"{used.get('Name', 'unknown')} (constant {used.get('Volume_mm3', 'unknown')} mm3)"
+            counts.setdefault(name, []).append(table.scan.prefix)
+    if len(counts) > 1:
+        named = "; ".join(f"{name} for {len(one)} of the T1w images, such as {one[0]}" for name, one in counts.items())
+        raise GroupError(
+            f"intracranial volumes (eTIV) were estimated with different templates, which are not comparable: {named}. "
+            "Run the participants anew with one version of medsegmamba_bids"
+        )
+
+
 def check_weights(results: Gathered, segmentation: str) -> None:
     """Refuse to put volumes by different weights into one table.
 

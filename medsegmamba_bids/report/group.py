@@ -11,11 +11,12 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.ownership import is_ours
-from medsegmamba_bids.report.gather import Gathered, check_weights, gather, keep_one_version
+from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
 from medsegmamba_bids.report.thresholds import load_thresholds
-from medsegmamba_bids.stats.tables import COLUMNS
+from medsegmamba_bids.segmentations import of_name
+from medsegmamba_bids.stats.tables import columns
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def write_group(config: RunConfig) -> int:
     Raises
     ------
     GroupError
-        There is nothing to gather, or volumes were made with different weights.
+        There is nothing to gather, or volumes were made with different weights, or intracranial volumes with different
+        templates.
     """
     page = config.output_dir / "group.html"
     if not is_ours(page):
@@ -50,6 +52,7 @@ def write_group(config: RunConfig) -> int:
             check_weights(results, segmentation)
         if not config.allow_mixed_versions:
             keep_one_version(results, segmentation)
+        check_template(results, segmentation)
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
@@ -74,7 +77,10 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
         path = config.output_dir / f"group_seg-{segmentation}_desc-long_stats.tsv"
         _write(to_tsv(long_table(results, segmentation)), path)
         z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
-        _write_json({**COLUMNS, **z, **provenance_of(results, segmentation)}, path.with_suffix(".json"))
+        _write_json(
+            {**columns(of_name(segmentation).volumes), **z, **provenance_of(results, segmentation)},
+            path.with_suffix(".json"),
+        )
 
 
 def _write(text: str, path: Path) -> None:

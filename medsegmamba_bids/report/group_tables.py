@@ -11,8 +11,8 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.datasets.participants import Participants
 from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
-from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
-from medsegmamba_bids.stats.tables import COLUMNS, MISSING
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, VOLUME_DEFINITIONS, of_name
+from medsegmamba_bids.stats.tables import MISSING
 
 _LONG = {"ses": "session_id"}
 _ENTITIES = {
@@ -151,11 +151,12 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
         "weights": {"Description": "Name of the weights and beginning of their checksum"},
     }
     columns = {}
+    volume = VOLUME_DEFINITIONS[of_name(segmentation).volumes]
     for name in table:
         if name in described:
             columns[name] = described[name]
         elif name in structures:
-            columns[name] = {"Description": f"Volume of {name}; {COLUMNS['Volume_mm3']['Description']}", "Units": "mm3"}
+            columns[name] = {"Description": f"Volume of {name}; {volume}", "Units": "mm3"}
         elif name in measures:
             columns[name] = measures[name]
         else:

@@ -99,7 +99,7 @@ def init_aseg_results_wf(
         [
             (inputs, native_mask, [("mask_file", "in_file")]),
             (inputs, native_mask, [(name, name) for name in ("native_affine", "native_shape")]),
-            (inputs, intracranial, [("norm_file", "in_file"), ("mask_file", "mask_file")]),
+            (inputs, intracranial, [("norm_file", "in_file"), ("mask_file", "mask_file"), ("labels_file",) * 2]),
             (inputs, statistics, [(name, name) for name in ("mask_file", "around_file")]),
             (intracranial, statistics, [("etiv", "etiv"), ("record", "record_intracranial")]),
             (native_mask, statistics, [("record", "record_native_mask")]),

@@ -92,16 +92,6 @@ def test_modules_in_the_user_s_home_are_not_taken(container, open_folder):
     assert at_home.python("import tqdm; print(tqdm.__file__)").startswith("/opt/medsegmamba/")
 
 
-def test_a_folder_of_templateflow_is_used(strict, open_folder):
-    template = open_folder / "tpl-MNI305" / "tpl-MNI305_T1w.nii.gz"
-    template.parent.mkdir()
-    template.write_bytes(b"not empty")
-    code = "from medsegmamba_bids.stats.intracranial import find_template; print(find_template().path)"
-    assert "/nilearn/" in strict.python(code)
-    bound = strict.having(binds=((open_folder, "/opt/templateflow"),))
-    assert bound.python(code) == "/opt/templateflow/tpl-MNI305/tpl-MNI305_T1w.nii.gz"
-
-
 def test_no_folder_for_temporary_files_is_a_sentence(oci):
     bare = oci.having(user=NOBODY, variables=HOMELESS, options=("--tmpfs", "/tmp:ro", "--tmpfs", "/var/tmp:ro"))
     finished = bare.run("medsegmamba-weights", "list")

@@ -1,4 +1,4 @@
-"""A tiny BIDS dataset, tiny networks and a tiny template: the app itself is what runs."""
+"""A tiny BIDS dataset, tiny networks: the app itself is what runs."""
 
 import json
 import os
@@ -61,12 +61,10 @@ AFFINE = nib.affines.from_matvec(np.diag([-3.0, 3.0, 3.1]), [40, -38, -35])
 
 
 @pytest.fixture(scope="session", autouse=True)
-def template(tmp_path_factory):
-    """A tiny MNI305 where TemplateFlow keeps it."""
-    home = tmp_path_factory.mktemp("templateflow")
-    save_image(make_brain(5), np.diag([3.0, 3.0, 3.0, 1.0]), home / "tpl-MNI305" / "tpl-MNI305_T1w.nii.gz")
+def weights_home(tmp_path_factory):
+    """Weights of the user's are looked for here."""
+    home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEMPLATEFLOW_HOME", str(home))
         patch.setenv("MEDSEGMAMBA_WEIGHTS", str(home / "weights"))
         yield home
 

@@ -12,14 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.interfaces.record import fingerprint, read_record, record_path
 from medsegmamba_bids.stats.tables import read_tsv
 
-from ..integration.conftest import make_brain, make_dataset, make_weights, save_image
+from ..integration.conftest import make_dataset, make_weights
 from .conftest import SWITCH, wait
 
 SUBJECTS = [f"{number:02d}" for number in range(1, 21)]
@@ -33,14 +32,13 @@ PATIENCE_S = 1500
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A dataset of 20 links to one image, a template and weights."""
+    """A dataset of 20 links to one image, and weights."""
     root = tmp_path_factory.mktemp("a study")
     bids = make_dataset(root / "bids", [f"sub-{subject}" for subject in SUBJECTS])
     first, *others = (bids / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz" for subject in SUBJECTS)
     for path in others:
         path.unlink()
         path.symlink_to(first)
-    save_image(make_brain(5), np.diag([3.0, 3.0, 3.0, 1.0]), root / "tf" / "tpl-MNI305" / "tpl-MNI305_T1w.nii.gz")
     make_weights(root / "tiny.safetensors", "aseg")
     return root
 
@@ -50,7 +48,6 @@ class Submitter:
 
     def __init__(self, cluster, study):
         self.cluster, self.study = cluster, study
-        cluster.environment["TEMPLATEFLOW_HOME"] = str(study / "tf")
         if not REAL:
             self.replay()
 

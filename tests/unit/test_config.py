@@ -58,7 +58,7 @@ def test_json_gives_the_record_back(tmp_path):
         mem_gb=3.5,
         step_size=8,
         brain_mask="{subject}.nii.gz",
-        fs_stats=True,
+        fs_stats=False,
     )
     text = config.to_json()
     assert RunConfig.from_json(text) == config

@@ -17,7 +17,7 @@ from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.outputs import product_metadata
 from medsegmamba_bids.workflows.participants import init_medsegmamba_wf, participant_work_dir
 
-TEMPLATE = Template("MNI305", Path("template.nii.gz"), 1_948_106.0, False, "")
+TEMPLATE = Template("head", Path("template.nii.gz"), 2_000_000.0, "")
 NETWORK_STEPS = {"aseg", "brain", "hippocampus"}
 
 

@@ -74,6 +74,8 @@ def test_defaults():
         ("--precision bfloat16", "precision", "bfloat16"),
         ("--save-posteriors", "save_posteriors", True),
         ("--fs-stats", "fs_stats", True),
+        ("--no-fs-stats", "fs_stats", False),
+        ("--no_fs_stats", "fs_stats", False),
         ("--reports-only", "reports_only", True),
         ("--write-graph", "write_graph", True),
         ("-vv", "verbose", 2),
@@ -138,9 +140,9 @@ def test_options_of_a_file():
 
 
 def test_the_command_line_wins_over_the_file_and_both_over_defaults():
-    options = stored(precision="bfloat16", nprocs=3, mem_gb=2.0, fs_stats=True)
+    options = stored(precision="bfloat16", nprocs=3, mem_gb=2.0, fs_stats=False)
     config = parse_config([*ARGV, *options, "--precision", "float32", "--mem", "5"])
-    assert (config.precision, config.mem_gb, config.nprocs, config.fs_stats) == ("float32", 5.0, 3, True)
+    assert (config.precision, config.mem_gb, config.nprocs, config.fs_stats) == ("float32", 5.0, 3, False)
 
 
 def test_the_options_of_an_earlier_run_make_the_same_run():

@@ -87,7 +87,7 @@ def directives(path):
 
 
 def test_a_task_per_participant(place, capsys):
-    code, folder = jobs(place, "--fs-stats", "-w", "work", "--", "-p", "long", "--gres=gpu:1", "--comment=a b")
+    code, folder = jobs(place, "--no-fs-stats", "-w", "work", "--", "-p", "long", "--gres=gpu:1", "--comment=a b")
     assert code == 0
     assert (folder / "tasks.txt").read_text() == "01\n02\n03\n"
     found = directives(folder / "participants.sh")
@@ -95,7 +95,7 @@ def test_a_task_per_participant(place, capsys):
     assert f'--output="{folder}/task-%a.log"' in found
     assert found[-1] == "-p long --gres=gpu:1 '--comment=a b'"
     assert directives(folder / "group.sh")[-1] == "-p long"  # the rest is for the network
-    assert json.loads((folder / "options.json").read_text()) == {"fs_stats": True, "work_dir": str(place / "work")}
+    assert json.loads((folder / "options.json").read_text()) == {"fs_stats": False, "work_dir": str(place / "work")}
     assert f"submit:  bash '{folder}/submit.sh'" in capsys.readouterr().out
     for path in folder.glob("*.sh"):
         subprocess.run(["bash", "-n", path], check=True)

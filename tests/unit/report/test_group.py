@@ -202,6 +202,31 @@ def test_refuses_mixed_weights(out):
     assert read(out / ASEG)["weights"].str.split().str[0].tolist() == ["embedded-aseg"] * 3 + ["another"]
 
 
+def test_refuses_mixed_templates(out):
+    path = out / output_name("sub-02", "aseg_stats", ".json")
+    sidecar = json.loads(path.read_text())
+    sidecar["Template"] = {"Name": "MNI305", "Volume_mm3": 1948106.0}
+    path.write_text(json.dumps(sidecar))
+    with pytest.raises(GroupError) as error:
+        write_group(config(out))
+    for word in ("eTIV", "MNI152NLin2009aSym (constant 1886539.0 mm3) for 2 of", "MNI305 (constant", "such as sub-02"):
+        assert word in str(error.value)
+    del sidecar["Measures"]  # without an intracranial volume there is nothing to compare
+    path.write_text(json.dumps(sidecar))
+    assert write_group(config(out)) == 0
+
+
+def test_the_json_says_what_the_volumes_are(out):
+    add(out, "sub-02", 600, "hippocampus")
+    write_group(config(out, group_long=True))
+    for name, words in ((ASEG, "corrected for partial volume"), (HIPPOCAMPUS, "Sum of the posterior probabilities")):
+        described = json.loads((out / name).with_suffix(".json").read_text())
+        structure = "Left-Caudate" if name == ASEG else "Left-CA1"
+        assert words in described[structure]["Description"]
+        long = json.loads((out / name.replace("_stats", "_desc-long_stats")).with_suffix(".json").read_text())
+        assert words in long["Volume_mm3"]["Description"]
+
+
 def test_leaves_out_other_versions(out):
     add(out, "sub-03", 3000, version="0.0.1")
     assert write_group(config(out)) == 1
