@@ -1,9 +1,12 @@
 """Configurations: what is read, and what is refused with the file and the key."""
 
+import csv
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import pytest
 
+from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.training.export import weights_info
 from medsegmamba_bids.training.synthetic.synthetic_trainer import check_synthesis
@@ -203,3 +206,19 @@ def test_folds_leave_out_what_they_are_judged_on():
         config.varied(leave_out=["brain_b"])
     with pytest.raises(ConfigError, match="nothing to train on is left"):
         config.varied(leave_out=[source.labels for source in config.sources])
+
+
+def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on():
+    """The cross-validation rests on the first; sub-03 to sub-05 are for evaluation or tests only."""
+    base, last = (read_config(find_config(name)) for name in ("embedded_aseg2_base", "embedded_aseg2"))
+    cases = [case for case in read_cases_table() if case["aim"] == "1"]
+    assert len(cases) == 5
+    files = {(case["reference"], case["image"]) for case in cases}
+    assert not [s for s in base.sources if any(fnmatch(name, s.labels) for pair in files for name in pair)]
+    assert {(s.labels, s.image) for s in last.sources if s.labels.startswith("reference/")} == files
+    assert [s.labels for s in last.sources if not s.stripped and s.image] == ["reference/head_sub-02_aseg.nii.gz"]
+
+
+def read_cases_table():
+    lines = data_path("evaluation/cases.tsv").read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(lines[1:], delimiter="\t"))
