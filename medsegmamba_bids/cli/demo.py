@@ -66,8 +66,9 @@ def print_results(output: Path) -> None:
             print(f"\n{path.name}\n{rows.to_string(index=False, na_rep='n/a')}")
     print("\nwritten:")
     width = shutil.get_terminal_size().columns
-    for path in sorted(path for path in output.rglob("*") if path.is_file() and "log" not in str(path.parent)):
-        print(f"  {path}" if len(str(path)) < width else f"  {path.relative_to(output)}")
+    for name in sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file()):
+        if not {"log", "logs"}.intersection(name.parts):
+            print(f"  {output / name}" if len(str(output / name)) < width else f"  {name}")
     print("\nto look at, in a browser:")
     for page in (f"{_PREFIX}.html", "group.html"):
         print(f"  {output / page}")

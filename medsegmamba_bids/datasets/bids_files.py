@@ -61,7 +61,9 @@ class BIDSFile:
 
     @cached_property
     def _match(self) -> re.Match[str] | None:
-        return _NAME.fullmatch(self.name)
+        match = _NAME.fullmatch(self.name)
+        keys = [part.split("-", 1)[0] for part in match["prefix"].split("_")] if match else []
+        return match if len(set(keys)) == len(keys) else None  # "run-1_run-2" is no name
 
     @property
     def prefix(self) -> str:

@@ -403,6 +403,15 @@ def test_without_validation_the_own_folder_wins(bids):
     assert list(inputs.skipped) == ["sub-01/anat/a/sub-01_T1w.nii.gz"]
 
 
+@pytest.mark.parametrize("lax", [False, True])
+def test_an_entity_that_is_there_twice(bids, lax):
+    name = "sub-01/anat/sub-01_run-1_run-2_T1w.nii.gz"
+    touch(bids, name)
+    inputs = collect(bids, skip_bids_validation=lax)
+    assert prefixes(inputs) == ALL
+    assert inputs.left_out == {name: "its name is not that of a T1w image in BIDS"}
+
+
 def test_hidden_files_and_links_to_folders(bids, tmp_path):
     touch(bids, "sub-01/anat/._sub-01_T1w.nii.gz", "sub-01/.Trash/sub-01_run-2_T1w.nii.gz", "._sub-05/x")
     (bids / "sub-03").mkdir()

@@ -146,7 +146,7 @@ def dataset(tmp_path_factory):
 def by_pybids(layout, entry):
     special = {"*": Query.ANY, "Query.ANY": Query.ANY, "Query.NONE": Query.NONE, None: Query.NONE}
     wanted = {
-        key: [special.get(one, one) for one in value] if isinstance(value, list) else special.get(value, value)
+        key: list(dict.fromkeys(special.get(one, one) for one in (value if isinstance(value, list) else [value])))
         for key, value in entry.items()
     }
     return sorted(layout.get(suffix="T1w", return_type="filename", invalid_filters="allow", **wanted))

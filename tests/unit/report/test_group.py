@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -127,6 +128,25 @@ def test_a_table_that_cannot_be_joined_is_named(out, text, reason):
     assert write_group(config(out)) == 1
     assert "age" not in read(out / ASEG)
     assert reason in json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]["participants.tsv"]
+
+
+def test_copies_of_participants_folders_are_named_and_do_not_count(out):
+    write_group(config(out))
+    before = (out / ASEG).read_text()
+    for copy in ("sub-01_old", "sub-01 copy"):
+        shutil.copytree(out / "sub-01", out / copy)
+    for path in (out / "sub-01").rglob("*_stats.*"):
+        place = out / "sub-02/anat" / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    assert write_group(config(out)) == 1
+    assert (out / ASEG).read_text() == before
+    failed = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]
+    odd = "no participant's folder: labels are letters and digits"
+    assert {name: reason for name, reason in failed.items() if reason == odd} == {"sub-01_old": odd, "sub-01 copy": odd}
+    stranger = "its results lie in another image's folder"
+    names = {f"{prefix}_T1w in sub-02" for prefix in read(out / ASEG)["scan"].str.removesuffix("_T1w")[:2]}
+    assert {name for name, reason in failed.items() if reason == stranger} == names
 
 
 def test_the_raw_dataset_goes_first(out):
