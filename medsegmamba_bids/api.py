@@ -36,8 +36,9 @@ from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
-from medsegmamba_bids.inference.single import ConformedSegmentation, conform_and_segment
+from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
+from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
@@ -172,16 +173,22 @@ def segment(
     ImageError
         The image cannot be used.
     WeightsError, SegmentationError
-        The weights cannot be used, or do not fit the segmenter's settings.
+        The weights cannot be used or do not fit the segmenter's settings, or nothing was found.
     """
     segmenter = segmenter or Segmenter()
     head = _taken(image, load_image, check_image)
+    name = image if isinstance(image, (str, os.PathLike)) else "the image"
     if odd := describe_orientation(head):
-        logger.warning("%s: %s", image if isinstance(image, (str, os.PathLike)) else "the image", odd)
+        logger.warning("%s: %s", name, odd)
     conformed = conform_and_segment(segmenter, head, weights, hippocampus, hippocampus_weights)
+    check_not_empty(conformed.aseg, name)
+    notes = list(conformed.notes)
+    if other := describe_contrast(np.asanyarray(conformed.image.dataobj), conformed.aseg.labels):
+        logger.warning("%s: %s", name, other)
+        notes.append(other)
     labels = conformed.on_grid_of(head)
     subfields = None if labels.hippocampus is None else _like(labels.hippocampus, head)
-    return SegmentedImage(_like(labels.aseg, head), subfields, labels.notes, conformed)
+    return SegmentedImage(_like(labels.aseg, head), subfields, tuple(notes), conformed)
 
 
 def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:

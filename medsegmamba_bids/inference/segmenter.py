@@ -183,7 +183,7 @@ def segment_conformed(
     job = _Job(network, info, conformed, settings or InferenceSettings())
     box = job.search_box()
     if box is None:
-        job.notes.append("nothing was found to segment: all of it is background")
+        job.note("nothing was found to segment: all of it is background")
         return background_only(job.shape, job.affine, info.labels, job.notes)
     return job.finish(job.predict(box), on_posterior)
 
@@ -280,7 +280,7 @@ class _Job:
         if self.info.input.skull_stripped or not whole:
             if whole:
                 litres = np.count_nonzero(self.data) / 1e6
-                self._note(_WHOLE_FOR_STRIPPED.format(name=self.info.name, litres=litres))
+                self.note(_WHOLE_FOR_STRIPPED.format(name=self.info.name, litres=litres))
             return Box.around(self.volume)
         return self._find_brain(self.grids.to_network_box(Box.around(head_mask(self.data))))
 
@@ -323,7 +323,7 @@ class _Job:
         try:
             return table_of_labels(np.array(self.info.labels)).mirror
         except TableError as error:
-            self._note(f"no averaging with the mirror image: {error}")
+            self.note(f"no averaging with the mirror image: {error}")
             return None
 
     def finish(self, prediction: Prediction, on_posterior: OnPosterior | None) -> Segmentation:
@@ -331,7 +331,8 @@ class _Job:
         groups = self.groups if self.settings.largest_component else []
         return merge_posteriors(prediction, self.grids, self.affine, self.info.labels, groups, self.notes, on_posterior)
 
-    def _note(self, note: str) -> None:
+    def note(self, note: str) -> None:
+        """Keep a sentence for the user, and log it."""
         logger.warning(note)
         self.notes.append(note)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from medsegmamba_bids.errors import SegmentationError
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.inference.merge import Segmentation
@@ -52,18 +53,37 @@ class ConformedSegmentation:
     aseg: Segmentation
     hippocampus: Segmentation | None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of both, a sentence each."""
+        return self.aseg.notes + (self.hippocampus.notes if self.hippocampus else ())
+
     def on_grid_of(self, image: nib.spatialimages.SpatialImage) -> ImageLabels:
         """Interpolate the labels linearly, a class at a time, to the grid of an image."""
         subfields = self.hippocampus
         return ImageLabels(
             aseg=_to_grid(self.aseg, image),
             hippocampus=None if subfields is None else _to_grid(subfields, image),
-            notes=self.aseg.notes + (subfields.notes if subfields else ()),
+            notes=self.notes,
         )
 
 
 def _to_grid(segmentation: Segmentation, image: nib.spatialimages.SpatialImage) -> np.ndarray:
     return labels_to_grid(segmentation.labels, segmentation.grid, Grid.of(image))
+
+
+def check_not_empty(segmentation: Segmentation, name: str | os.PathLike) -> None:
+    """Refuse a segmentation in which nothing was found; ``name`` is the image's, for the message.
+
+    Raises
+    ------
+    SegmentationError
+    """
+    if not segmentation.labels.any():
+        raise SegmentationError(
+            f"{name}: none of the structures was found; is it a T1-weighted image of a head, in mm, and are the "
+            "weights made for such?"
+        )
 
 
 def conform_and_segment(

@@ -17,6 +17,7 @@ from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path, save_image
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class SegmentAseg(StepInterface):
     input_spec = SegmentInputSpec
     output_spec = SegmentOutputSpec
     runs_network: ClassVar[bool] = True
+    #: Whether it is an error where nothing is found.
+    must_find: ClassVar[bool] = True
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, segment, save."""
@@ -67,10 +70,16 @@ class SegmentAseg(StepInterface):
         image = self._image()
         with self._posteriors(folder, image, info) as posteriors:
             segmentation = self._segment(image, info, posteriors)
+        notes = list(segmentation.notes)
+        if self.must_find:
+            from medsegmamba_bids.inference.single import check_not_empty
+
+            check_not_empty(segmentation, "the image")
+            notes += filter(None, [describe_contrast(np.asanyarray(image.dataobj), segmentation.labels)])
         results = _save(segmentation, folder)
         if posteriors is not None:
             results["posteriors_file"] = str(folder / "posteriors.nii.gz")
-        return {**results, "notes": segmentation.notes, "details": self._details(segmentation, info)}
+        return {**results, "notes": notes, "details": self._details(segmentation, info)}
 
     def _segment(self, image: Any, info: WeightsInfo, posteriors: PosteriorFile | None) -> Segmentation:
         return self._segmenter().segment(image, self.inputs.weights, posteriors)
@@ -122,6 +131,7 @@ class SegmentHippocampus(SegmentAseg):
     """Segment the hippocampal subfields; nothing, with a note, where there is no hippocampus."""
 
     input_spec = SegmentHippocampusInputSpec
+    must_find: ClassVar[bool] = False
 
     def _segment(self, image: Any, info: WeightsInfo, posteriors: PosteriorFile | None) -> Segmentation:
         from medsegmamba_bids.inference.merge import background_only

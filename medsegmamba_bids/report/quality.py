@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM
+from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM, TISSUES
 from medsegmamba_bids.errors import ThresholdError, reason
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.report.thresholds import load_thresholds, side_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
+from medsegmamba_bids.stats.contrast import tissue_ratio
 from medsegmamba_bids.stats.structures import UNKNOWN
-
-# White and gray matter by label, the first pair that the weights know is taken.
-_CONTRASTS = (((2, 41), (3, 42)), ((7, 46), (8, 47)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,12 @@ def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag
     if inputs.brain is not None and inputs.zooms is not None:
         values["border"] = (border_area(inputs.brain, inputs.zooms), "{} of brain lie on the image's border")
     if ASEG.name in inputs.tables:
-        values["contrast"] = (contrast(inputs.tables[ASEG.name]), "white and gray matter have a contrast of {}")
+        table = inputs.tables[ASEG.name]
+        values["contrast"] = (contrast(table), "white and gray matter have a contrast of {}")
+        values["t1_weighting"] = (
+            white_to_gray(table),
+            "does not look T1-weighted: the intensity of white matter divided by that of gray matter is {}",
+        )
     etiv, inside = inputs.measures.get("eTIV", math.nan), inputs.measures.get("sbTIV", math.nan)
     values["etiv"] = (etiv, "the estimated total intracranial volume is {}")
     if inside > 0:
@@ -275,13 +278,24 @@ def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:
 def contrast(table: pd.DataFrame) -> float:
     """Return the contrast to noise of white and gray matter from a volume table; NaN where the labels are absent."""
     rows = table.set_index("SegId")
-    for white, gray in _CONTRASTS:
+    for white, gray in TISSUES:
         if not all(label in rows.index and rows.loc[label, "NVoxels"] > 1 for label in (*white, *gray)):
             continue
         means = [rows.loc[list(labels), "normMean"].mean() for labels in (white, gray)]
         noise = math.sqrt((rows.loc[[*white, *gray], "normStdDev"] ** 2).mean())
         return abs(means[0] - means[1]) / noise if noise else math.nan
     return math.nan
+
+
+def white_to_gray(table: pd.DataFrame) -> float:
+    """Mean intensity of white matter divided by that of gray matter from a volume table; NaN where either is absent."""
+    rows = table.set_index("SegId")
+
+    def mean(pair: tuple[int, int]) -> float:
+        known = all(label in rows.index and rows.loc[label, "NVoxels"] > 1 for label in pair)
+        return rows.loc[list(pair), "normMean"].mean() if known else math.nan
+
+    return tissue_ratio(mean)
 
 
 def flags_to_tsv(flags: list[Flag]) -> str:

@@ -123,7 +123,7 @@ def test_subfields_go_to_a_second_file(image, weights, intensity_weights, tmp_pa
 
 def test_without_a_hippocampus_the_other_labels_are_kept(weights, intensity_weights, tmp_path, capsys):
     path, out, subfields = tmp_path / "head.nii.gz", tmp_path / "labels.nii.gz", tmp_path / "subfields.nii.gz"
-    labels = np.where(brain() > 0, 16, 0).astype(np.uint8)
+    labels = np.where(np.isin(brain(), (17, 53)), 16, brain()).astype(np.uint8)
     nib.Nifti1Image(intensities(labels), oblique()).to_filename(path)
     subfield_weights = intensity_weights("hippocampus", SUBFIELDS, **SPEC)
     arguments = ["--hippocampus-out", subfields, "--hippocampus-weights", subfield_weights]
@@ -181,13 +181,49 @@ def test_without_weights_it_says_what_to_do(image, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "labels.nii").exists()
 
 
-def test_an_image_without_a_brain_gives_background(weights, tmp_path, caplog):
-    path, out = tmp_path / "dark.nii.gz", tmp_path / "labels.nii.gz"
+def test_where_nothing_is_found_it_is_an_error(intensity_weights, image, tmp_path, capsys):
+    out = tmp_path / "labels.nii.gz"
+    blind = intensity_weights("aseg", {0: 0.5, 17: 5.0}, **SPEC)  # all of an image is nearest to the background
+    assert main([str(image), str(out), "--weights", str(blind)]) == 1
+    assert f"{image}: none of the structures was found" in capsys.readouterr().err
+    assert not out.exists()
+
+
+TISSUES = {0: 0.0, 3: 0.5, 42: 0.6, 2: 0.8, 41: 1.0}  # label: intensity of its class
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_another_contrast_is_told(intensity_weights, tmp_path, caplog, inverted):
+    """The same head twice, by networks that know where its tissues are."""
+    levels = {2: 0.5, 41: 0.6, 3: 0.8, 42: 1.0, 0: 0.0} if inverted else TISSUES
+    levels = dict(sorted(levels.items()))
     data = np.zeros((32, 32, 32), np.uint8)
-    data[10:20, 10:20, 10:20] = 5  # nearest to the background
+    for label, part in zip((2, 3, 41, 42), (slice(4, 10), slice(10, 16), slice(16, 22), slice(22, 28)), strict=True):
+        data[part, 4:28, 4:28] = round(255 * levels[label])
+    path = tmp_path / "head.nii.gz"
     nib.Nifti1Image(data, oblique()).to_filename(path)
-    assert main([str(path), str(out), "--weights", str(weights)]) == 0
-    assert not np.asarray(nib.load(out).dataobj).any()
+    known = intensity_weights("aseg", levels, **SPEC)
+    assert main([str(path), str(tmp_path / "labels.nii.gz"), "--weights", str(known)]) == 0
+    assert set(np.unique(nib.load(tmp_path / "labels.nii.gz").dataobj)) >= {2, 3, 41, 42}
+    said = f"{path}: the image does not look T1-weighted: white matter has 0.6"
+    assert (said in caplog.text) is inverted
+
+
+def test_all_notes_are_printed(intensity_weights, tmp_path, caplog):
+    """What the Python face returns as notes is what the command logs."""
+    import medsegmamba_bids as msm
+
+    path = tmp_path / "head.nii.gz"
+    labels = np.pad(brain(), 4)  # 3.8 litres
+    labels[labels == 0] = 16
+    nib.Nifti1Image(intensities(labels), oblique()).to_filename(path)
+    stripped = intensity_weights("aseg", ASEG, skull_stripped=True, **SPEC)
+    found = msm.segment(path, weights=stripped)
+    assert any("seems to be a whole head" in note for note in found.notes)
+    caplog.clear()
+    assert main([str(path), str(tmp_path / "labels.nii.gz"), "--weights", str(stripped)]) == 0
+    for note in found.notes:
+        assert note in caplog.text
 
 
 def test_the_lost_orientation_is_told(weights, tmp_path, caplog):

@@ -19,6 +19,7 @@ from medsegmamba_bids.report.quality import (
     quality_flags,
     read_flags,
     stray_shares,
+    white_to_gray,
 )
 from medsegmamba_bids.stats.tables import COLUMNS as TABLE_COLUMNS
 
@@ -114,6 +115,20 @@ def test_contrast():
                          "normStdDev": [10.0, 10, 10, 10]})  # fmt: skip
     assert contrast(rows) == pytest.approx(4)
     assert math.isnan(contrast(rows[:3]))
+
+
+@pytest.mark.parametrize(("white", "flagged"), [(110.0, False), (76.0, True), (60.0, True)])
+def test_images_that_are_not_t1_weighted_are_flagged(white, flagged):
+    rows = table(Left_Caudate=3500, Right_Caudate=3500)
+    tissues = pd.DataFrame({"SegId": [2, 41, 3, 42], "NVoxels": 50.0, "normMean": [white, white, 70, 72],
+                            "StructName": list("abcd"), "normStdDev": [2.0] * 4})  # fmt: skip
+    rows = pd.concat([rows.assign(normMean=80.0), tissues])
+    flags = [flag for flag in quality_flags(QualityInputs(SCAN, {"aseg": rows})) if flag.check == "t1_weighting"]
+    assert len(flags) == flagged
+    if flagged:
+        assert flags[0].value == pytest.approx(white / 71)
+        assert flags[0].message.startswith("does not look T1-weighted: the intensity of white matter divided by that")
+    assert math.isnan(white_to_gray(tissues[:3]))
 
 
 def test_own_thresholds(tmp_path):
