@@ -121,10 +121,11 @@ def test_subfields_go_to_a_second_file(image, weights, intensity_weights, tmp_pa
     assert (labels[sure & (brain() == 53)] == 2203).mean() > 0.5
 
 
-def test_without_a_hippocampus_the_other_labels_are_kept(weights, intensity_weights, tmp_path, capsys):
+def test_without_a_hippocampus_the_other_labels_are_kept(intensity_weights, tmp_path, capsys):
     path, out, subfields = tmp_path / "head.nii.gz", tmp_path / "labels.nii.gz", tmp_path / "subfields.nii.gz"
-    labels = np.where(np.isin(brain(), (17, 53)), 16, brain()).astype(np.uint8)
-    nib.Nifti1Image(intensities(labels), oblique()).to_filename(path)
+    labels = np.where(brain() > 0, 16, 0).astype(np.uint8)
+    nib.Nifti1Image(np.where(labels > 0, 255, 0).astype(np.uint8), oblique()).to_filename(path)
+    weights = intensity_weights("aseg", {0: 0.0, 16: 1.0, 17: 2.0, 53: 3.0}, **SPEC)
     subfield_weights = intensity_weights("hippocampus", SUBFIELDS, **SPEC)
     arguments = ["--hippocampus-out", subfields, "--hippocampus-weights", subfield_weights]
     assert main([str(a) for a in (path, out, "--weights", weights, *arguments)]) == 1
