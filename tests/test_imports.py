@@ -152,3 +152,8 @@ def test_a_breach_is_found(source, subpackage):
 )
 def test_what_is_allowed_passes(source, subpackage):
     assert violations(source, subpackage) == []
+
+
+def test_no_two_modules_have_the_same_name():
+    names = [path.name for path in source_files() if path.name != "__init__.py"]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

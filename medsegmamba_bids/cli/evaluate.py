@@ -117,7 +117,7 @@ def _add_model_card(commands: argparse._SubParsersAction) -> None:
 def compare(options: argparse.Namespace) -> int:
     """Compare segmentations with a reference; 1 where a scan could not be compared."""
     from medsegmamba_bids.evaluation.compare.comparison import Request, run
-    from medsegmamba_bids.evaluation.compare.results import to_markdown
+    from medsegmamba_bids.evaluation.compare.comparison_tables import to_markdown
     from medsegmamba_bids.evaluation.compare.scans import Settings
 
     _check_compare(options)

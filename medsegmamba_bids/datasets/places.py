@@ -12,7 +12,7 @@ from pathlib import Path
 from medsegmamba_bids.datasets.bids_files import IMAGE_EXTENSIONS, BIDSFolder
 from medsegmamba_bids.datasets.scan_names import ScanName, listed, parse_name, scan_name
 from medsegmamba_bids.errors import DatasetError
-from medsegmamba_bids.image.files import READABLE
+from medsegmamba_bids.image.file_checks import READABLE
 from medsegmamba_bids.segmentations import of_table
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.files import is_compressed
+from medsegmamba_bids.image.file_checks import is_compressed
 from medsegmamba_bids.image.grid import Grid
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.files import WRITABLE, atomic_path, check_file, suffix_of
+from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of
 from medsegmamba_bids.image.header import placed
 from medsegmamba_bids.image.intensity import without_negative
 

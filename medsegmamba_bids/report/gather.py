@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
-from medsegmamba_bids.datasets.participants import Participants, read_participants
+from medsegmamba_bids.datasets.participants_table import Participants, read_participants
 from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, strangers_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of

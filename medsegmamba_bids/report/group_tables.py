@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids import __version__
-from medsegmamba_bids.datasets.participants import Participants
+from medsegmamba_bids.datasets.participants_table import Participants
 from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, VOLUME_DEFINITIONS, of_name

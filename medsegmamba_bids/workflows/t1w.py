@@ -8,8 +8,8 @@ from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.interfaces.brain_masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.conform import Conform
-from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus

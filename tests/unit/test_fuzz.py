@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from medsegmamba_bids.bids import collect_inputs
 from medsegmamba_bids.cli.parser import make_config, stored_options
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.datasets.participants import read_participants
+from medsegmamba_bids.datasets.participants_table import read_participants
 from medsegmamba_bids.errors import UserError
 from medsegmamba_bids.records import read_mapping
 from medsegmamba_bids.training.training_config import find_config, read_config

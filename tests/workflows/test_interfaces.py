@@ -11,8 +11,8 @@ import pytest
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.interfaces.brain_masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.conform import Conform
-from medsegmamba_bids.interfaces.masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.native import ToNative
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile

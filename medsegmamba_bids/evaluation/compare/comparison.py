@@ -10,7 +10,7 @@ import pandas as pd
 
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare.comparison_page import PAGE, check_shown, draw, write_figures, write_page
-from medsegmamba_bids.evaluation.compare.results import Results, write_tables
+from medsegmamba_bids.evaluation.compare.comparison_tables import Results, write_tables
 from medsegmamba_bids.evaluation.compare.scans import Settings, compare_all
 from medsegmamba_bids.evaluation.compare.study import Dataset, Item, divide, match_dataset
 

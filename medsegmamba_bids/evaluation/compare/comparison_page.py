@@ -19,7 +19,7 @@ from medsegmamba_bids.datasets.scan_names import ScanName, listed
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare import charts
 from medsegmamba_bids.evaluation.compare import side_by_side as pictures
-from medsegmamba_bids.evaluation.compare.results import Results, p_text, write_text
+from medsegmamba_bids.evaluation.compare.comparison_tables import Results, p_text, write_text
 from medsegmamba_bids.evaluation.compare.significance import CORRECTIONS
 from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.evaluation.compare.summary import (

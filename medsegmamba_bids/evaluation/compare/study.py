@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medsegmamba_bids.datasets.participants import read_participants
+from medsegmamba_bids.datasets.participants_table import read_participants
 from medsegmamba_bids.datasets.places import LabelFiles, Place, find_labels
 from medsegmamba_bids.datasets.scan_names import ScanName, listed
 from medsegmamba_bids.errors import EvaluationError

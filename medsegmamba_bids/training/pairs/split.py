@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medsegmamba_bids.datasets import participants
+from medsegmamba_bids.datasets import participants_table
 from medsegmamba_bids.errors import SplitError, reason
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.records import parse_json
@@ -50,7 +50,7 @@ def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.Data
     file = path / "participants.tsv" if path.is_dir() else path
     if not file.is_file():
         raise SplitError(f"{file}: no such file; a participants.tsv with age and sex is needed")
-    table = participants.read_participants(file)
+    table = participants_table.read_participants(file)
     missing = [column for column in (age, sex) if column not in table.rows]
     if missing:
         raise SplitError(f"{file}: the columns {missing} are missing; it has {list(table.rows)}")
@@ -186,7 +186,7 @@ def read_split(path: Path) -> dict[str, str]:
 
 
 def _table_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = participants.read_participants(path).rows
+    rows = participants_table.read_participants(path).rows
     return list(zip(rows[participants.ID], rows["set"], strict=True))
 
 

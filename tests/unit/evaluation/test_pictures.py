@@ -10,7 +10,7 @@ from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare import charts
 from medsegmamba_bids.evaluation.compare import comparison_page as page
 from medsegmamba_bids.evaluation.compare import side_by_side as pictures
-from medsegmamba_bids.evaluation.compare.results import Results
+from medsegmamba_bids.evaluation.compare.comparison_tables import Results
 from medsegmamba_bids.evaluation.compare.scans import Settings, compare_scan
 from medsegmamba_bids.evaluation.compare.study import Dataset, Item, match_dataset
 from medsegmamba_bids.image.io import save_image

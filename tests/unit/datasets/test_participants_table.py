@@ -2,7 +2,7 @@
 
 import pytest
 
-from medsegmamba_bids.datasets.participants import read_participants
+from medsegmamba_bids.datasets.participants_table import read_participants
 from medsegmamba_bids.errors import TableError
 
 
