@@ -58,7 +58,7 @@ def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.Data
     people = pd.DataFrame(
         {
             "participant_id": [f"sub-{label}" for label in table.labels],
-            "age": [_years(text, file) for text in table.rows.drop_duplicates(participants.ID)[age]],
+            "age": [_years(text, file) for text in table.rows.drop_duplicates(participants_table.ID)[age]],
             "sex": ["" if _is_missing(text) else text[0].upper() for text in sexes],
         }
     )
@@ -187,7 +187,7 @@ def read_split(path: Path) -> dict[str, str]:
 
 def _table_pairs(path: Path) -> list[tuple[str, str]]:
     rows = participants_table.read_participants(path).rows
-    return list(zip(rows[participants.ID], rows["set"], strict=True))
+    return list(zip(rows[participants_table.ID], rows["set"], strict=True))
 
 
 def _json_pairs(path: Path) -> list[tuple[str, str]]:
