@@ -156,18 +156,7 @@ def _progress_bar() -> Progress:
 
 @user_errors
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        The arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit code: 0, or 1 if something was refused.
-    """
+    """Run the command; return the exit code."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.hippocampus_weights and not options.hippocampus_out:

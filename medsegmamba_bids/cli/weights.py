@@ -122,18 +122,7 @@ def verify(options: argparse.Namespace) -> int:
 
 @user_errors
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        The arguments; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit code: 0, or 1 if something was refused.
-    """
+    """Run the command; return the exit code."""
     options = build_parser().parse_args(argv)
     return options.run(options)
 

@@ -151,7 +151,7 @@ def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag
     if inside > 0:
         values["etiv_ratio"] = (etiv / inside, "eTIV is {} of the intracranial volume from the segmentation")
     for check, (value, text) in values.items():
-        yield from _judge(inputs.scan, "", check, "", value, checks[check], text)
+        yield from _judge(_Subject(inputs.scan, "", check), value, checks[check], text)
     yield from _overlap_flags(inputs, checks["hippocampus_overlap"])
 
 
@@ -168,7 +168,7 @@ def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Fla
         dice = 2 * np.count_nonzero(whole & parts) / together
         text = f"the {side} subfields overlap with the whole hippocampus by {{}}"
         name = f"{side.capitalize()}-Hippocampus"
-        yield from _judge(inputs.scan, HIPPOCAMPUS.name, "hippocampus_overlap", name, dice, entry, text)
+        yield from _judge(_Subject(inputs.scan, HIPPOCAMPUS.name, "hippocampus_overlap", name), dice, entry, text)
 
 
 def _structure_flags(
@@ -186,10 +186,12 @@ def _structure_flags(
             "confidence": (row["MeanPosterior"], f"{name} has a mean posterior of {{}}"),
         }
         for check, (value, text) in values.items():
-            yield from _judge(scan, segmentation, check, name, value, checks[check], text)
+            yield from _judge(_Subject(scan, segmentation, check, name), value, checks[check], text)
         if plain in ranges and row["NVoxels"] > 0:
             entry = {**checks["volume"], "range": ranges[plain]}
-            yield from _judge(scan, segmentation, "volume", name, row["Volume_mm3"], entry, f"{name} has {{}}")
+            yield from _judge(
+                _Subject(scan, segmentation, "volume", name), row["Volume_mm3"], entry, f"{name} has {{}}"
+            )
 
 
 def _side_flags(scan: str, segmentation: str, table: pd.DataFrame, entry: dict[str, Any]) -> Iterator[Flag]:
@@ -201,14 +203,22 @@ def _side_flags(scan: str, segmentation: str, table: pd.DataFrame, entry: dict[s
             continue  # an empty side is flagged as missing
         value = abs(asymmetry(left, right))
         text = f"left and right {plain} differ by {{}}"
-        yield from _judge(scan, segmentation, "asymmetry", plain, value, entry, text)
+        yield from _judge(_Subject(scan, segmentation, "asymmetry", plain), value, entry, text)
 
 
-def _judge(
-    scan: str, segmentation: str, check: str, structure: str, value: float, entry: dict[str, Any], text: str
-) -> Iterator[Flag]:
+@dataclass(frozen=True)
+class _Subject:
+    """What a value is about; a flag begins with the same."""
+
+    scan: str
+    segmentation: str
+    check: str
+    structure: str = ""
+
+
+def _judge(subject: _Subject, value: float, entry: dict[str, Any], text: str) -> Iterator[Flag]:
     """Yield a flag where a value is out of its limits; a missing value is not judged."""
-    _, plain = side_of(structure)
+    _, plain = side_of(subject.structure)
     if math.isnan(value) or plain in entry.get("except", ()):
         return
     unit = entry["unit"]
@@ -223,7 +233,7 @@ def _judge(
         allowed = f"{entry['sense']} {_show(limit, unit)}"
     if not good:
         message = f"{text.format(_show(value, unit))} ({allowed})"
-        yield Flag(scan, segmentation, check, structure, float(value), threshold, unit, message)
+        yield Flag(**asdict(subject), value=float(value), threshold=threshold, unit=unit, message=message)
 
 
 def _show(value: float, unit: str = "") -> str:
