@@ -10,11 +10,13 @@ import contextlib
 import logging
 import multiprocessing as mp
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from nipype.pipeline.engine import Node
@@ -103,7 +105,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__({"n_gpu_procs": 0, **plugin_args})
         self.pool.shutdown()  # it has not started a process
-        mp.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+        start_forkserver(_PRELOADED)
         threads, log_file = self.plugin_args.get("threads", 1), self.plugin_args.get("log_file")
         self._arguments = (self._cwd, threads, log_file)
         self._common = Worker(self.processors, start_worker, self._arguments)
@@ -221,6 +223,21 @@ class NetworkProcessPlugin(MultiProcPlugin):
 
 def _runs_network(node: Node) -> bool:
     return getattr(node.interface, "runs_network", False)
+
+
+def start_forkserver(preloaded: list[str]) -> None:
+    """Start the process that others are forked from.
+
+    It imports for a second or two and would end with a traceback on a terminal's Ctrl-C then: it and those that are
+    forked from it do not hear it, and the main process, which ends them, hears it a moment later.
+    """
+    mp.get_context("forkserver").set_forkserver_preload(preloaded)
+    resource_tracker.ensure_running()  # else started with it, which would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def visible_devices(device: str) -> list[str | None]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins import multiproc
 
+import medsegmamba_bids
 from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, visible_devices
 
@@ -163,3 +166,26 @@ def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
     assert visible_devices("cuda:1") == visible_devices("cpu") == [None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_devices("cuda") == [None]
+
+
+def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(tmp_path):
+    (tmp_path / "slow_to_import.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3)\n")
+    code = (
+        "import time\nfrom medsegmamba_bids.execution.plugin import start_forkserver\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n        start_forkserver(['slow_to_import'])\n        time.sleep(30)\n"
+        "    except KeyboardInterrupt:\n        print('interrupted')\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    places = [str(tmp_path), str(Path(medsegmamba_bids.__file__).parents[1])]
+    command = subprocess.Popen(
+        [sys.executable, str(tmp_path / "main.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+    assert command.stdout.readline() == "importing\n"
+    os.killpg(command.pid, signal.SIGINT)
+    assert command.communicate(timeout=60) == ("interrupted\n", "")
