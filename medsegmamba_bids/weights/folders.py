@@ -94,7 +94,7 @@ def _require_default(task: str | None) -> WeightsFile:
 def _locate(path_or_name: str | os.PathLike) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_file():
-        return path
+        return path.absolute()  # nodes of a workflow run in folders of their own
     known = {file.stem: file for file in [*user_weights(), *embedded_weights()]}
     if str(path_or_name) in known:
         return known[str(path_or_name)]

@@ -22,6 +22,7 @@ from medsegmamba_bids.weights.files import (
     save_weights,
     verify_weights,
 )
+from medsegmamba_bids.weights.folders import resolve_weights
 
 CONFIG = {"channels": [8, 8, 16, 16], "bottleneck": 16, "state": 2, "blocks": 1, "classes": 32, "patch_size": 16}
 
@@ -308,3 +309,12 @@ def test_a_checkpoint_is_named_as_one_with_what_to_do(tmp_path):
         f"{path}: a PyTorch checkpoint, not a weights file; convert it first: "
         "medsegmamba-weights import FILE --task aseg|hippocampus"
     )
+
+
+def test_a_relative_path_is_found_from_any_folder(file, tmp_path, monkeypatch):
+    """Steps of a run work in folders of their own."""
+    monkeypatch.chdir(file.parent)
+    found = resolve_weights(file.name, "aseg")
+    monkeypatch.chdir("/")
+    assert found.path == file
+    assert found.path.is_file()
