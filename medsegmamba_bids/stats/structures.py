@@ -12,7 +12,6 @@ from medsegmamba_bids.anatomy import FREESURFER_ONLY
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import LabelTable
 from medsegmamba_bids.segmentations import CORRECTED, POSTERIORS, VOXELS, of_table
-from medsegmamba_bids.stats.partial_volume import REACH, corrected_counts
 
 NOT_FOUND = "not found"
 UNKNOWN = "unknown to the weights"
@@ -86,6 +85,8 @@ def structure_statistics(
 
 def _cropped(labels: np.ndarray, *others: np.ndarray | None) -> list[np.ndarray | None]:
     """All of them where labels are, and as far around as volumes depend on it; a voxel where there are none."""
+    from medsegmamba_bids.stats.partial_volume import REACH  # numba takes a while
+
     box = Box.around(labels, margin=REACH) or Box.whole((1, 1, 1))
     if any(array is not None and array.shape != labels.shape for array in others):
         raise ValueError(
@@ -107,6 +108,8 @@ def volume_definition(table: LabelTable, posteriors: bool, guide: bool) -> str:
 
 def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around: np.ndarray | None) -> np.ndarray:
     """Corrected numbers of voxels of the listed labels; every label is a class of its own, in ascending order."""
+    from medsegmamba_bids.stats.partial_volume import corrected_counts  # numba takes a while
+
     if around is not None:
         labels = np.where((labels == 0) & ~np.isin(around, listed), around, labels)
     present = np.union1d([0], np.flatnonzero(np.bincount(labels.ravel())))

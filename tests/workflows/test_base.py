@@ -194,6 +194,6 @@ def test_metadata_name_sources_and_weights(config, tmp_path):
 def test_graphs_are_built_without_torch(tmp_path):
     code = (
         "import sys; import medsegmamba_bids.execution.run, medsegmamba_bids.execution.plugin;"
-        "assert not {'torch', 'SimpleITK'} & sys.modules.keys()"
+        "assert not {'torch', 'SimpleITK', 'numba'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
