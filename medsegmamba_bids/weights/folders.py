@@ -26,12 +26,17 @@ def weights_folder() -> Path:
 
 def embedded_weights() -> list[Path]:
     """Return the weights files that come with the package, sorted by name."""
-    return sorted(data_path("weights").glob(f"*{SUFFIX}"))
+    return _weights_in(data_path("weights"))
 
 
 def user_weights() -> list[Path]:
     """Return the weights files in the user's folder, sorted by name."""
-    return sorted(weights_folder().glob(f"*{SUFFIX}"))
+    return _weights_in(weights_folder())
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Weights files of a folder, without hidden ones, such as the ``._`` files of macOS."""
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
 
 
 def default_weights(task: str) -> Path | None:

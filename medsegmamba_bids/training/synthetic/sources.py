@@ -58,7 +58,7 @@ def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: 
 
 
 def _label_files(source: Source, data_dir: Path) -> list[Path]:
-    paths = sorted(data_dir.glob(source.labels))
+    paths = sorted(path for path in data_dir.glob(source.labels) if not path.name.startswith("."))
     if not paths:
         raise ConfigError(f"no label map matches {data_dir / source.labels}")
     return paths

@@ -38,6 +38,12 @@ def test_every_map_gets_its_own_image(pairs, tissues):
     assert [(m.weight, m.stripped) for m in maps] == [(3.0, True)] * 2
 
 
+def test_hidden_files_are_no_maps(pairs, tissues):
+    (pairs / "._brain_a_aseg.nii.gz").write_bytes(b"of macOS")
+    maps = load_sources(config(Source("*_aseg.nii.gz", stripped=True)), pairs, pairs / "maps", tissues)
+    assert [m.name for m in maps] == ["brain_a_aseg", "brain_b_aseg"]
+
+
 def test_prepared_maps_are_read_again_and_made_anew_when_the_image_changes(pairs, tissues):
     source = Source("brain_*_aseg.nii.gz", image="*/T1w.nii.gz", stripped=True)
     load_sources(config(source), pairs, pairs / "maps", tissues)

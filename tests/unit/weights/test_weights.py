@@ -269,6 +269,7 @@ def test_the_last_embedded_file_of_a_task_is_its_default(network, info, tmp_path
     monkeypatch.setattr(weights_folders, "data_path", lambda name: tmp_path / name)
     for name in ("aseg-v2", "aseg-v1"):
         save_weights(network, info, tmp_path / "weights" / f"{name}.safetensors")
+    (tmp_path / "weights" / "._aseg-v3.safetensors").write_bytes(b"of macOS")
     assert default_weights("aseg").stem == "aseg-v2"
     assert default_weights("hippocampus") is None
 
