@@ -105,14 +105,14 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     config = means.config
     plan = plan_of(batch, means)
     result = run_plan(plan, means)
-    found = judge(batch, plan, result, config)
+    by_subject = judge(batch, plan, result, config)
     # Where an image failed, the report did not wait for the others of the participant.
-    late = {subject: [] for subject, images in plan.items() if images and _is_mixed(found[subject])}
-    reports = plan.keys() - {subject for subject, group in found.items() if _has_failed(group)}
-    outcomes = [outcome for group in found.values() for outcome in group]
+    late = {subject: [] for subject, images in plan.items() if images and _is_mixed(by_subject[subject])}
+    reports = plan.keys() - {subject for subject, group in by_subject.items() if _has_failed(group)}
+    outcomes = [outcome for group in by_subject.values() for outcome in group]
     outcomes += judge_reports(sorted(reports), result, config)
     outcomes += judge_reports(sorted(late), run_plan(late, means), config)
-    _clean(found, config)
+    _clean(by_subject, config)
     return outcomes
 
 
@@ -216,11 +216,11 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
     return outcomes
 
 
-def _clean(found: dict[str, list[Outcome]], config: RunConfig) -> None:
+def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:
     """Delete the work folders of participants that are done, if that was asked for."""
     if not config.clean_workdir:
         return
-    for subject, outcomes in found.items():
+    for subject, outcomes in by_subject.items():
         if not _has_failed(outcomes):
             discard(participant_work_dir(subject, config))
 

@@ -110,13 +110,13 @@ class Statistics(StepInterface):
         self, rows: pd.DataFrame, labels: np.ndarray, brain: np.ndarray | None, inside: np.ndarray | None
     ) -> list[Measure]:
         if brain is None:
-            given = [Measure(**one) for one in self.inputs.whole_brain]
+            given = [Measure(**entry) for entry in self.inputs.whole_brain]
             return [measure for measure in given if measure.name in INTRACRANIAL]
-        found = brain_measures(rows, hypointensities=hypointensity_sides(labels))
-        whole = next((measure.value for measure in found if measure.name == "BrainSegVol"), None)
+        measures = brain_measures(rows, hypointensities=hypointensity_sides(labels))
+        whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
         etiv = self.inputs.etiv if isdefined(self.inputs.etiv) else None
         template = self.inputs.template.name if isdefined(self.inputs.template) else ""
-        return found + intracranial_measures(
+        return measures + intracranial_measures(
             brain > 0, etiv, whole, template, inside=inside, from_classes=knows_outer_fluid(labels)
         )
 

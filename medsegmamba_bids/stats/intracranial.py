@@ -71,10 +71,10 @@ def find_template() -> Template:
 def nilearn_template() -> Path:
     """Return the path of nilearn's skull-stripped MNI152 T1 at 1 mm, without importing nilearn (seconds)."""
     folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
-    found = sorted(folder.glob("mni_icbm152_t1_tal_nlin_sym_09a*.nii.gz"))
-    if not found:
+    files = sorted(folder.glob("mni_icbm152_t1_tal_nlin_sym_09a*.nii.gz"))
+    if not files:
         raise FileNotFoundError(f"{folder}: nilearn's MNI152 template is not there; install nilearn anew")
-    return found[0]
+    return files[0]
 
 
 def shows_skull(data: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> bool:

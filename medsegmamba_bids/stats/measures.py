@@ -105,7 +105,7 @@ def brain_measures(
     right_white = total(RIGHT_WHITE_MATTER) + half_callosum + right * voxel_mm3 + occurring(WHITE_LESIONS[1])
     subcortical = total(*SUBCORTICAL_GRAY)
     gray = cortex + subcortical + total(*CEREBELLUM_CORTEX)
-    found = [
+    entries = [
         ("BrainSeg", "BrainSegVol", "Brain Segmentation Volume", brain),
         ("BrainSegNotVent", "BrainSegVolNotVent", "Brain Segmentation Volume Without Ventricles", brain - fluid),
         ("VentricleChoroidVol", "VentricleChoroidVol", "Volume of ventricles and choroid plexus", plexus),
@@ -125,7 +125,7 @@ def brain_measures(
             brain - cerebellum - fluid,
         ),
     ]
-    return [Measure(*entry) for entry in found if not math.isnan(entry[3])]
+    return [Measure(*entry) for entry in entries if not math.isnan(entry[3])]
 
 
 _WHITE = "cerebral white matter volume (voxel-based)"
@@ -255,19 +255,19 @@ def intracranial_measures(
     from_classes : bool
         Whether the network has a class for the fluid around the brain, so that the space is a sum of classes.
     """
-    found = []
+    measures = []
     if brain is not None:
         description = "Volume of the brain mask (without the fluid around it; FreeSurfer's MaskVol has a margin)"
-        found.append(Measure("BrainMask", "BrainMaskVol", description, float(np.count_nonzero(brain)) * voxel_mm3))
+        measures.append(Measure("BrainMask", "BrainMaskVol", description, float(np.count_nonzero(brain)) * voxel_mm3))
         space = intracranial_mask(brain, voxel_mm3 ** (1 / 3)) if inside is None else inside
         how = "all classes inside the skull" if from_classes else "brain mask closed by 10 mm"
         text = f"Intracranial Volume from the segmentation ({how})"
-        found.append(Measure(*SEGMENTED_ICV, text, float(np.count_nonzero(space)) * voxel_mm3))
+        measures.append(Measure(*SEGMENTED_ICV, text, float(np.count_nonzero(space)) * voxel_mm3))
     if etiv is None:
-        return found
+        return measures
     if brain_segmented is not None and etiv > 0:
         key = "BrainSegVol-to-eTIV"
-        found.append(Measure(key, key, "Ratio of BrainSegVol to eTIV", brain_segmented / etiv, "unitless"))
+        measures.append(Measure(key, key, "Ratio of BrainSegVol to eTIV", brain_segmented / etiv, "unitless"))
     text = f"Estimated Total Intracranial Volume (affine to {template})"
-    found.append(Measure("EstimatedTotalIntraCranialVol", "eTIV", text, etiv))
-    return found
+    measures.append(Measure("EstimatedTotalIntraCranialVol", "eTIV", text, etiv))
+    return measures

@@ -85,10 +85,10 @@ def _count(classes, guide, n_classes):  # noqa: ANN001, ANN202
     by_class, bounds = _sorted_by(pairs, n_classes)
     boxes = _class_boxes(classes, n_classes)
     sums = np.empty(pairs.size, np.int64)
-    for one in range(n_classes):
-        members = by_class[bounds[one] : bounds[one + 1]]
+    for kind in range(n_classes):
+        members = by_class[bounds[kind] : bounds[kind + 1]]
         if members.size:
-            _sum_windows(classes, guide, one, boxes[one], places, starts, members, sums)
+            _sum_windows(classes, guide, kind, boxes[kind], places, starts, members, sums)
     for border in range(places.size):
         _share(classes, guide, places[border], pairs, sums, starts[border], starts[border + 1], counts)
     return counts
@@ -152,17 +152,17 @@ def _classes_around(classes, x, y, z, around):  # noqa: ANN001, ANN202
     for i in range(max(0, x - 1), min(classes.shape[0], x + 2)):
         for j in range(max(0, y - 1), min(classes.shape[1], y + 2)):
             for k in range(max(0, z - 1), min(classes.shape[2], z + 2)):
-                one = classes[i, j, k]
-                if one == own:
+                kind = classes[i, j, k]
+                if kind == own:
                     continue
                 place = n
-                while place > 0 and around[place - 1] > one:
+                while place > 0 and around[place - 1] > kind:
                     place -= 1
-                if place > 0 and around[place - 1] == one:
+                if place > 0 and around[place - 1] == kind:
                     continue
                 for moved in range(n, place, -1):
                     around[moved] = around[moved - 1]
-                around[place] = one
+                around[place] = kind
                 n += 1
     return n
 
@@ -171,14 +171,14 @@ def _classes_around(classes, x, y, z, around):  # noqa: ANN001, ANN202
 def _sorted_by(pairs, n_classes):  # noqa: ANN001, ANN202
     """Positions of the pairs of each class, and where those of a class start."""
     bounds = np.zeros(n_classes + 1, np.int64)
-    for one in pairs:
-        bounds[one + 1] += 1
+    for kind in pairs:
+        bounds[kind + 1] += 1
     bounds = np.cumsum(bounds)
     place, positions = bounds.copy(), np.empty(pairs.size, np.int64)
     for position in range(pairs.size):
-        one = pairs[position]
-        positions[place[one]] = position
-        place[one] += 1
+        kind = pairs[position]
+        positions[place[kind]] = position
+        place[kind] += 1
     return positions, bounds
 
 
@@ -198,10 +198,10 @@ def _class_boxes(classes, n_classes):  # noqa: ANN001, ANN202
 
 
 @numba.njit(cache=True, nogil=True)
-def _sum_windows(classes, guide, one, box, places, starts, members, sums):  # noqa: ANN001, ANN202
+def _sum_windows(classes, guide, kind, box, places, starts, members, sums):  # noqa: ANN001, ANN202
     """Number of voxels of a class, and sum of their intensities, in the window of each of its pairs."""
     (x0, x1), (y0, y1), (z0, z1) = box
-    table = _cumulative(classes, guide, one, box)
+    table = _cumulative(classes, guide, kind, box)
     size_y, size_z = classes.shape[1:]
     border = 0
     for member in members:  # they ascend, as the border voxels do
@@ -222,7 +222,7 @@ def _sum_windows(classes, guide, one, box, places, starts, members, sums):  # no
 
 
 @numba.njit(cache=True, nogil=True)
-def _cumulative(classes, guide, one, box):  # noqa: ANN001, ANN202
+def _cumulative(classes, guide, kind, box):  # noqa: ANN001, ANN202
     """Sums over boxes from the corner, of a class's counts and intensities; they may overflow, differences do not."""
     (x0, x1), (y0, y1), (z0, z1) = box
     table = np.zeros((x1 - x0 + 1, y1 - y0 + 1, z1 - z0 + 1), np.int64)
@@ -231,7 +231,7 @@ def _cumulative(classes, guide, one, box):  # noqa: ANN001, ANN202
         for y in range(y0, y1):
             row, j = np.int64(0), y - y0
             for z in range(z0, z1):
-                if classes[x, y, z] == one:
+                if classes[x, y, z] == kind:
                     row += _ONE_VOXEL + guide[x, y, z]
                 k = z - z0 + 1
                 here[j + 1, k] = row + here[j, k] + above[j + 1, k] - above[j, k]

@@ -116,8 +116,8 @@ def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around:
     lookup = np.zeros(int(present[-1]) + 1, np.int16)
     lookup[present] = np.arange(len(present))
     counts = corrected_counts(lookup[labels], guide, len(present))
-    found = dict(zip(present.tolist(), counts.tolist(), strict=True))
-    return np.array([found.get(label, 0.0) for label in listed])
+    voxels_of = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    return np.array([voxels_of.get(label, 0.0) for label in listed])
 
 
 def _intensities(labels: np.ndarray, guide: np.ndarray | None, listed: list[int]) -> pd.DataFrame:

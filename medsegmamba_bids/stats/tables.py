@@ -172,12 +172,12 @@ _UNITLESS = ("to-eTIV", "SurfaceHoles")
 def _with_unknown(measures: Sequence[Measure]) -> list[Measure]:
     """Measures in FreeSurfer's order, ``nan`` for those that are not known; then those that are only ours."""
     known = {measure.name: measure for measure in measures}
-    found = [
+    ordered = [
         known.pop(name, None)
         or Measure(key, name, "not measured", math.nan, "unitless" if name.endswith(_UNITLESS) else "mm^3")
         for name, key in _FREESURFER_MEASURES
     ]
-    return found + list(known.values())
+    return ordered + list(known.values())
 
 
 def _column(name: str, field: str, unit: str) -> tuple[str, str, str]:

@@ -56,15 +56,17 @@ def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Wei
     if not fixed:
         return {}
     fill = partial(_fill, image=image)
-    found = {key: [fill(v) for v in value] if isinstance(value, list) else fill(value) for key, value in fixed.items()}
+    metadata = {
+        key: [fill(v) for v in value] if isinstance(value, list) else fill(value) for key, value in fixed.items()
+    }
     if name == "conformed_mask" and image.mask:
-        found["Sources"] = [_mask_uri(image, config)]
-        return found
+        metadata["Sources"] = [_mask_uri(image, config)]
+        return metadata
     if name not in ("conformed", "mask"):
-        found["Weights"] = network.provenance()
+        metadata["Weights"] = network.provenance()
     if name.endswith("_posteriors"):
-        found["LabelMap"] = _label_map(network)
-    return found
+        metadata["LabelMap"] = _label_map(network)
+    return metadata
 
 
 def _fill(value: Any, image: T1wImage) -> Any:

@@ -64,9 +64,9 @@ def check_conditions(configs: list[PairsConfig]) -> None:
             )
 
 
-def _differing(one: object, other: object, free: tuple[str, ...]) -> list[str]:
-    keys = [field.name for field in dataclasses.fields(one) if field.name not in free]
-    return [key for key in keys if getattr(one, key) != getattr(other, key)]
+def _differing(first: object, second: object, free: tuple[str, ...]) -> list[str]:
+    keys = [field.name for field in dataclasses.fields(first) if field.name not in free]
+    return [key for key in keys if getattr(first, key) != getattr(second, key)]
 
 
 def method_names(configs: list[PairsConfig]) -> list[str]:
@@ -108,9 +108,9 @@ def train_all(
 
 
 def _check_weights(path: Path, config: PairsConfig) -> None:
-    found, wanted = read_info(path), weights_info(config)
+    own, wanted = read_info(path), weights_info(config)
     for key in ("network", "config", "task", "labels", "input"):
-        if getattr(found, key) != getattr(wanted, key):
+        if getattr(own, key) != getattr(wanted, key):
             raise ConfigError(f"{path}: is not of the configuration {config.name}, its {key} differs; remove it")
 
 
@@ -147,8 +147,8 @@ def _subfields(segmenter: Segmenter, pair: Pair, image: nib.spatialimages.Spatia
         around = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(conformed))
     else:
         around = segmenter.segment(conformed).labels
-    found: Segmentation = segmenter.segment_hippocampus(conformed, around, weights)
-    return labels_to_grid(found.labels, found.grid, Grid.of(image))
+    subfields: Segmentation = segmenter.segment_hippocampus(conformed, around, weights)
+    return labels_to_grid(subfields.labels, subfields.grid, Grid.of(image))
 
 
 @dataclasses.dataclass(frozen=True)

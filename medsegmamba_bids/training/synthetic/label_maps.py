@@ -240,10 +240,10 @@ def _neighbours(labels: np.ndarray, tissues: TissueTable) -> tuple[np.ndarray, n
 
 def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (n,) and mean position (n, 3) of every class but the background, zeros where absent."""
-    found = np.flatnonzero(classes)
-    values = classes.ravel()[found]
+    places = np.flatnonzero(classes)
+    values = classes.ravel()[places]
     counts = np.bincount(values, minlength=n)
-    sums = [np.bincount(values, axis, n) for axis in np.unravel_index(found, classes.shape)]
+    sums = [np.bincount(values, axis, n) for axis in np.unravel_index(places, classes.shape)]
     return counts, np.stack(sums, 1) / np.maximum(counts, 1)[:, None]
 
 
@@ -299,9 +299,9 @@ def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.n
     """Which of a map's voxels (N, 3) lie in a region of the atlas, bool (N,)."""
     mapped = np.rint(np.c_[voxels, np.ones(len(voxels))] @ matrix).astype(int)
     inside = ((mapped >= 0) & (mapped < region.shape)).all(1)
-    found = np.zeros(len(voxels), bool)
-    found[inside] = region[tuple(mapped[inside].T)]
-    return found
+    values = np.zeros(len(voxels), bool)
+    values[inside] = region[tuple(mapped[inside].T)]
+    return values
 
 
 def _landmark_affine(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:

@@ -38,10 +38,10 @@ def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: 
         A label map cannot be used; the message names the file.
     """
     data_dir = Path(data_dir)
-    found = [(source, _label_files(source, data_dir)) for source in config.sources]
+    files = [(source, _label_files(source, data_dir)) for source in config.sources]
     atlas = TemplateAtlas(read_lia(data_dir / config.atlas)[0]) if config.atlas else None
     maps = []
-    for source, paths in found:
+    for source, paths in files:
         subfields = _subfield_atlas(source, data_dir)
         for path in tqdm(paths, desc="label maps", disable=None):
             key = _cache_key(config, source, data_dir, path, tissues)
@@ -92,8 +92,8 @@ def _image_name(source: Source, path: Path, data_dir: Path) -> str:
     before, star, after = source.labels.partition("*")
     if not star or any(sign in before + after for sign in "*?["):
         raise ConfigError(f"image {source.image!r} has a *; labels {source.labels!r} must have one * and no ? or [")
-    found = path.relative_to(data_dir).as_posix()
-    return source.image.replace("*", found[len(before) : len(found) - len(after)])
+    name = path.relative_to(data_dir).as_posix()
+    return source.image.replace("*", name[len(before) : len(name) - len(after)])
 
 
 def _read_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | None:

@@ -87,11 +87,11 @@ def with_volumes(labels: np.ndarray, volumes: Mapping[int, float]) -> np.ndarray
     best, least, favour = np.searchsorted(present, labels[inside]), np.inf, np.zeros(len(present))
     for _ in range(MOVES):
         winner = (logarithm + favour[:, None]).argmax(0)
-        found = np.bincount(winner, minlength=len(present))
-        wrong = np.abs(found - wanted).sum()
+        volumes = np.bincount(winner, minlength=len(present))
+        wrong = np.abs(volumes - wanted).sum()
         if wrong < least:
             best, least = winner, wrong
-        favour += 0.1 * np.log((wanted + 1) / (found + 1))
+        favour += 0.1 * np.log((wanted + 1) / (volumes + 1))
     moved = labels.copy()
     moved[inside] = present[best]
     return moved
