@@ -92,7 +92,7 @@ class Inputs:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def subjects(self) -> dict[str, list[T1wImage]]:
-        """Images by participant."""
+        """Return images by participant."""
         images: dict[str, list[T1wImage]] = {}
         for image in self.images:
             images.setdefault(image.subject, []).append(image)
@@ -180,7 +180,7 @@ class _Index:
         self.time = max((path.stat().st_mtime for path in self.folder.iterdir()), default=0.0)
 
     def files_of(self, folder: str, dataset: BIDSFolder) -> Iterator[tuple[BIDSFile, str]]:
-        """Files of a folder ``sub-*``, each with what is wrong with the index about it."""
+        """Yield files of a folder ``sub-*``, each with what is wrong with the index about it."""
         known = self.files.get(folder, [])
         for file in known:
             gone = not os.path.lexists(file.path)
@@ -192,7 +192,7 @@ class _Index:
                 yield file, f"it is not in the index {self.folder}, which is older"
 
     def _changed(self, folder: Path) -> bool:
-        """Whether something was added to a participant's folders since."""
+        """Return whether something was added to a participant's folders since."""
         folders = (folder, *folder.glob("anat"), *folder.glob("ses-*"), *folder.glob("ses-*/anat"))
         return any(path.stat().st_mtime >= self.time for path in folders)
 
@@ -230,7 +230,7 @@ class _Search:
     index: _Index | None
 
     def participant(self, subject: str) -> Inputs:
-        """A participant's images."""
+        """Return a participant's images."""
         folder, inputs = f"sub-{subject}", Inputs()
         files = self._files(folder)
         for file, outdated in files:
@@ -242,7 +242,9 @@ class _Search:
         return inputs
 
     def _files(self, folder: str) -> list[tuple[BIDSFile, str]]:
-        """Files of a participant, those in their own folder first, each with what is wrong with the index about it."""
+        """Return files of a participant, those in their own folder first, each with what is wrong with the index about
+        it.
+        """
         if self.index:
             files = list(self.index.files_of(folder, self.dataset))
         else:
@@ -409,7 +411,7 @@ def _named_mask(template: str, prefix: str, subject: str, session: str | None) -
 
 
 def _mask_candidates(folder: Path, prefix: str, subject: str, session: str | None) -> Iterable[Path]:
-    """Where fMRIPrep, sMRIPrep and FreeSurfer keep masks in the T1w's own space, best first."""
+    """Yield where fMRIPrep, sMRIPrep and FreeSurfer keep masks in the T1w's own space, best first."""
     within = f"ses-{session}/anat" if session else "anat"
     for extension in IMAGE_EXTENSIONS:
         yield folder / f"sub-{subject}" / within / f"{prefix}_desc-brain_mask{extension}"

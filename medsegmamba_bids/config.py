@@ -133,7 +133,7 @@ class RunConfig:
         return self.output_dir / "logs" / self.run_id
 
     def participant_log_dir(self, subject: str) -> Path:
-        """Folder of this run's files about a participant."""
+        """Return the folder of this run's files about a participant."""
         return self.output_dir / f"sub-{subject}" / "log" / self.run_id
 
     def to_json(self) -> str:

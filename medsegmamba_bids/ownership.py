@@ -54,7 +54,8 @@ def _clashing(folder: Path) -> Iterator[Path]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a text or page names this package at its beginning, or a folder holds a file that does by its name.
+    """Return whether a text or page names this package at its beginning, or a folder holds a file that does by its
+    name.
 
     What is not there is ours to write.
     """

@@ -148,7 +148,7 @@ def user_errors(main: Main) -> Main:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more; nothing is written to it then, on leaving either."""
+    """Return whether nobody reads standard output any more; nothing is written to it then, on leaving either."""
     number = sys.__stdout__.fileno()
     poll = select.poll()
     poll.register(number, 0)
@@ -159,7 +159,7 @@ def _reader_is_gone() -> bool:
 
 
 def sentence_of(error: UserError | OSError) -> str:
-    """What a user reads of an error: its file first, the system's number not at all.
+    """Return what a user reads of an error: its file first, the system's number not at all.
 
     Examples
     --------

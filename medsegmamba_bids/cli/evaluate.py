@@ -157,7 +157,7 @@ def _check_compare(options: argparse.Namespace) -> None:
 
 
 def _datasets(options: argparse.Namespace) -> list[Dataset]:
-    """Datasets of the command line, or of the file that it names."""
+    """Return datasets of the command line, or of the file that it names."""
     from medsegmamba_bids.evaluation.compare.study import Dataset, parse_methods, read_study
 
     if options.study:

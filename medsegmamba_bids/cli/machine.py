@@ -16,7 +16,7 @@ _AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?\d+)?|nan|-[0-9.]+)\s*([kmgt]?)i?b?", re
 
 
 def processors(proc: Path = _PROC) -> int:
-    """Processors that this process may use; within a job of Slurm, those that it was given."""
+    """Return processors that this process may use; within a job of Slurm, those that it was given."""
     try:
         there = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -27,7 +27,7 @@ def processors(proc: Path = _PROC) -> int:
 
 
 def _processor_shares(proc: Path) -> Iterator[float]:
-    """How many processors' time each control group allows."""
+    """Yield how many processors' time each control group allows."""
     for folder in group_folders("", proc):
         quota, _, period = _read(folder / "cpu.max").partition(" ")
         if quota.isdecimal() and period.isdecimal():
@@ -39,7 +39,9 @@ def _processor_shares(proc: Path) -> Iterator[float]:
 
 
 def memory_gb(proc: Path = _PROC) -> float | None:
-    """Memory that this process may use, GB: of the machine, its control groups or its Slurm job; None if unknown."""
+    """Return memory that this process may use, GB: of the machine, its control groups or its Slurm job; None if
+    unknown.
+    """
     limits = []
     with contextlib.suppress(AttributeError, OSError, ValueError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -54,7 +56,7 @@ def memory_gb(proc: Path = _PROC) -> float | None:
 
 
 def _memory_limits(proc: Path) -> Iterator[int]:
-    """Bytes that each control group allows; those of version 1 tell a huge number where they do not."""
+    """Yield bytes that each control group allows; those of version 1 tell a huge number where they do not."""
     names = [("", "memory.max"), ("", "memory.high"), ("memory", "memory.limit_in_bytes")]
     for controller, name in names:
         for folder in group_folders(controller, proc):
@@ -63,7 +65,7 @@ def _memory_limits(proc: Path) -> Iterator[int]:
 
 
 def group_folders(controller: str, proc: Path = _PROC) -> list[Path]:
-    """Folders of this process's control group and of those around it, as far as they can be seen.
+    """Return folders of this process's control group and of those around it, as far as they can be seen.
 
     Parameters
     ----------
@@ -93,7 +95,7 @@ def _own_group(controller: str, proc: Path) -> str | None:
 
 
 def _mount(controller: str, proc: Path) -> tuple[str, Path] | None:
-    """Which group is mounted where."""
+    """Return which group is mounted where."""
     for line in _read(proc / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kinds = before.split(), after.split()
@@ -106,7 +108,7 @@ def _mount(controller: str, proc: Path) -> tuple[str, Path] | None:
 
 
 def _plain(text: str) -> str:
-    r"""A path of mountinfo, where blanks are written ``\\040``."""
+    r"""Return a path of mountinfo, where blanks are written ``\\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
@@ -118,13 +120,13 @@ def _read(path: Path) -> str:
 
 
 def _from_slurm(name: str) -> int:
-    """A number that Slurm tells its jobs; 0 where it tells none."""
+    """Return a number that Slurm tells its jobs; 0 where it tells none."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else 0
 
 
 def amount_gb(text: str) -> float:
-    """GB of a text with or without a unit; raises ``ValueError``.
+    """Return the GB of a text with or without a unit; raises ``ValueError``.
 
     Examples
     --------
@@ -141,7 +143,7 @@ amount_gb.__name__ = "amount of memory, such as 8, 8G or 8000MB"
 
 
 def amount_of_mb(text: str) -> float:
-    """GB of a number of MB; a unit wins. Raises ``ValueError``."""
+    """Return the GB of a number of MB; a unit wins. Raises ``ValueError``."""
     return amount_gb(text if text.strip()[-1:].isalpha() else f"{text}M")
 
 

@@ -260,7 +260,7 @@ def make_config(stored: dict[str, Any], given: dict[str, Any]) -> RunConfig:
 
 
 def stored_options(path: Path | None) -> dict[str, Any]:
-    """Options from a file; what belongs to that run alone is left out."""
+    """Return options from a file; what belongs to that run alone is left out."""
     if path is None:
         return {}
     try:
@@ -271,6 +271,6 @@ def stored_options(path: Path | None) -> dict[str, Any]:
 
 
 def _memory_gb() -> float:
-    """90 % of the memory that this process may use."""
+    """Return 90 % of the memory that this process may use."""
     there = memory_gb()
     return round(0.9 * there, 2) if there else DEFAULT_MEMORY_GB

@@ -72,7 +72,7 @@ class Progress:
 
 
 def describe(node: Any) -> str:
-    """Image (or report) and step of a node, from its full name.
+    """Return image (or report) and step of a node, from its full name.
 
     Examples
     --------

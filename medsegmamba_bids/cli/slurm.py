@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Options before and after the first ``--``."""
+    """Return options before and after the first ``--``."""
     place = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:place]), list(argv[place + 1 :])
 
@@ -98,7 +98,7 @@ def _check(own: dict[str, Any], config: RunConfig) -> None:
 
 
 def _plan(own: dict[str, Any], config: RunConfig, chosen: set[str], sbatch: list[str]) -> Jobs | None:
-    """What is to be submitted; None, after saying so, where nothing is left to do."""
+    """Return what is to be submitted; None, after saying so, where nothing is left to do."""
     from medsegmamba_bids.bids import collect_inputs
     from medsegmamba_bids.execution.resume import unfinished
     from medsegmamba_bids.execution.slurm_jobs import Jobs
@@ -144,7 +144,7 @@ def _submit(script: Path) -> str:
 
 
 def _reason(text: str) -> str:
-    """What sbatch said, and the partitions that there are where it is about them."""
+    """Return what sbatch said, and the partitions that there are where it is about them."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
     reason = "; ".join(dict.fromkeys(line for line in lines if line)) or "it did not say why"
     if "partition" in reason.lower() and shutil.which("sinfo"):

@@ -98,6 +98,6 @@ def _own_folder() -> str:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether files can be made in a folder, or the folder itself where it does not exist."""
+    """Return whether files can be made in a folder, or the folder itself where it does not exist."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return os.access(existing, os.W_OK | os.X_OK)

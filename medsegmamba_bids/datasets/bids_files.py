@@ -125,13 +125,15 @@ class BIDSFolder:
         return (path.name for path in self.root.glob("sub-*") if path.is_dir())
 
     def files(self, *folders: str) -> Iterator[BIDSFile]:
-        """Files of folders ``sub-*``, all by default, in order, without hidden ones; links to folders are followed."""
+        """Yield files of folders ``sub-*``, all by default, in order, without hidden ones; links to folders are
+        followed.
+        """
         for folder in folders or sorted(self._folders()):
             for path in files_below(self.root / folder, OTHER_FOLDERS):
                 yield BIDSFile(self.root, path.relative_to(self.root).as_posix())
 
     def t1w_images(self, *folders: str) -> list[BIDSFile]:
-        """T1w images of a whole head that lie where they belong and that ``.bidsignore`` does not list."""
+        """Return T1w images of a whole head that lie where they belong and that ``.bidsignore`` does not list."""
         return [
             file
             for file in self.files(*folders)
@@ -140,7 +142,9 @@ class BIDSFolder:
         ]
 
     def t1w_files(self, folder: str) -> Iterator[BIDSFile]:
-        """Files of a folder ``sub-*`` whose names speak of a T1w image, well formed or not, without JSON files."""
+        """Return files of a folder ``sub-*`` whose names speak of a T1w image, well formed or not, without JSON
+        files.
+        """
         return (file for file in self.files(folder) if _T1W.search(file.name) and not file.name.endswith(".json"))
 
     @cached_property
@@ -161,7 +165,7 @@ class BIDSFolder:
 
 
 def files_below(folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
-    """Files of a folder and those below, in order of their names.
+    """Yield files of a folder and those below, in order of their names.
 
     Hidden files and folders, such as ``._`` files that macOS writes, are left out. Links to folders are followed,
     each folder once.
@@ -191,12 +195,12 @@ def _validator() -> BIDSValidator:
 
 
 def is_bids(relative: str) -> bool:
-    """Whether BIDS allows a path within a raw dataset."""
+    """Return whether BIDS allows a path within a raw dataset."""
     return _validator().is_bids(f"/{relative}")
 
 
 def why_unsuited(file: BIDSFile, chosen: Collection[str] = ()) -> str:
-    """Why a T1w is no picture of a whole head with T1 contrast, by its name and JSON; else empty.
+    """Return why a T1w is no picture of a whole head with T1 contrast, by its name and JSON; else empty.
 
     Parameters
     ----------
@@ -217,7 +221,9 @@ def why_unsuited(file: BIDSFile, chosen: Collection[str] = ()) -> str:
 
 
 def image_type(path: Path) -> list[str]:
-    """What the JSON beside an image says of its kind (DICOM's Image Type), in capitals; nothing where it cannot be."""
+    """Return what the JSON beside an image says of its kind (DICOM's Image Type), in capitals; nothing where it cannot
+    be.
+    """
     sidecar = path.with_name(path.name.split(".nii")[0] + ".json")
     try:
         kinds = json.loads(sidecar.read_text(encoding="utf-8-sig")).get("ImageType", [])

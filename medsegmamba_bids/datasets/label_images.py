@@ -78,12 +78,14 @@ def read_parts(parts: Parts) -> LabelImage:
 
 
 def lies_on(grid: Grid, other: Grid) -> bool:
-    """Whether voxels of two grids are each other's: of one shape, and nowhere further apart than rounding puts them."""
+    """Return whether voxels of two grids are each other's: of one shape, and nowhere further apart than rounding puts
+    them.
+    """
     return grid.shape == other.shape and grid.distance(other) <= SAME_MM
 
 
 def foreign_labels(labels: np.ndarray, table: LabelTable, background: Collection[int]) -> list[int]:
-    """Labels that are there, but neither structures of a table nor background."""
+    """Return labels that are there, but neither structures of a table nor background."""
     present = np.flatnonzero(np.bincount(labels.ravel())).tolist()
     return sorted(set(present) - {0, *table.labels.tolist(), *background})
 
@@ -117,7 +119,7 @@ def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = (
 
 
 def read_reference(files: LabelFiles, table: LabelTable, background: Collection[int] = ()) -> LabelImage:
-    """The reference of a scan; it must hold a structure.
+    """Return the reference of a scan; it must hold a structure.
 
     Raises
     ------
@@ -138,7 +140,7 @@ def read_reference(files: LabelFiles, table: LabelTable, background: Collection[
 def read_on_grid(
     files: LabelFiles, like: LabelImage, table: LabelTable, background: Collection[int] = ()
 ) -> tuple[LabelImage, bool]:
-    """A method's labels on the reference's grid, and whether they were resampled for that.
+    """Return a method's labels on the reference's grid, and whether they were resampled for that.
 
     Of several grids the reference's own is taken where there is one. Positions are compared in mm.
 
@@ -161,7 +163,7 @@ def read_on_grid(
 
 
 def _on_grid(parts: Parts, like: LabelImage) -> bool:
-    """Whether files have a grid, from their headers; a file that cannot be read has not."""
+    """Return whether files have a grid, from their headers; a file that cannot be read has not."""
     try:
         headers = [nib.load(path) for path, _ in parts]
     except (OSError, nib.filebasedimages.ImageFileError):

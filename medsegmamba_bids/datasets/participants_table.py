@@ -47,7 +47,7 @@ class Participants:
         return [name for name in self.rows if name not in (ID, self.session_column)]
 
     def of_scans(self, scans: Iterable[tuple[str, str]], columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """What the table tells of scans.
+        """Return what the table tells of scans.
 
         Parameters
         ----------
@@ -74,7 +74,7 @@ class Participants:
         return pd.DataFrame(answers, columns=wanted, dtype=object)
 
     def _row(self, rows: pd.DataFrame | None, session: str, columns: list[str]) -> dict[str, str]:
-        """The one answer for a scan; empty where the table does not know its participant or session."""
+        """Return the one answer for a scan; empty where the table does not know its participant or session."""
         if rows is None:
             return {}
         if self.session_column and session:
@@ -176,7 +176,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _cells(line: str, least: int) -> list[str]:
-    """Cells without blanks around; empty ones at the end do not count beyond ``least``."""
+    """Return cells without blanks around; empty ones at the end do not count beyond ``least``."""
     cells = [cell.strip() for cell in line.split("\t")]
     while len(cells) > least and not cells[-1]:
         cells.pop()

@@ -104,7 +104,7 @@ def find_labels(path: str, table: str) -> Place:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Images right in a folder, without hidden files such as ``._`` ones of macOS."""
+    """Return images right in a folder, without hidden files such as ``._`` ones of macOS."""
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return sorted(file for file in files if file.name.lower().endswith(READABLE))
 
@@ -129,7 +129,7 @@ def _place(path: str, kind: str, files: Iterable[tuple[ScanName, Path]]) -> Plac
 
 
 def _by_pattern(pattern: str) -> Iterator[tuple[ScanName, Path]]:
-    """Files that match, with what stands for the placeholders."""
+    """Yield files that match, with what stands for the placeholders."""
     parts = _PLACEHOLDER.split(pattern)
     stars = "".join(_wildcard(part) for part in parts)
     seen: set[str] = set()
@@ -165,7 +165,7 @@ def _named(groups: dict[str, str]) -> ScanName:
 
 
 def subject_folders(folder: Path) -> list[Path]:
-    """FreeSurfer's subjects in a folder, in order; the folder itself where it is one."""
+    """Return FreeSurfer's subjects in a folder, in order; the folder itself where it is one."""
     if (folder / "mri").is_dir():
         return [folder]
     return [
@@ -215,7 +215,7 @@ def _latest(folder: Path, pattern: str) -> Path | None:
 
 
 def derivative_labels(folder: Path, table: str, called: str = "") -> tuple[dict[ScanName, LabelFiles], list[str]]:
-    """Segmentations of BIDS derivatives in the participants' own spaces.
+    """Return segmentations of BIDS derivatives in the participants' own spaces.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def derivative_labels(folder: Path, table: str, called: str = "") -> tuple[dict[
 
 
 def _rank(entities: dict[str, str], table: str, called: str) -> int | None:
-    """0 for files that name their segmentation as we do, more for fMRIPrep's; None for other segmentations."""
+    """Return 0 for files that name their segmentation as we do, more for fMRIPrep's; None for other segmentations."""
     kind = of_table(table)
     if "seg" in entities:
         return 0 if entities["seg"].startswith(called or kind.short) else None
@@ -270,7 +270,7 @@ def _best(name: ScanName, ranked: list[tuple[tuple[int, int], Path]], folder: Pa
 
 
 def find_images(path: str) -> dict[ScanName, Path]:
-    """T1-weighted images in a folder of any kind, a pattern or one file; nothing is no error.
+    """Return T1-weighted images in a folder of any kind, a pattern or one file; nothing is no error.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def find_images(path: str) -> dict[ScanName, Path]:
 
 
 def _one_a_scan(images: list[tuple[ScanName, Path]]) -> dict[ScanName, Path]:
-    """The image without ``space-`` where there are several of a scan, else the last by name, which is said."""
+    """Return the image without ``space-`` where there are several of a scan, else the last by name, which is said."""
     chosen: dict[ScanName, Path] = {}
     for name, file in sorted(images, key=lambda image: ("_space-" not in image[1].name, image[1].name)):
         if name in chosen and ("_space-" in file.name) == ("_space-" in chosen[name].name):

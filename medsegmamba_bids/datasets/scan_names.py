@@ -55,7 +55,7 @@ class ScanName:
         return f"sub-{self.participant}" if self.shown.startswith("sub-") else self.participant
 
     def fits(self, other: ScanName) -> bool:
-        """Whether both may be one scan: one participant, and no entity that has two values."""
+        """Return whether both may be one scan: one participant, and no entity that has two values."""
         ours, theirs = dict(self.entities), dict(other.entities)
         return self.participant == other.participant and all(
             ours[entity] == theirs[entity] for entity in ours.keys() & theirs.keys()
@@ -63,7 +63,7 @@ class ScanName:
 
 
 def parse_name(name: str) -> ScanName:
-    """The scan that a file's or folder's name speaks of; the name is without extension.
+    """Return the scan that a file's or folder's name speaks of; the name is without extension.
 
     Names that are not BIDS' are a participant's as a whole, without what tools add at their end.
 
@@ -88,7 +88,7 @@ def parse_name(name: str) -> ScanName:
 
 
 def scan_name(participant: str, entities: list[tuple[str, str]]) -> ScanName:
-    """A name in BIDS' form from its parts, shown in their order."""
+    """Return a name in BIDS' form from its parts, shown in their order."""
     shown = "_".join(f"{key}-{value}" for key, value in [("sub", participant), *entities])
     return ScanName(participant, tuple(sorted(entities)), shown)
 
@@ -98,7 +98,7 @@ def _number(value: str) -> str:
 
 
 def listed(names: object, most: int = 8) -> str:
-    """Some names in a sentence, and how many more there are.
+    """Return some names in a sentence, and how many more there are.
 
     Examples
     --------

@@ -66,7 +66,7 @@ class Selection:
     regex: bool = False
 
     def accepts(self, entities: Mapping[str, str], extension: str = "") -> bool:
-        """Whether a name is selected.
+        """Return whether a name is selected.
 
         Examples
         --------
@@ -89,7 +89,7 @@ class Selection:
         return _plain(str(value)) == _plain(label) if isinstance(value, int) else str(value) == label
 
     def replaced(self, **entities: tuple[Any, ...]) -> Selection:
-        """The same with other values for some entities; an empty tuple leaves what is there."""
+        """Return the same with other values for some entities; an empty tuple leaves what is there."""
         given = {entity: values for entity, values in entities.items() if values}
         return Selection({**self.wanted, **given}, self.extensions, self.regex)
 
@@ -99,7 +99,7 @@ def _plain(number: str) -> str:
 
 
 def numbered(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same with texts of digits as numbers, so that 1 is 01 (runs, echoes)."""
+    """Return the same with texts of digits as numbers, so that 1 is 01 (runs, echoes)."""
     return tuple(int(value) if isinstance(value, str) and value.isdecimal() else value for value in values)
 
 

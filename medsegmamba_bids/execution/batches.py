@@ -96,7 +96,7 @@ def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tu
 
 
 def _lock(subject: str, config: RunConfig) -> list[FileLock]:
-    """Both locks of a participant, or none."""
+    """Return both locks of a participant, or none."""
     locks: list[FileLock] = []
     for path in lock_paths(subject, config):
         lock = try_lock(path)

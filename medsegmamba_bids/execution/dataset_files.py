@@ -49,13 +49,13 @@ def write_dataset_files(config: RunConfig) -> None:
 
 
 def _ignored(path: Path) -> str:
-    """Lines of ``.bidsignore``: those that are there, which may be the user's, and ours."""
+    """Return lines of ``.bidsignore``: those that are there, which may be the user's, and ours."""
     there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return "\n".join(dict.fromkeys([*there, *bidsignore()])) + "\n"
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:
-    """Content of ``dataset_description.json``; links are relative where the output lies in the input."""
+    """Return the content of ``dataset_description.json``; links are relative where the output lies in the input."""
     datasets = {RAW: config.bids_dir}
     datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
     links = {name: _link(path, config) for name, path in datasets.items()}

@@ -91,7 +91,7 @@ def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[O
 
 
 def notes_of(prefix: str, product: str, config: RunConfig) -> list[str]:
-    """Notes in the JSON beside a table of volumes; none where there is no such table."""
+    """Return notes in the JSON beside a table of volumes; none where there is no such table."""
     path: Path = config.output_dir / output_name(prefix, product, extension=".json")
     try:
         sidecar: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def notes_of(prefix: str, product: str, config: RunConfig) -> list[str]:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 if everything is done (or flagged), now or before, else 1.
+    """Return 0 if everything is done (or flagged), now or before, else 1.
 
     Examples
     --------

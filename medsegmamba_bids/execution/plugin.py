@@ -150,7 +150,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
         super()._prerun_check(graph)
 
     def _postrun_check(self) -> None:
-        """Processes stay for the next workflow."""
+        """Keep the processes for the next workflow."""
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Look for nodes to start only where something has changed.
@@ -164,7 +164,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
             super()._send_procs_to_workers(updatehash, graph)
 
     def _sort_jobs(self, jobids: Any, scheduler: str | None = None) -> list[int]:
-        """Nodes that run networks first; while one can run, processors are not given to others.
+        """Put nodes that run networks first; while one can run, processors are not given to others.
 
         Else small nodes would always take what becomes free, and networks wait until there are no more of them.
         """

@@ -44,7 +44,7 @@ def why_unfinished(image: T1wImage, made: dict[str, Any], config: RunConfig) -> 
 
 
 def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[str, list[T1wImage]]:
-    """Participants of which images or the report are missing, with the images that are left to process.
+    """Return participants of which images or the report are missing, with the images that are left to process.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def _report_record(subject: str, config: RunConfig) -> Path:
 
 
 def _report_from(subject: str, config: RunConfig) -> dict[str, Any]:
-    """What a participant's report is made from, and the page itself."""
+    """Return what a participant's report is made from, and the page itself."""
     folder = _report_record(subject, config).parent
     thresholds = fingerprint(config.quality_thresholds) if config.quality_thresholds else {}
     return {
@@ -77,7 +77,7 @@ def _report_from(subject: str, config: RunConfig) -> dict[str, Any]:
 
 
 def report_is_current(subject: str, config: RunConfig) -> bool:
-    """Whether a participant's report shows its results as they are."""
+    """Return whether a participant's report shows its results as they are."""
     now = _report_from(subject, config)
     return now["Page"] is not None and read_record(_report_record(subject, config)) == now
 

@@ -77,7 +77,7 @@ class Result:
         return {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
 
     def of_report(self, subject: str) -> str:
-        """Why a participant's report was not written; empty if it was, or was not tried."""
+        """Return why a participant's report was not written; empty if it was, or was not tried."""
         return self.crashes.get(f"{ROOT}.{participant_wf_name(subject)}.{REPORT}", self.error)
 
 
@@ -117,7 +117,7 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
 
 
 def plan_of(batch: Batch, means: Means) -> Subjects:
-    """Participants that need work, each with the images to process: none where only the report is missing."""
+    """Return participants that need work, each with the images to process: none where only the report is missing."""
     config = means.config
     left = {subject: _left(images, means) for subject, images in batch.subjects.items()}
     plan = {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
@@ -126,7 +126,7 @@ def plan_of(batch: Batch, means: Means) -> Subjects:
 
 
 def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
-    """Images that are not finished."""
+    """Return images that are not finished."""
     left = []
     for image in images:
         made = made_from(image, means.config, means.networks, means.template)

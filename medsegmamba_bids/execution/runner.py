@@ -46,7 +46,7 @@ class Runner:
 
 @contextmanager
 def open_runner(config: RunConfig, status: StatusCallback | None = None) -> Iterator[Runner]:
-    """A runner whose processes end with the block."""
+    """Yield a runner whose processes end with the block."""
     runner = Runner(config, status)
     try:
         yield runner
@@ -55,7 +55,7 @@ def open_runner(config: RunConfig, status: StatusCallback | None = None) -> Iter
 
 
 def _plugin(config: RunConfig, status: StatusCallback | None) -> tuple[Any, dict[str, Any]]:
-    """The plugin, by name if it is one of Nipype's own, and its arguments."""
+    """Return the plugin, by name if it is one of Nipype's own, and its arguments."""
     if config.use_plugin:
         name, arguments = read_plugin(config.use_plugin)
         return name, {**arguments, "status_callback": status}

@@ -156,7 +156,7 @@ def _megabytes(gigabytes: float) -> int:
 
 
 def _directive(folder: Path, name: str = "") -> str:
-    """A path for an ``#SBATCH`` line: quoted, and its percent signs no patterns; those of ``name`` are."""
+    """Return a path for an ``#SBATCH`` line: quoted, and its percent signs no patterns; those of ``name`` are."""
     text = str(folder).replace("\\", "\\\\").replace('"', '\\"')
     if name:
         text = text.replace("%", "%%") + "/" + name
@@ -168,7 +168,7 @@ def _directives(options: tuple[str, ...]) -> str:
 
 
 def _stored(jobs: Jobs) -> dict[str, Any]:
-    """Options for the tasks: what was chosen, with absolute paths."""
+    """Return options for the tasks: what was chosen, with absolute paths."""
     names = (jobs.chosen | {"work_dir"}) - _NOT_STORED
     config = jobs.config
     options = {entry.name: getattr(config, entry.name) for entry in fields(config) if entry.name in names}
@@ -216,7 +216,7 @@ def _check_number(jobs: Jobs) -> None:
 
 
 def _largest_array() -> int:
-    """Most tasks of an array; 0 where that is not known."""
+    """Return the most tasks of an array; 0 where that is not known."""
     if shutil.which("scontrol") is None:
         return 0
     told = subprocess.run(
@@ -237,7 +237,7 @@ def _command(jobs: Jobs, level: str, options: Path) -> str:
 
 
 def _binds(config: RunConfig) -> list[str]:
-    """Folders that a container must see, under their own names: what is read, then what is written."""
+    """Return folders that a container must see, under their own names: what is read, then what is written."""
     read = [config.bids_dir, *config.derivatives]
     files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.brain_mask]
     for name in (config.aseg_weights, config.hippocampus_weights):
@@ -253,7 +253,7 @@ def _binds(config: RunConfig) -> list[str]:
 
 
 def _folder_of(path: Path) -> Path:
-    """The folder that a file lies in; of a pattern, the last one without a placeholder."""
+    """Return the folder that a file lies in; of a pattern, the last one without a placeholder."""
     while "{" in str(path.parent):
         path = path.parent
     return path.parent

@@ -72,5 +72,5 @@ def _remove_halves(subject: str, config: RunConfig) -> None:
 
 
 def _time_of(path: Path) -> float:
-    """Time of change in seconds; 0 where the file is gone."""
+    """Return the time of change in seconds; 0 where the file is gone."""
     return size_and_time(path).get("Modified", 0) / 1e9

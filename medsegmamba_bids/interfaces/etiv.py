@@ -74,7 +74,7 @@ class EstimateIntracranial(StepInterface):
 
 
 def _why_not(data: np.ndarray, labels: np.ndarray, brain: np.ndarray) -> str:
-    """Why no intracranial volume can be had; empty where it can."""
+    """Return why no intracranial volume can be had; empty where it can."""
     if not brain.any():
         return "no brain was found"
     if not shows_skull(data, brain):

@@ -62,7 +62,7 @@ def _as_before(now: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def record_path(output_dir: Path, prefix: str) -> Path:
-    """Path of a T1w's record.
+    """Return the path of a T1w's record.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def size_and_time(path: Path) -> dict[str, int]:
-    """Size in bytes and time of change in ns of a file; empty where there is none."""
+    """Return size in bytes and time of change in ns of a file; empty where there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -91,7 +91,7 @@ def size_and_time(path: Path) -> dict[str, int]:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Size, time of change and SHA-256 of a file; empty where it cannot be read."""
+    """Return size, time of change and SHA-256 of a file; empty where it cannot be read."""
     state: dict[str, Any] = size_and_time(path)
     digest = hashlib.sha256()
     try:
@@ -104,7 +104,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def is_unchanged(path: Path, before: Any) -> bool:
-    """Whether a file is what its fingerprint says; its content is read only where size and time do not tell."""
+    """Return whether a file is what its fingerprint says; its content is read only where size and time do not tell."""
     now = size_and_time(path)
     if not (now and isinstance(before, dict)) or now["Size"] != before.get("Size"):
         return False

@@ -165,6 +165,6 @@ def _save(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
 
 
 def read_numbers(path: str | Path) -> tuple[dict[int, float], dict[int, float]]:
-    """Soft volumes and mean posteriors by label, from a ``numbers_file``."""
+    """Return soft volumes and mean posteriors by label, from a ``numbers_file``."""
     numbers = json.loads(Path(path).read_text(encoding="utf-8"))
     return tuple({int(label): value for label, value in numbers[key].items()} for key in numbers)

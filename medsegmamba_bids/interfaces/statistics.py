@@ -121,7 +121,7 @@ class Statistics(StepInterface):
         )
 
     def _run(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """What is known about the run, for reports and for people."""
+        """Return what is known about the run, for reports and for people."""
         records = [dict(getattr(self.inputs, name)) for name in self._records]
         told = self.inputs.notes if isdefined(self.inputs.notes) else []
         notes = [*told, *(note for record in records for note in record.pop("Notes"))]

@@ -77,6 +77,6 @@ class StepInterface(SimpleInterface):
 
 
 def peak_memory_gb() -> float:
-    """Most memory that this process has held so far, GB."""
+    """Return the most memory that this process has held so far, GB."""
     units = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * units / 1e9

@@ -298,7 +298,9 @@ def contrast(table: pd.DataFrame) -> float:
 
 
 def white_to_gray(table: pd.DataFrame) -> float:
-    """Mean intensity of white matter divided by that of gray matter from a volume table; NaN where either is absent."""
+    """Return mean intensity of white matter divided by that of gray matter from a volume table; NaN where either is
+    absent.
+    """
     rows = table.set_index("SegId")
 
     def mean(pair: tuple[int, int]) -> float:

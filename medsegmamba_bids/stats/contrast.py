@@ -14,7 +14,7 @@ LEAST_RATIO = 1.1
 
 
 def tissue_ratio(mean: Callable[[tuple[int, int]], float]) -> float:
-    """White matter's intensity divided by gray matter's, cerebral where both are known, else cerebellar.
+    """Return white matter's intensity divided by gray matter's, cerebral where both are known, else cerebellar.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def tissue_ratio(mean: Callable[[tuple[int, int]], float]) -> float:
 
 
 def describe_contrast(data: np.ndarray, labels: np.ndarray) -> str:
-    """A sentence where an image does not look T1-weighted; empty where it does or its tissues are not known.
+    """Return a sentence where an image does not look T1-weighted; empty where it does or its tissues are not known.
 
     Parameters
     ----------

@@ -78,7 +78,8 @@ def nilearn_template() -> Path:
 
 
 def shows_skull(data: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> bool:
-    """Whether an image shows the head around the brain: tissue between 8 and 20 mm from it, in a fifth of that shell.
+    """Return whether an image shows the head around the brain: tissue between 8 and 20 mm from it, in a fifth of that
+    shell.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def shows_skull(data: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> b
 
 
 def affine_from_labels(labels: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
-    """Affine that brings the structures of a head to where they lie in the template, by least squares.
+    """Return the affine that brings the structures of a head to where they lie in the template, by least squares.
 
     It follows the brain and knows nothing of the skull: a start, and no measurement.
 
@@ -190,7 +191,7 @@ def register_affine(
 
 
 def _coarse(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over blocks of voxels, near 2 mm along each axis, smoothed; and their affine."""
+    """Return means over blocks of voxels, near 2 mm along each axis, smoothed; and their affine."""
     zooms = nib.affines.voxel_sizes(affine)
     steps = np.maximum(1, np.rint(_COARSE_MM / zooms)).astype(int)
     whole = [side // step * step for side, step in zip(data.shape, steps, strict=True)]
@@ -201,12 +202,12 @@ def _coarse(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def head_around(brain: np.ndarray, voxel_mm: float = 1.0) -> Box:
-    """The part of an image that the registration looks at."""
+    """Return the part of an image that the registration looks at."""
     return Box.around(brain, margin=int(np.ceil(_MARGIN_MM / voxel_mm)))
 
 
 def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:
-    """A SimpleITK image of an array; ITK's world is LPS+ and its arrays run z, y, x."""
+    """Return a SimpleITK image of an array; ITK's world is LPS+ and its arrays run z, y, x."""
     import SimpleITK as sitk
 
     zooms = nib.affines.voxel_sizes(affine)
@@ -222,7 +223,7 @@ _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def _to_lps(matrix: np.ndarray, centre: np.ndarray) -> object:
-    """An affine transform of ITK, which turns around a point of the fixed image (mm, RAS+)."""
+    """Return an affine transform of ITK, which turns around a point of the fixed image (mm, RAS+)."""
     import SimpleITK as sitk
 
     linear, shift = nib.affines.to_matvec(_FLIP @ matrix @ _FLIP)
@@ -235,7 +236,7 @@ def _to_lps(matrix: np.ndarray, centre: np.ndarray) -> object:
 
 
 def _to_ras(transform: object) -> np.ndarray:
-    """The 4 x 4 matrix in RAS+ of an affine transform of ITK, which maps fixed to moving points in LPS+."""
+    """Return the 4 x 4 matrix in RAS+ of an affine transform of ITK, which maps fixed to moving points in LPS+."""
     matrix = np.array(transform.GetMatrix()).reshape(3, 3)
     centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
     out = np.eye(4)
@@ -245,7 +246,7 @@ def _to_ras(transform: object) -> np.ndarray:
 
 
 def estimate_etiv(transform: np.ndarray, template: Template) -> float:
-    """The eTIV in mm3 from the transform that takes a head to a template.
+    """Return the eTIV in mm3 from the transform that takes a head to a template.
 
     Examples
     --------
@@ -257,5 +258,5 @@ def estimate_etiv(transform: np.ndarray, template: Template) -> float:
 
 
 def to_xfm(transform: np.ndarray) -> str:
-    """Text of an affine: four rows of four numbers, from RAS+ mm of the T1w to RAS+ mm of the template."""
+    """Return the text of an affine: four rows of four numbers, from RAS+ mm of the T1w to RAS+ mm of the template."""
     return "\n".join(" ".join(f"{value:.8f}" for value in row) for row in transform) + "\n"

@@ -64,7 +64,7 @@ class Measure:
 def brain_measures(
     rows: pd.DataFrame, voxel_mm3: float = 1.0, hypointensities: tuple[int, int] | None = None
 ) -> list[Measure]:
-    """Measures of the whole brain, from numbers of voxels.
+    """Return measures of the whole brain, from numbers of voxels.
 
     FreeSurfer takes some of them from surfaces; these are all voxel-based. Definitions follow FreeSurfer 7
     (``ComputeBrainVolumeStats2``): BrainSeg has neither brain-stem nor optic chiasm; "NotVent" leaves out ventricles,
@@ -88,7 +88,7 @@ def brain_measures(
         return float(sum(volumes.get(label, math.nan) for label in labels))
 
     def occurring(*labels: int) -> float:
-        """Of labels that only FreeSurfer's own segmentations have."""
+        """Return the total of labels that only FreeSurfer's own segmentations have."""
         return float(sum(volumes.get(label, 0.0) for label in labels))
 
     brain = total(*({*volumes, *CEREBRUM} - {BRAIN_STEM, OPTIC_CHIASM, OUTER_CSF}))
@@ -133,7 +133,7 @@ _NEAR = 5  # voxels around a hypointensity, in which white matter of its own sid
 
 
 def hypointensity_sides(labels: np.ndarray) -> tuple[int, int]:
-    """Voxels of white-matter hypointensities on the left and on the right; FreeSurfer's label 77 has no side.
+    """Return voxels of white-matter hypointensities on the left and on the right; FreeSurfer's label 77 has no side.
 
     A voxel lies on the side that has more white matter and cortex within 5 voxels along each axis; of equals, and
     where there is none, on the side of the nearer mean position of white matter.
@@ -172,7 +172,7 @@ def _divided(labels: np.ndarray, places: np.ndarray, more: np.ndarray) -> tuple[
 
 
 def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
-    """The brain with sulci and cisterns filled: the mask closed by 10 mm, all cavities included.
+    """Return the brain with sulci and cisterns filled: the mask closed by 10 mm, all cavities included.
 
     An estimate of the space inside the skull from the segmentation alone. CSF over the brain's convexity counts
     only where it lies in a furrow, so it is lower than a manual tracing.
@@ -200,7 +200,8 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
 
 
 def intracranial_space(labels: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
-    """Everything inside the skull: all classes where one is the fluid around the brain, else the closed brain mask.
+    """Return everything inside the skull: all classes where one is the fluid around the brain, else the closed brain
+    mask.
 
     Parameters
     ----------
@@ -217,12 +218,12 @@ def intracranial_space(labels: np.ndarray, brain: np.ndarray, voxel_mm: float = 
 
 
 def knows_outer_fluid(labels: np.ndarray) -> bool:
-    """Whether the fluid between brain and skull is labelled."""
+    """Return whether the fluid between brain and skull is labelled."""
     return bool((labels == OUTER_CSF).any())
 
 
 def _halved(mask: np.ndarray) -> np.ndarray:
-    """Every second voxel; true where any of its eight is."""
+    """Return every second voxel; true where any of its eight is."""
     even = np.pad(mask, [(0, side % _COARSE) for side in mask.shape])
     parts = even.reshape([n for side in even.shape for n in (side // _COARSE, _COARSE)])
     return parts.any(axis=(1, 3, 5))
@@ -237,7 +238,7 @@ def intracranial_measures(
     inside: np.ndarray | None = None,
     from_classes: bool = False,
 ) -> list[Measure]:
-    """Volumes of brain mask and intracranial space, and their ratios.
+    """Return volumes of brain mask and intracranial space, and their ratios.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def overlap_counts(found: np.ndarray, reference: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxels of every class in both segmentations, in the first and in the second, int64 (C,) each.
+    """Return voxels of every class in both segmentations, in the first and in the second, int64 (C,) each.
 
     Examples
     --------
@@ -18,7 +18,7 @@ def overlap_counts(found: np.ndarray, reference: np.ndarray, classes: int) -> tu
 
 
 def dice_scores(found: np.ndarray, reference: np.ndarray, classes: int) -> np.ndarray:
-    """Dice of every class, float64 (C,); NaN where the reference lacks it.
+    """Return the Dice of every class, float64 (C,); NaN where the reference lacks it.
 
     Examples
     --------

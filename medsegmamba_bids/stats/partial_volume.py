@@ -20,7 +20,7 @@ _ONE_VOXEL = 1 << 51
 
 
 def corrected_counts(classes: np.ndarray, guide: np.ndarray, n_classes: int) -> np.ndarray:
-    """Number of voxels of each class, with border voxels shared between their class and a neighbour.
+    """Return the number of voxels of each class, with border voxels shared between their class and a neighbour.
 
     A border voxel has a neighbour by a face in another class; all others count whole. At a border voxel with
     intensity I, each class has a mean intensity in the window of 15^3 voxels around. A candidate is another class
@@ -67,7 +67,7 @@ def corrected_counts(classes: np.ndarray, guide: np.ndarray, n_classes: int) -> 
 
 
 def _quantised(guide: np.ndarray) -> np.ndarray:
-    """Intensities above the lowest one, int64 below 2^38; whole numbers of up to 38 bits stay what they are.
+    """Return intensities above the lowest one, int64 below 2^38; whole numbers of up to 38 bits stay what they are.
 
     The shares do not depend on offset and scale, and sums of whole numbers are exact in any order.
     """

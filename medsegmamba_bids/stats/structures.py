@@ -84,7 +84,7 @@ def structure_statistics(
 
 
 def _cropped(labels: np.ndarray, *others: np.ndarray | None) -> list[np.ndarray | None]:
-    """All of them where labels are, and as far around as volumes depend on it; a voxel where there are none."""
+    """Return all of them where labels are, and as far around as volumes depend on it; a voxel where there are none."""
     from medsegmamba_bids.stats.partial_volume import REACH  # numba takes a while
 
     box = Box.around(labels, margin=REACH) or Box.whole((1, 1, 1))
@@ -96,7 +96,7 @@ def _cropped(labels: np.ndarray, *others: np.ndarray | None) -> list[np.ndarray 
 
 
 def volume_definition(table: LabelTable, posteriors: bool, guide: bool) -> str:
-    """What ``Volume_mm3`` is: a key of ``segmentations.VOLUME_DEFINITIONS``.
+    """Return what ``Volume_mm3`` is: a key of ``segmentations.VOLUME_DEFINITIONS``.
 
     FreeSurfer reports the aseg corrected for partial volume, subfields as sums of posteriors; where what is needed
     for that is not there, voxels are counted.
@@ -107,7 +107,9 @@ def volume_definition(table: LabelTable, posteriors: bool, guide: bool) -> str:
 
 
 def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around: np.ndarray | None) -> np.ndarray:
-    """Corrected numbers of voxels of the listed labels; every label is a class of its own, in ascending order."""
+    """Return corrected numbers of voxels of the listed labels; every label is a class of its own, in ascending
+    order.
+    """
     from medsegmamba_bids.stats.partial_volume import corrected_counts  # numba takes a while
 
     if around is not None:
@@ -121,7 +123,7 @@ def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around:
 
 
 def _intensities(labels: np.ndarray, guide: np.ndarray | None, listed: list[int]) -> pd.DataFrame:
-    """Mean, standard deviation (of a sample, as FreeSurfer's), lowest, highest and range in each label."""
+    """Return mean, standard deviation (of a sample, as FreeSurfer's), lowest, highest and range in each label."""
     if guide is None:
         return pd.DataFrame(math.nan, range(len(listed)), _INTENSITIES)
     n = len(listed)

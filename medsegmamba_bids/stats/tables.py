@@ -48,7 +48,7 @@ _INTENSITIES = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
 
 
 def to_tsv(rows: pd.DataFrame) -> str:
-    """Text of a volume table, columns in the order of ``COLUMNS``; what is missing is ``n/a``."""
+    """Return the text of a volume table, columns in the order of ``COLUMNS``; what is missing is ``n/a``."""
     text = pd.DataFrame({name: [_cell(name, value) for value in rows[name]] for name in COLUMNS})
     return text.to_csv(sep="\t", index=False, lineterminator="\n")
 
@@ -81,7 +81,7 @@ def read_tsv(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def columns(definition: str = CORRECTED) -> dict[str, dict[str, Any]]:
-    """``COLUMNS``, with what the volumes of a table are (a key of ``segmentations.VOLUME_DEFINITIONS``).
+    """Return ``COLUMNS``, with what the volumes of a table are (a key of ``segmentations.VOLUME_DEFINITIONS``).
 
     Examples
     --------
@@ -94,7 +94,9 @@ def columns(definition: str = CORRECTED) -> dict[str, dict[str, Any]]:
 def table_sidecar(
     measures: Iterable[Measure], extra: Mapping[str, Any] | None = None, definition: str = CORRECTED
 ) -> dict[str, Any]:
-    """What stands in the JSON beside a volume table: its columns, measures of the brain, and what else is known."""
+    """Return what stands in the JSON beside a volume table: its columns, measures of the brain, and what else is
+    known.
+    """
     listed = {
         measure.name: {
             "Description": measure.description,
@@ -114,7 +116,7 @@ def to_aseg_stats(
     voxel_mm3: float = 1.0,
     command: str = "medsegmamba",
 ) -> str:
-    """Text of FreeSurfer's ``aseg.stats``, which ``asegstats2table`` reads beside FreeSurfer's own.
+    """Return the text of FreeSurfer's ``aseg.stats``, which ``asegstats2table`` reads beside FreeSurfer's own.
 
     It has the rows and measures that FreeSurfer 7 writes, in its order, so that both merge without gaps. What is not
     known (vessels, corpus callosum, holes of surfaces, structures that the weights do not know) is ``nan``, since
@@ -147,7 +149,7 @@ def to_aseg_stats(
 
 
 def _as_freesurfer_lists(rows: pd.DataFrame) -> pd.DataFrame:
-    """With rows for what only FreeSurfer knows, without numbers, in the order of the labels."""
+    """Return the rows with those for what only FreeSurfer knows, without numbers, in the order of the labels."""
     unknown = {label: name for label, name in FREESURFER_ONLY.items() if label not in set(rows["SegId"])}
     beside = pd.DataFrame({"SegId": list(unknown), "StructName": list(unknown.values())}, dtype=object)
     return pd.concat([rows.astype(object), beside], ignore_index=True).sort_values("SegId", kind="stable")
@@ -170,7 +172,7 @@ _UNITLESS = ("to-eTIV", "SurfaceHoles")
 
 
 def _with_unknown(measures: Sequence[Measure]) -> list[Measure]:
-    """Measures in FreeSurfer's order, ``nan`` for those that are not known; then those that are only ours."""
+    """Return measures in FreeSurfer's order, ``nan`` for those that are not known; then those that are only ours."""
     known = {measure.name: measure for measure in measures}
     ordered = [
         known.pop(name, None)
@@ -228,5 +230,5 @@ def _row_line(number: int, row: Mapping[str, Any]) -> str:
 
 
 def read_measures(sidecar: Mapping[str, Any]) -> dict[str, float]:
-    """Measures by name from the JSON beside a volume table."""
+    """Return measures by name from the JSON beside a volume table."""
     return {name: float(entry["Value"]) for name, entry in sidecar.get("Measures", {}).items()}

@@ -26,7 +26,7 @@ _INPUT_KEYS = [f.name for f in dataclasses.fields(InputSpec)]
 
 
 def weights_info(config: Config) -> WeightsInfo:
-    """What the weights file of a configuration says of itself; the checksum is still open.
+    """Return what the weights file of a configuration says of itself; the checksum is still open.
 
     For synthesis the name, the label table, the last patch and voxel size stand in for a missing ``[weights]``.
 
@@ -68,7 +68,7 @@ def _default_table(config: Config) -> WeightsTable:
 
 
 def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo:
-    """Writes a trained network as a weights file."""
+    """Write a trained network as a weights file."""
     info, table = weights_info(config), config.weights or _default_table(config)
     if table.unweighted:
         network = unweigh(network, load_tissue_table(config.table).class_weights, table.unweighted)
@@ -76,7 +76,7 @@ def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo
 
 
 def unweigh(network: nn.Module, weights: np.ndarray, share: float) -> nn.Module:
-    """A copy of a network whose class probabilities are divided by ``weights ** share`` (and add up to 1 again).
+    """Return a copy of a network whose class probabilities are divided by ``weights ** share`` (and add up to 1 again).
 
     The weights of the cross-entropy help rare classes to be learned at all, but draw borders in their favour, so
     that heavy classes come out too large.
@@ -95,14 +95,14 @@ def unweigh(network: nn.Module, weights: np.ndarray, share: float) -> nn.Module:
 
 
 def copy_weights(source: Path, path: Path) -> None:
-    """Copies a weights file, all at once."""
+    """Copy a weights file, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def export_checkpoint(checkpoint: Path, config: Config, path: Path) -> WeightsInfo:
-    """Writes the weights file of a training as it stands: the average, where there is one.
+    """Write the weights file of a training as it stands: the average, where there is one.
 
     Parameters
     ----------

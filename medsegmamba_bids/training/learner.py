@@ -58,7 +58,7 @@ class Learner:
         return self.average.module if self.average else self.network
 
     def step(self, batches: Sequence[Batch], loss: Loss, rate: float, seed: int, step: int) -> float:
-        """One optimiser step on the mean of the batches' gradients; the mean loss comes back.
+        """Take one optimiser step on the mean of the batches' gradients; the mean loss comes back.
 
         Dropout depends on the seed and the step, so that a resumed run is the same.
         """
@@ -87,18 +87,18 @@ class Learner:
         return float(value.detach())
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
-        """Processes exchange gradients once a step, after the last batch."""
+        """Return exchange gradients between processes once a step, after the last batch."""
         return self._forward.no_sync() if self.distributed and not last else nullcontext()
 
     def state(self) -> dict[str, dict]:
-        """What a checkpoint keeps: of the network, its average and the optimiser."""
+        """Return what a checkpoint keeps: of the network, its average and the optimiser."""
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average:
             state["average"] = self.average.module.state_dict()
         return state
 
     def restore(self, state: dict, step: int) -> None:
-        """Takes back what :meth:`state` gave after ``step`` steps."""
+        """Take back what :meth:`state` gave after ``step`` steps."""
         self.network.load_state_dict(state["network"])
         if self.average:
             self.average.module.load_state_dict(state["average"])

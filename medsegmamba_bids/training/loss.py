@@ -14,7 +14,7 @@ SMOOTH = 1.0
 
 
 def merged_probabilities(probabilities: torch.Tensor, target: torch.Tensor, accepts: torch.Tensor) -> torch.Tensor:
-    """Gives the probability of every accepted class to the target class.
+    """Give the probability of every accepted class to the target class.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def reference_loss(
     dice: float = 1.0,
     cross_entropy: float = 1.0,
 ) -> torch.Tensor:
-    """Weighted cross-entropy + (1 - mean Dice over the classes present).
+    """Return weighted cross-entropy + (1 - mean Dice over the classes present).
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def segmentation_loss(
     dice: float = 1.0,
     cross_entropy: float = 1.0,
 ) -> torch.Tensor:
-    """``reference_loss``, by the fused kernel on a CPU."""
+    """Return ``reference_loss``, by the fused kernel on a CPU."""
     if logits.device.type == "cpu":
         return _FusedLoss.apply(logits, target, accepts, weights, dice, cross_entropy)
     return reference_loss(logits, target, accepts, weights, dice, cross_entropy)

@@ -35,7 +35,7 @@ class Processes:
         return None if self.first else True
 
     def total(self, values: list[float]) -> list[float]:
-        """Sums over all processes."""
+        """Return sums over all processes."""
         if not self.many:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -43,13 +43,13 @@ class Processes:
         return tensor.tolist()
 
     def wait(self) -> None:
-        """Returns when all processes are here."""
+        """Wait until all processes are here."""
         if self.many:
             torch.distributed.barrier()
 
 
 def join_processes(device: str) -> Processes:
-    """Joins the group that ``torchrun`` describes in the environment; without it there is one process.
+    """Join the group that ``torchrun`` describes in the environment; without it there is one process.
 
     Parameters
     ----------
@@ -72,6 +72,6 @@ def join_processes(device: str) -> Processes:
 
 
 def leave_processes() -> None:
-    """Ends the group, if there is one."""
+    """End the group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

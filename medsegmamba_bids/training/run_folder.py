@@ -38,7 +38,7 @@ class RunFolder:
         self._board: Any = None
 
     def restore(self, device: torch.device | str = "cpu") -> dict | None:
-        """The last checkpoint, or None; later lines of the log are dropped.
+        """Return the last checkpoint, or None; later lines of the log are dropped.
 
         Raises
         ------
@@ -53,13 +53,13 @@ class RunFolder:
         return state
 
     def save(self, state: dict) -> None:
-        """Replaces the checkpoint."""
+        """Replace the checkpoint."""
         if self.writes:
             with atomic_path(self.checkpoint) as temporary:
                 torch.save({**state, "digest": self.digest}, temporary)
 
     def log(self, **fields: Any) -> None:
-        """Appends a line to the log and, where TensorBoard is installed, its numbers to TensorBoard's files."""
+        """Append a line to the log and, where TensorBoard is installed, its numbers to TensorBoard's files."""
         if not self.writes:
             return
         with self.log_path.open("a") as stream:
@@ -70,7 +70,7 @@ class RunFolder:
                 board.add_scalar(name, value, fields[self.key])
 
     def close(self) -> None:
-        """Completes TensorBoard's files."""
+        """Complete TensorBoard's files."""
         if self._board:
             self._board.close()
 
@@ -96,7 +96,7 @@ class RunFolder:
 
 
 def read_checkpoint(path: Path, digest: str, device: torch.device | str = "cpu") -> dict:
-    """A checkpoint that belongs to the configuration of this digest.
+    """Return a checkpoint that belongs to the configuration of this digest.
 
     Raises
     ------

@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def network_settings(config: Config, classes: int, patch_size: int | None = None) -> dict:
-    """Arguments that rebuild a configuration's network."""
+    """Return arguments that rebuild a configuration's network."""
     return {**config.network, "classes": classes, "patch_size": patch_size or config.patch_size}
 
 
 def check_network(config: Config, patch_size: int | None = None) -> nn.Module:
-    """Refuses a network that cannot be built or whose ``initial`` weights are not there; takes no memory.
+    """Refuse a network that cannot be built or whose ``initial`` weights are not there; takes no memory.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def check_network(config: Config, patch_size: int | None = None) -> nn.Module:
 
 
 def new_network(config: Config, classes: int, patch_size: int | None = None) -> nn.Module:
-    """A configuration's network with random weights that its seed decides, on the CPU.
+    """Return a configuration's network with random weights that its seed decides, on the CPU.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def new_network(config: Config, classes: int, patch_size: int | None = None) -> 
 
 
 def take_initial(network: nn.Module, path_or_name: str, labels: Sequence[int]) -> int:
-    """Copies the tensors of a weights file that have a namesake of equal shape in the network.
+    """Copy the tensors of a weights file that have a namesake of equal shape in the network.
 
     The last layer's rows are taken label by label, so that a network for one class more starts as the other ends.
 
@@ -101,7 +101,8 @@ def take_initial(network: nn.Module, path_or_name: str, labels: Sequence[int]) -
 def _last_layer_by_label(
     given: dict[str, torch.Tensor], own: dict[str, torch.Tensor], source: Sequence[int], wanted: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """The last layer's rows in the order of the wanted labels; a label without one starts as the background does.
+    """Return the last layer's rows in the order of the wanted labels; a label without one starts as the background
+    does.
 
     Empty where the two have the same labels or none in common but the background.
     """

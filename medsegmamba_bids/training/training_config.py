@@ -133,7 +133,7 @@ class SynthesisConfig(_Config):
         return self.tissues
 
     def varied(self, initial: str | None = None, leave_out: Sequence[str] = ()) -> SynthesisConfig:
-        """The same training from other initial weights, or without some of its sources.
+        """Return the same training from other initial weights, or without some of its sources.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ _AT_LEAST_ONE = ("steps", "epochs", "batch_size", "patches_per_axis", "save_ever
 
 
 def find_config(path_or_name: str | Path) -> Path:
-    """The file that a user means: a path, or the name of a configuration of the package.
+    """Return the file that a user means: a path, or the name of a configuration of the package.
 
     Raises
     ------
@@ -232,18 +232,18 @@ def find_config(path_or_name: str | Path) -> Path:
 
 
 def read_config(path: Path) -> Config:
-    """Reads either kind of configuration; one with ``[[sources]]`` is for synthesis."""
+    """Read either kind of configuration; one with ``[[sources]]`` is for synthesis."""
     fields = _read_fields(path)
     return _synthesis_config(fields, path) if "sources" in fields else _pairs_config(fields, path)
 
 
 def read_synthesis_config(path: Path) -> SynthesisConfig:
-    """Reads a TOML file with ``[[sources]]`` and ``[[stages]]``; raises ``ConfigError``."""
+    """Read a TOML file with ``[[sources]]`` and ``[[stages]]``; raises ``ConfigError``."""
     return _synthesis_config(_read_fields(path), path)
 
 
 def read_pairs_config(path: Path) -> PairsConfig:
-    """Reads the configuration of a training on pairs; raises ``ConfigError``."""
+    """Read the configuration of a training on pairs; raises ``ConfigError``."""
     return _pairs_config(_read_fields(path), path)
 
 
@@ -278,7 +278,7 @@ def _with_weights(kind: type, fields: dict[str, Any], path: Path) -> Any:
 
 
 def _build(kind: type, entries: Any, where: str) -> Any:
-    """A record from a table of the file; says which key is unknown, missing, of a wrong type or too small."""
+    """Return a record from a table of the file; says which key is unknown, missing, of a wrong type or too small."""
     record = build(kind, entries, where)
     for key in _AT_LEAST_ONE:
         if getattr(record, key, 1) < 1:

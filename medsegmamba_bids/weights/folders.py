@@ -35,7 +35,7 @@ def user_weights() -> list[Path]:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    """Weights files of a folder, without hidden ones, such as the ``._`` files of macOS."""
+    """Return weights files of a folder, without hidden ones, such as the ``._`` files of macOS."""
     return sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
 
 

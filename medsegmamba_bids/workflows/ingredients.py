@@ -19,7 +19,7 @@ _OPTIONS = ("step_size", "precision", "save_posteriors", "fs_stats")
 
 
 def made_from(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> dict[str, Any]:
-    """What a T1w's results depend on, apart from the content of the files that are read for it."""
+    """Return what a T1w's results depend on, apart from the content of the files that are read for it."""
     used = {ASEG.task: networks.aseg, HIPPOCAMPUS.task: networks.hippocampus, "brain": networks.brain}
     return {
         "Version": __version__,
@@ -36,10 +36,10 @@ def _template(template: Template) -> dict[str, Any]:
 
 
 def files_read(image: T1wImage) -> dict[str, Path]:
-    """Files that a T1w's results are made from, by name."""
+    """Return files that a T1w's results are made from, by name."""
     return {"T1w": image.path} | ({"mask": image.mask} if image.mask else {})
 
 
 def files_now(image: T1wImage) -> dict[str, dict[str, Any]]:
-    """Path, size and time of the files that are read, to tell later whether they changed meanwhile."""
+    """Return path, size and time of the files that are read, to tell later whether they changed meanwhile."""
     return {name: {"Path": str(path), **size_and_time(path)} for name, path in files_read(image).items()}

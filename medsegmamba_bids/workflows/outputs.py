@@ -22,12 +22,12 @@ _MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
 
 
 def derivative_link(number: int) -> str:
-    """Name of a dataset of ``--derivatives`` in BIDS URIs, counted from 0."""
+    """Return the name of a dataset of ``--derivatives`` in BIDS URIs, counted from 0."""
     return f"derivatives{number + 1}"
 
 
 def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: WeightsFile) -> Node:
-    """A node that writes products of a T1w.
+    """Return a node that writes products of a T1w.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunCo
 
 
 def product_metadata(name: str, image: T1wImage, config: RunConfig, network: WeightsFile) -> dict[str, Any]:
-    """What the JSON beside a product says; empty where the table of names says nothing."""
+    """Return what the JSON beside a product says; empty where the table of names says nothing."""
     if name in _MEASURED:
         return {"Sources": [_uri(image, _MEASURED[name]), _uri(image, "conformed")]}
     fixed = product(name).get("metadata", {})

@@ -66,12 +66,12 @@ def _report_node(subject: str, config: RunConfig, parts: list[str]) -> Node:
 
 
 def participant_wf_name(subject: str) -> str:
-    """Name of a participant's workflow and, within ``ROOT``, of its work folder."""
+    """Return the name of a participant's workflow and, within ``ROOT``, of its work folder."""
     return f"sub_{subject}_wf"
 
 
 def participant_work_dir(subject: str, config: RunConfig) -> Path:
-    """Folder of a participant's intermediate results."""
+    """Return the folder of a participant's intermediate results."""
     return config.work_dir / ROOT / participant_wf_name(subject)
 
 

@@ -114,5 +114,5 @@ def init_aseg_results_wf(
 
 
 def products_of(kind: SegmentationKind, config: RunConfig) -> list[str]:
-    """Products of a segmentation that a run writes."""
+    """Return products of a segmentation that a run writes."""
     return [kind.native, kind.conformed, kind.entropy, kind.stats] + [kind.posteriors] * config.save_posteriors

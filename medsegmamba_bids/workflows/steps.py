@@ -15,14 +15,14 @@ _NETWORK_GB, _OTHERS_GB = 4.0, 0.8
 
 
 def step(interface: StepInterface, name: str, config: RunConfig, threads: int = 1) -> Node:
-    """A node of a step, with the memory that it was seen to need but not more than there is."""
+    """Return a node of a step, with the memory that it was seen to need but not more than there is."""
     interface.inputs.num_threads = threads
     needed = _NETWORK_GB if interface.runs_network else _MEMORY_GB.get(type(interface).__name__, _OTHERS_GB)
     return Node(interface, name=name, mem_gb=min(needed, config.mem_gb), n_procs=threads)
 
 
 def network_step(interface: type[SegmentAseg], name: str, network: WeightsFile, config: RunConfig) -> Node:
-    """A node that runs a network as the options say."""
+    """Return a node that runs a network as the options say."""
     node = mask_network_step(interface, name, network, config)
     node.inputs.save_posteriors = config.save_posteriors
     if config.step_size is not None:
@@ -31,7 +31,7 @@ def network_step(interface: type[SegmentAseg], name: str, network: WeightsFile, 
 
 
 def mask_network_step(interface: type[SegmentAseg], name: str, network: WeightsFile, config: RunConfig) -> Node:
-    """A node that runs a network as its weights say, for a brain mask alone."""
+    """Return a node that runs a network as its weights say, for a brain mask alone."""
     inputs = interface(
         weights=network,
         checksum=network.info.checksum,

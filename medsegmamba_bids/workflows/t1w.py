@@ -127,7 +127,7 @@ def _add_hippocampus(
 
 
 def _image_rows(network: WeightsFile, node: Node, chain: _Chain) -> list[Row]:
-    """What a network is given: the image that its weights ask for, and the mask where that must be stripped."""
+    """Return what a network is given: the image that its weights ask for, and the mask where that must be stripped."""
     spec = network.info.input
     image = chain.normalize if spec.intensity == "freesurfer" else chain.conform
     mask = [(chain.mask, node, [(chain.mask_output, "mask_file")])] if spec.skull_stripped else []
@@ -160,7 +160,7 @@ def _chain(image: T1wImage, config: RunConfig, networks: Networks) -> _Chain:
 
 
 def _finish_node(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> Node:
-    """Last, say what all was made from."""
+    """Record, last, what all was made from."""
     interface = WriteRecord(
         output_dir=str(config.output_dir),
         prefix=image.prefix,

@@ -40,7 +40,7 @@ _FREE_WEIGHTS = ("name", "origin", "licence", "training_data", "half")
 
 
 def check_conditions(configs: list[PairsConfig]) -> None:
-    """Refuses configurations that do not train under equal conditions, or whose names are not their own.
+    """Refuse configurations that do not train under equal conditions, or whose names are not their own.
 
     Raises
     ------
@@ -70,7 +70,9 @@ def _differing(first: object, second: object, free: tuple[str, ...]) -> list[str
 
 
 def method_names(configs: list[PairsConfig]) -> list[str]:
-    """What the tables call the configurations: their networks, or their own names where a network is there twice."""
+    """Return what the tables call the configurations: their networks, or their own names where a network is there
+    twice.
+    """
     networks = [NETWORKS[config.network_name].rpartition(":")[2] for config in configs]
     return networks if len(set(networks)) == len(networks) else [config.name for config in configs]
 
@@ -78,7 +80,7 @@ def method_names(configs: list[PairsConfig]) -> list[str]:
 def train_all(
     configs: list[PairsConfig], pairs: list[Pair], split: dict[str, str], out: Path, processes: Processes
 ) -> list[Path]:
-    """Trains one configuration after another, each in a folder of its name; finished trainings are not done again.
+    """Train one configuration after another, each in a folder of its name; finished trainings are not done again.
 
     A weights file of that name without a folder, from a training elsewhere, is taken as it is.
 
@@ -115,7 +117,7 @@ def _check_weights(path: Path, config: PairsConfig) -> None:
 
 
 def segment_test_set(weights: Path, pairs: list[Pair], config: PairsConfig, out: Path, device: str) -> None:
-    """Segments scans with trained weights, each on its own grid: ``<scan>.nii.gz``.
+    """Segment scans with trained weights, each on its own grid: ``<scan>.nii.gz``.
 
     Subfields are looked for around the hippocampi of the participant's ``aseg.mgz``; where there is none, around
     those that the package's own weights find. Scans whose file is newer than the weights are left as they are.
@@ -174,7 +176,7 @@ class Tables:
 
 
 def evaluation_arguments(tables: Tables, configs: list[PairsConfig], out: Path) -> list[str]:
-    """Arguments of ``medsegmamba-evaluate`` that compare the test sets."""
+    """Return arguments of ``medsegmamba-evaluate`` that compare the test sets."""
     arguments = ["compare", "--reference", str(tables.reference), "--table", configs[0].table]
     for name, config in zip(method_names(configs), configs, strict=True):
         arguments += ["--method", f"{name}={test_folder(out, config)}"]
@@ -186,12 +188,12 @@ def evaluation_arguments(tables: Tables, configs: list[PairsConfig], out: Path) 
 
 
 def test_folder(out: Path, config: PairsConfig) -> Path:
-    """Where the segmentations of a configuration's test set are."""
+    """Return where the segmentations of a configuration's test set are."""
     return out / "test" / config.name
 
 
 def write_tables(arguments: list[str]) -> None:
-    """Runs ``medsegmamba-evaluate``.
+    """Run ``medsegmamba-evaluate``.
 
     Raises
     ------
@@ -212,7 +214,7 @@ def run_experiment(
     tables: Tables,
     processes: Processes,
 ) -> None:
-    """Trains, segments and compares; what is there already is not done again.
+    """Train, segment and compare; what is there already is not done again.
 
     Raises
     ------

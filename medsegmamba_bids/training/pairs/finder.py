@@ -36,7 +36,7 @@ class Pair:
 
 
 def find_freesurfer_pairs(subjects_dir: Path, config: PairsConfig, participants: list[str]) -> list[Pair]:
-    """Pairs of the participants' subjects: ``sub-01``, ``01``, ``sub-01_ses-1``, ``sub-01.long.base``, ...
+    """Return pairs of the participants' subjects: ``sub-01``, ``01``, ``sub-01_ses-1``, ``sub-01.long.base``, ...
 
     Raises
     ------
@@ -69,7 +69,7 @@ def _freesurfer_pair(folder: Path, participant: str, config: PairsConfig) -> Pai
 def find_bids_pairs(
     bids_dir: Path, derivatives: list[Path], config: PairsConfig, participants: list[str]
 ) -> list[Pair]:
-    """Pairs of raw T1-weighted images and ``*_seg-<segmentation>*_dseg`` images of derivatives on their grid.
+    """Return pairs of raw T1-weighted images and ``*_seg-<segmentation>*_dseg`` images of derivatives on their grid.
 
     Of several derivatives the first that has labels for an image counts, and there those without ``space-`` come
     first.

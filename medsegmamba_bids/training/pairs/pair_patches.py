@@ -45,14 +45,16 @@ class PreparedPair:
     target: np.ndarray
 
     def patches(self, size: int, per_axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches side by side, evenly spread: images float32 (N, 1, P, P, P), 0..1, and classes uint8 (N, P, P, P)."""
+        """Return patches side by side, evenly spread: images float32 (N, 1, P, P, P), 0..1, and classes uint8 (N, P,
+        P, P).
+        """
         boxes = patch_boxes(self.image.shape, size, per_axis)
         images = np.stack([self.image[box] for box in boxes])[:, None].astype(np.float32) / np.float32(255)
         return torch.from_numpy(images), torch.from_numpy(np.stack([self.target[box] for box in boxes]))
 
 
 def patch_boxes(shape: tuple[int, ...], size: int, per_axis: int) -> list[tuple[slice, ...]]:
-    """``per_axis`` cubes an axis from one end of the volume to the other; one alone lies in the middle.
+    """Return ``per_axis`` cubes an axis from one end of the volume to the other; one alone lies in the middle.
 
     Examples
     --------
@@ -67,7 +69,7 @@ def patch_boxes(shape: tuple[int, ...], size: int, per_axis: int) -> list[tuple[
 def prepare_pairs(
     pairs: list[Pair], config: PairsConfig, table: LabelTable, cache: Path, processes: Processes
 ) -> list[Path]:
-    """Checks all pairs before any training and stores them prepared; the files of the cache come back.
+    """Check all pairs before any training and store them prepared; the files of the cache come back.
 
     Several processes share the work.
 
@@ -89,13 +91,13 @@ def prepare_pairs(
 
 
 def load_pair(path: Path) -> PreparedPair:
-    """Reads what :func:`prepare_pairs` stored."""
+    """Read what :func:`prepare_pairs` stored."""
     with np.load(path) as stored:
         return PreparedPair(str(stored["name"]), stored["image"], stored["target"])
 
 
 def _cache_key(pair: Pair, config: PairsConfig) -> str:
-    """Checksum of all that a prepared pair depends on; files count by path, size and time of change."""
+    """Return the checksum of all that a prepared pair depends on; files count by path, size and time of change."""
     files = [pair.image, *(path for path, _ in pair.labels)]
     stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     parts = (_VERSION, stamps, config.table, config.background, config.patch_size, config.patches_per_axis)
@@ -103,7 +105,7 @@ def _cache_key(pair: Pair, config: PairsConfig) -> str:
 
 
 def prepare_pair(pair: Pair, config: PairsConfig, table: LabelTable) -> PreparedPair:
-    """Reads, checks and conforms a pair.
+    """Read, check and conform a pair.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def prepare_pair(pair: Pair, config: PairsConfig, table: LabelTable) -> Prepared
 
 
 def merged_labels(pair: Pair, image: nib.spatialimages.SpatialImage) -> np.ndarray:
-    """The label images of a pair as one, uint16 (X, Y, Z) on the grid of its image.
+    """Return the label images of a pair as one, uint16 (X, Y, Z) on the grid of its image.
 
     Raises
     ------
@@ -144,7 +146,9 @@ def merged_labels(pair: Pair, image: nib.spatialimages.SpatialImage) -> np.ndarr
 
 
 def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pair: Pair) -> np.ndarray:
-    """Class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor background."""
+    """Return the class of every voxel, uint8; raises ``PairError`` for labels that are neither classes nor
+    background.
+    """
     background = of_table(config.table).beside if config.background is None else config.background
     files = ", ".join(str(path) for path, _ in pair.labels)
     if foreign := foreign_labels(labels, table, background):
@@ -159,7 +163,9 @@ def class_indices(labels: np.ndarray, config: PairsConfig, table: LabelTable, pa
 
 
 def _box(labels: np.ndarray, classes: np.ndarray, config: PairsConfig) -> Box:
-    """Where patches lie: around all labels, one patch around the middle of the classes, or where subfields are."""
+    """Return where patches lie: around all labels, one patch around the middle of the classes, or where subfields
+    are.
+    """
     if config.patches_per_axis > 1 and not config.subfields:
         return Box.around(labels).at_least(config.patch_size, labels.shape)
     centres = [(side.start + side.stop) // 2 for side in Box.around(classes)]

@@ -72,7 +72,7 @@ class PairTrainer:
         return self.folder / "best.safetensors"
 
     def run(self) -> Path:
-        """Trains to the end of the last epoch; the file with the best weights comes back."""
+        """Train to the end of the last epoch; the file with the best weights comes back."""
         while self.progress["epoch"] < self.config.epochs:
             self._run_epoch()
         self.run_folder.close()
@@ -117,7 +117,7 @@ class PairTrainer:
         return self.progress["epoch"] * self._steps + self.progress["scan"]
 
     def _order(self, epoch: int) -> list[int]:
-        """Scans of an epoch that this process takes; the first ones are repeated where scans do not go round."""
+        """Return scans of an epoch that this process takes; the first ones are repeated where scans do not go round."""
         world, scans = self.processes.world, len(self.train)
         order = np.random.default_rng((self.config.seed, epoch)).permutation(scans)
         return np.resize(order, self._steps * world)[self.processes.rank :: world].tolist()
@@ -148,13 +148,13 @@ class PairTrainer:
         self.progress["scan"] += 1
 
     def _loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Dice, and in the first epoch weighted cross-entropy (section 2.4)."""
+        """Return Dice, and in the first epoch weighted cross-entropy (section 2.4)."""
         entropy = 1.0 if self.progress["epoch"] < self.config.entropy_epochs else 0.0
         accepts = torch.eye(len(self.weights), dtype=torch.bool, device=logits.device)
         return segmentation_loss(logits, target, accepts, self.weights, 1.0, entropy)
 
     def _finish_epoch(self, start: float) -> None:
-        """Validates, keeps the best weights, writes the log's line and the checkpoint."""
+        """Validate, keep the best weights, write the log's line and the checkpoint."""
         losses, scans = self.processes.total([sum(self.progress["losses"]), len(self.progress["losses"])])
         rate = self.learner.optimizer.param_groups[0]["lr"]
         structures = self._validate()
@@ -170,7 +170,7 @@ class PairTrainer:
         self._save()
 
     def _validate(self) -> dict[str, float]:
-        """Mean Dice of every structure over the validation scans in which it occurs."""
+        """Return mean Dice of every structure over the validation scans in which it occurs."""
         network = self.learner.result.eval()
         sums, counts = np.zeros(len(self.table.labels)), np.zeros(len(self.table.labels))
         for path in self.validation[self.processes.rank :: self.processes.world]:
@@ -194,7 +194,7 @@ class PairTrainer:
 def train_on_pairs(
     config: PairsConfig, pairs: list[Pair], split: dict[str, str], out: Path, cache: Path, processes: Processes
 ) -> Path:
-    """Checks and prepares the pairs of a split, then trains; the weights file of the best epoch comes back.
+    """Check and prepare the pairs of a split, then train; the weights file of the best epoch comes back.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def train_on_pairs(
 
 
 def class_weights(files: list[Path], classes: int) -> np.ndarray:
-    """Median frequency over frequency of every class in the training scans, float32 (C,), within limits.
+    """Return the median frequency over frequency of every class in the training scans, float32 (C,), within limits.
 
     The paper does not give the weights of its cross-entropy; this is a common choice.
     """
@@ -230,7 +230,7 @@ def class_weights(files: list[Path], classes: int) -> np.ndarray:
 
 
 def check_groups(pairs: list[Pair], split: dict[str, str]) -> dict[str, list[Pair]]:
-    """Pairs of every set.
+    """Return pairs of every set.
 
     Raises
     ------

@@ -23,7 +23,7 @@ _MISSING = ("n/a", "na", "nan", "none", "")
 
 
 def read_participants(path: Path, age: str = "age", sex: str = "sex") -> pd.DataFrame:
-    """Participants with age (years, NaN where unknown) and sex (one letter, "" where unknown).
+    """Return participants with age (years, NaN where unknown) and sex (one letter, "" where unknown).
 
     Several rows of a participant, such as one per session, count once, with the first row's age. In a BIDS dataset
     only participants that have a folder count.
@@ -90,7 +90,7 @@ def _years(text: str, file: Path) -> float:
 
 
 def split_participants(people: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Puts every participant into one set, 3:1:1, so that the sets are alike in age and sex.
+    """Put every participant into one set, 3:1:1, so that the sets are alike in age and sex.
 
     Participants are lined up by sex and age (equal ones in random order; ages go up for one sex and down for the
     next, so that neighbours are alike where the sex changes), and of each five neighbours three go to training and
@@ -130,7 +130,7 @@ def split_participants(people: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def describe(split: pd.DataFrame) -> str:
-    """A line for each set: size, mean age and sexes."""
+    """Return a line for each set: size, mean age and sexes."""
     lines = []
     for name in SETS:
         rows = split[split["set"] == name]
@@ -140,7 +140,7 @@ def describe(split: pd.DataFrame) -> str:
 
 
 def write_split(split: pd.DataFrame, path: Path, seed: int) -> None:
-    """Writes the division as a table (``.tsv``) or as lists (``.json``, with the seed).
+    """Write the division as a table (``.tsv``) or as lists (``.json``, with the seed).
 
     Raises
     ------
@@ -161,7 +161,7 @@ def write_split(split: pd.DataFrame, path: Path, seed: int) -> None:
 
 
 def read_split(path: Path) -> dict[str, str]:
-    """Set of every participant, from a file that :func:`write_split` wrote.
+    """Return the set of every participant, from a file that :func:`write_split` wrote.
 
     Raises
     ------

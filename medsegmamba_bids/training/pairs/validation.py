@@ -16,7 +16,7 @@ from medsegmamba_bids.training.training_config import PairsConfig
 def dice_of_scan(
     network: nn.Module, pair: PreparedPair, config: PairsConfig, classes: int, device: torch.device
 ) -> np.ndarray:
-    """Dice of every class, float64 (C,); NaN where the reference lacks it.
+    """Return the Dice of every class, float64 (C,); NaN where the reference lacks it.
 
     The network sees patches half a patch apart, without averaging over mirror images.
     """

@@ -79,14 +79,14 @@ class LabelMap:
     weight: float = 1.0
 
     def save(self, path: Path) -> None:
-        """Writes the map as an ``.npz`` file."""
+        """Write the map as an ``.npz`` file."""
         fields = {k: v for k, v in vars(self).items() if v is not None}
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, **fields)
 
     @classmethod
     def load(cls, path: Path) -> LabelMap:
-        """Reads what ``save`` wrote."""
+        """Read what ``save`` wrote."""
         with np.load(path) as stored:
             fields = {k: stored[k] for k in stored.files}
         for scalar in ("name", "stripped", "weight"):
@@ -95,7 +95,7 @@ class LabelMap:
 
 
 def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
-    """Labels, int32 (X, Y, Z), and image of a 1 mm label image with its axes turned to LIA.
+    """Return labels, int32 (X, Y, Z), and image of a 1 mm label image with its axes turned to LIA.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def prepare_map(
     stripped: bool = False,
     subfields: SubfieldAtlas | None = None,
 ) -> LabelMap:
-    """Reads a FreeSurfer-labelled map and prepares it.
+    """Read a FreeSurfer-labelled map and prepare it.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def build_map(
     weight: float = 1.0,
     source: Path | str = "",
 ) -> LabelMap:
-    """Crops labels (int, LIA, 1 mm) to the head and measures what sampling needs.
+    """Crop labels (int, LIA, 1 mm) to the head and measure what sampling needs.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def build_map(
 
 
 def _neighbours(labels: np.ndarray, tissues: TissueTable) -> tuple[np.ndarray, np.ndarray]:
-    """What voxels turn into where their neighbour grows, and how far away it is: see ``LabelMap``."""
+    """Return what voxels turn into where their neighbour grows, and how far away it is: see ``LabelMap``."""
     neighbour, distance = np.zeros(labels.shape, np.uint8), np.full(labels.shape, 255, np.uint8)
     cortex, outside = np.isin(labels, CORTEX), labels == OUTER_CSF
     ventricles = np.isin(labels, VENTRICLES)
@@ -239,7 +239,7 @@ def _neighbours(labels: np.ndarray, tissues: TissueTable) -> tuple[np.ndarray, n
 
 
 def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (n,) and mean position (n, 3) of every class but the background, zeros where absent."""
+    """Return voxels (n,) and mean position (n, 3) of every class but the background, zeros where absent."""
     places = np.flatnonzero(classes)
     values = classes.ravel()[places]
     counts = np.bincount(values, minlength=n)
@@ -248,7 +248,7 @@ def _measure(classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
-    """Which class is not wrong where the map says another: bool (C, C), the diagonal and the merged ones."""
+    """Return which class is not wrong where the map says another: bool (C, C), the diagonal and the merged ones."""
     index = {int(label): i for i, label in enumerate(table.labels)}
     accepts = np.eye(len(index), dtype=bool)
     for label, hosts in MERGED_INTO.items():
@@ -259,7 +259,7 @@ def accepted_classes(counts: np.ndarray, table: LabelTable) -> np.ndarray:
 
 
 def _with_fluid_unknown(accepts: np.ndarray, table: LabelTable) -> np.ndarray:
-    """The fluid outside the brain and the background may each stand for the other, as nobody drew the border."""
+    """Let the fluid outside the brain and the background stand for each other, as nobody drew the border."""
     if OUTSIDE_BRAIN[0] not in table.labels:
         return accepts
     fluid, merged = int(table.to_indices(np.array(OUTSIDE_BRAIN))[0]), accepts.copy()
@@ -268,7 +268,7 @@ def _with_fluid_unknown(accepts: np.ndarray, table: LabelTable) -> np.ndarray:
 
 
 def _rename(labels: np.ndarray) -> np.ndarray:
-    """Synonyms, cortical parcels and corpus callosum as the classes they belong to."""
+    """Return synonyms, cortical parcels and corpus callosum as the classes they belong to."""
     lookup = np.arange(max(int(labels.max()), max(SYNONYMS)) + 1, dtype=labels.dtype)
     lookup[list(SYNONYMS)] = list(SYNONYMS.values())
     return join_brain_labels(lookup[labels])
@@ -282,7 +282,7 @@ def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarra
 
 
 def _widen(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
-    """What surrounds a structure becomes that structure where the atlas has it.
+    """Let what surrounds a structure become that structure where the atlas has it.
 
     Pallidum and white matter look alike in T1w. In SynthSeg's maps, drawn by hand, it has 0.28 of the putamen's
     volume; in FreeSurfer's output, which is to be met, 0.3 to 0.4, mostly further back (0.40 after this). Amygdala
@@ -296,7 +296,7 @@ def _widen(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None
 
 
 def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Which of a map's voxels (N, 3) lie in a region of the atlas, bool (N,)."""
+    """Return which of a map's voxels (N, 3) lie in a region of the atlas, bool (N,)."""
     mapped = np.rint(np.c_[voxels, np.ones(len(voxels))] @ matrix).astype(int)
     inside = ((mapped >= 0) & (mapped < region.shape)).all(1)
     values = np.zeros(len(voxels), bool)
@@ -305,7 +305,7 @@ def _look_up(region: np.ndarray, voxels: np.ndarray, matrix: np.ndarray) -> np.n
 
 
 def _landmark_affine(labels: np.ndarray, atlas: TemplateAtlas) -> np.ndarray:
-    """Least-squares affine (4, 3), row vectors, from the map's voxels to the atlas' by structure centres."""
+    """Return the least-squares affine (4, 3), row vectors, from the map's voxels to the atlas' by structure centres."""
     here, there = _landmark_centres(labels), atlas.centres
     shared = [label for label in LANDMARKS if label in here and label in there]
     rows = np.array([[*here[label], 1.0] for label in shared])
@@ -320,6 +320,6 @@ def _landmark_centres(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _matching_image(image: nib.spatialimages.SpatialImage, like: nib.Nifti1Image, labels: np.ndarray) -> np.ndarray:
-    """The image on the map's grid, white matter at 1."""
+    """Return the image on the map's grid, white matter at 1."""
     picture = resample(np.asarray(image.dataobj, np.float32), Grid.of(image), Grid.of(like))
     return picture / np.median(picture[np.isin(labels, WHITE_MATTER)])

@@ -26,7 +26,7 @@ _VERSION = 4
 
 
 def load_sources(config: SynthesisConfig, data_dir: Path, cache: Path, tissues: TissueTable) -> list[LabelMap]:
-    """Prepares every label map of the configuration, or reads it from the cache folder.
+    """Prepare every label map of the configuration, or read it from the cache folder.
 
     A cached map is used only if it was made from the same files with the same settings.
 
@@ -65,7 +65,7 @@ def _label_files(source: Source, data_dir: Path) -> list[Path]:
 
 
 def _cache_key(config: SynthesisConfig, source: Source, data_dir: Path, path: Path, tissues: TissueTable) -> str:
-    """Checksum of all that a prepared map depends on; files count by path, size and time of change."""
+    """Return the checksum of all that a prepared map depends on; files count by path, size and time of change."""
     image = _image_name(source, path, data_dir)
     files = [path, *(data_dir / name for name in (config.atlas, image, *source.subfield_atlas) if name)]
     stamps = [(str(file.resolve()), *_stamp(file)) for file in files]
@@ -80,7 +80,8 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def _image_name(source: Source, path: Path, data_dir: Path) -> str:
-    """The image of one of a source's label maps: what its ``*`` stands for in the labels, it stands for in the image.
+    """Return the image of one of a source's label maps: what its ``*`` stands for in the labels, it stands for in the
+    image.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def _image_name(source: Source, path: Path, data_dir: Path) -> str:
 
 
 def _read_image(name: str, data_dir: Path) -> nib.spatialimages.SpatialImage | None:
-    """The real image of a source: a file, or ``mni152`` for the template that nilearn carries."""
+    """Return the real image of a source: a file, or ``mni152`` for the template that nilearn carries."""
     if name == "mni152":
         from nilearn.datasets import load_mni152_template
 

@@ -61,13 +61,13 @@ class SubfieldAtlas:
 
 
 def published_volumes() -> dict[int, float]:
-    """Mean volumes that FreeSurfer gives in adults, mm3; not of every subfield (the file says whose)."""
+    """Return mean volumes that FreeSurfer gives in adults, mm3; not of every subfield (the file says whose)."""
     rows = pd.read_csv(data_path("synthesis/hippoFS60_volumes.tsv"), sep="\t", comment="#")
     return dict(zip(rows["label"].tolist(), rows["volume"].tolist(), strict=True))
 
 
 def with_volumes(labels: np.ndarray, volumes: Mapping[int, float]) -> np.ndarray:
-    """Subfields with their inner borders moved until they have these proportions; the outer border stays.
+    """Return subfields with their inner borders moved until they have these proportions; the outer border stays.
 
     Every subfield's mask is blurred to a likelihood, and the most likely one wins after each has been favoured or
     held back as its volume demands; who is nowhere likely gains nothing there, so that the pattern stays.
@@ -98,13 +98,13 @@ def with_volumes(labels: np.ndarray, volumes: Mapping[int, float]) -> np.ndarray
 
 
 def atlas_volumes(atlas: SubfieldAtlas) -> dict[int, float]:
-    """Voxels of every subfield of the atlas."""
+    """Return voxels of every subfield of the atlas."""
     present, counts = np.unique(atlas.labels[atlas.labels > 0], return_counts=True)
     return dict(zip(present.tolist(), counts.astype(float).tolist(), strict=True))
 
 
 def with_published_volumes(atlas: SubfieldAtlas) -> SubfieldAtlas:
-    """The atlas, to be painted with the proportions that are published for adults.
+    """Return the atlas, to be painted with the proportions that are published for adults.
 
     What is not published keeps its volume in the atlas, and the rest together keep theirs.
     """
@@ -115,7 +115,8 @@ def with_published_volumes(atlas: SubfieldAtlas) -> SubfieldAtlas:
 
 
 def of_a_person(atlas: SubfieldAtlas, name: str, spread: float) -> SubfieldAtlas:
-    """The atlas, to be painted as it might be in someone else: every proportion is multiplied by a random factor.
+    """Return the atlas, to be painted as it might be in someone else: every proportion is multiplied by a random
+    factor.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def of_a_person(atlas: SubfieldAtlas, name: str, spread: float) -> SubfieldAtlas
 
 
 def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
-    """Reads the atlas and its names (JSON with ``labels``, a list by index)."""
+    """Read the atlas and its names (JSON with ``labels``, a list by index)."""
     image = nib.load(image_path)  # no label image of ours: -1 is background
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
     indices = np.asarray(image.as_reoriented(turn).dataobj)
@@ -147,7 +148,7 @@ def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
 
 
 def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
-    """Replaces labels 17 and 53 by subfields.
+    """Replace labels 17 and 53 by subfields.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
 
 
 def propagate(atlas: SubfieldAtlas, mask: np.ndarray) -> np.ndarray:
-    """Subfields in a left hippocampus' mask (A, B, D): registration of distance maps, then nearest label."""
+    """Return subfields in a left hippocampus' mask (A, B, D): registration of distance maps, then nearest label."""
     fixed, moving = _distance_image(mask), _distance_image(atlas.labels > 0)
     transform = _register(fixed, moving)
     atlas_image = sitk.GetImageFromArray(atlas.labels.astype(np.int16))
@@ -185,7 +186,7 @@ def propagate(atlas: SubfieldAtlas, mask: np.ndarray) -> np.ndarray:
 
 
 def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
-    """Moments, then affine, then demons; deterministic (every voxel is used)."""
+    """Register by moments, then affine, then demons; deterministic (every voxel is used)."""
     start = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
@@ -207,7 +208,7 @@ def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
 
 
 def _distance_image(mask: np.ndarray) -> sitk.Image:
-    """Signed distance to the surface in mm, limited to +-FAR_MM: the shape's inside and near surroundings."""
+    """Return the signed distance to the surface in mm, limited to +-FAR_MM: the shape and its surroundings."""
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     return sitk.GetImageFromArray(np.clip(outside - inside, -FAR_MM, FAR_MM).astype(np.float32))
 

@@ -80,7 +80,7 @@ class Synthesizer:
     settings: SynthesisSettings = field(default_factory=SynthesisSettings)
 
     def sample(self, *seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One training patch.
+        """Return one training patch.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class Synthesizer:
         return self._rescale(image, rng).numpy(), target, accepts
 
     def _random_pose(self, m: LabelMap, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Matrix from patch voxels to map voxels (3, 3) and the map voxel at the patch's centre (3,)."""
+        """Return the matrix from patch voxels to map voxels (3, 3) and the map voxel at the patch's centre (3,)."""
         s = self.settings
         voxel = rng.uniform(*s.voxel_size)
         rotation = _rotation(np.deg2rad(rng.normal(0, s.rotation_sd, 3)))
@@ -137,7 +137,7 @@ class Synthesizer:
     def _warp(
         self, m: LabelMap, matrix: np.ndarray, centre: np.ndarray, flip: bool, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Tissue indices uint8 and image values float32, both (P, P, P), and whether the image is a real one."""
+        """Return tissue indices uint8 and image values float32, both (P, P, P), and whether the image is a real one."""
         p = self.settings.patch_size
         coarse, fine = self.settings.elastic_mm
         field_mm = rng.random() * coarse * _smooth_field(rng, 5, 25, 3)
@@ -157,7 +157,7 @@ class Synthesizer:
         return tissue, values, real
 
     def _intensities(self, rng: np.random.Generator) -> np.ndarray:
-        """Mean intensity of every tissue (T,), white matter at 1."""
+        """Return mean intensity of every tissue (T,), white matter at 1."""
         rows = self.tissues.rows
         if rng.random() > self.settings.t1_like:
             means = rng.uniform(0.05, 1.2, len(rows))
@@ -173,7 +173,7 @@ class Synthesizer:
         return np.clip(means, 0, 2.5)
 
     def _real_shifts(self, rng: np.random.Generator) -> np.ndarray:
-        """What is added to a real image within every tissue of the brain (T,), the same on both sides."""
+        """Return what is added to a real image within every tissue of the brain (T,), the same on both sides."""
         rows, mirror = self.tissues.rows, self.tissues.mirror
         if not self.settings.real_shift:
             return np.zeros(len(rows))
@@ -183,7 +183,7 @@ class Synthesizer:
         return np.where(self.tissues.in_brain, shifts[first_side], 0)
 
     def _reach(self, rng: np.random.Generator) -> np.ndarray:
-        """How far away a tissue's neighbour may be to have taken its place, tenths of mm, uint8 (T,)."""
+        """Return how far away a tissue's neighbour may be to have taken its place, tenths of mm, uint8 (T,)."""
         s, labels = self.settings, self.tissues.rows["label"]
         reach = np.zeros(len(labels), np.uint8)
         if _happens(rng, s.atrophy):
@@ -196,7 +196,7 @@ class Synthesizer:
     def _lesions(
         self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Spots in white matter, near ventricles above all; dark ones are FreeSurfer's hypointensities."""
+        """Return spots in white matter, near ventricles above all; dark ones are FreeSurfer's hypointensities."""
         p = image.shape[0]
         labels = self.tissues.rows["label"].to_numpy()[tissue]
         cells = max(4, int(p * np.mean(self.settings.voxel_size) / rng.uniform(4, 12)))
@@ -212,7 +212,7 @@ class Synthesizer:
         return image + inside * (level - image), tissue
 
     def _texture(self, image: torch.Tensor, tissue: np.ndarray, rng: np.random.Generator, real: bool) -> torch.Tensor:
-        """Grain and slow drifts within a tissue, such as the brighter lateral thalamus."""
+        """Return grain and slow drifts within a tissue, such as the brighter lateral thalamus."""
         if real:
             return image
         p = image.shape[0]
@@ -248,7 +248,7 @@ class Synthesizer:
         rng: np.random.Generator,
         real: bool,
     ) -> torch.Tensor:
-        """Skull-stripped with a ragged margin, defaced, or the head as it is."""
+        """Return the head skull-stripped with a ragged margin, defaced, or as it is."""
         s, p = self.settings, image.shape[0]
         if rng.random() < s.skull_stripped and not (real and m.stripped):
             brain = self.tissues.in_brain[tissue]
@@ -267,18 +267,18 @@ class Synthesizer:
         return image
 
     def _rescale(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """White matter to where robust rescaling of whole heads or stripped brains leaves it."""
+        """Scale white matter to where robust rescaling of whole heads or stripped brains leaves it."""
         gamma = float(np.exp(rng.normal(0, 0.15)))
         return (image.clamp_min(0) ** gamma * rng.uniform(0.25, 0.95)).clamp_max(1.0)
 
 
 def _happens(rng: np.random.Generator, share: float) -> bool:
-    """Whether something that happens in so large a share of samples happens; a share of 0 draws no number."""
+    """Return whether something that happens in so large a share of samples happens; a share of 0 draws no number."""
     return share > 0 and rng.random() < share
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix (3, 3) from angles about the three axes, in radians."""
+    """Return the rotation matrix (3, 3) from angles about the three axes, in radians."""
     from scipy.spatial.transform import Rotation
 
     return Rotation.from_euler("xyz", angles).as_matrix()
@@ -291,12 +291,12 @@ def _smooth_field(rng: np.random.Generator, points: int, size: int, channels: in
 
 
 def _upsample(control: torch.Tensor, size: int) -> torch.Tensor:
-    """Trilinear field (size, size, size) through control points (G, G, G)."""
+    """Return a trilinear field (size, size, size) through control points (G, G, G)."""
     return F.interpolate(control[None, None], size=(size,) * 3, mode="trilinear", align_corners=True)[0, 0]
 
 
 def _blur(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
-    """Gaussian blur with a standard deviation per axis, in voxels (at most about 1)."""
+    """Return Gaussian blur with a standard deviation per axis, in voxels (at most about 1)."""
     offsets = torch.arange(-2, 3, dtype=torch.float32)
     for axis, sigma in enumerate(sigmas):
         kernel = torch.exp(-0.5 * (offsets / float(sigma)) ** 2)
@@ -309,7 +309,7 @@ def _blur(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
 
 
 def _thick_slices(image: torch.Tensor, axis: int, factor: float) -> torch.Tensor:
-    """Averages slices ``factor`` voxels thick along an axis and interpolates them back."""
+    """Average slices ``factor`` voxels thick along an axis and interpolate them back."""
     size = list(image.shape)
     thick = list(size)
     thick[axis] = max(2, round(size[axis] / factor))
@@ -318,7 +318,7 @@ def _thick_slices(image: torch.Tensor, axis: int, factor: float) -> torch.Tensor
 
 
 def _move_between_lines(image: torch.Tensor, axis: int, rng: np.random.Generator) -> torch.Tensor:
-    """Ghosts and ringing: some lines of k-space along an axis come from a head that lay elsewhere.
+    """Return ghosts and ringing: some lines of k-space along an axis come from a head that lay elsewhere.
 
     The centre of k-space, which holds the contrast, is not moved.
     """
@@ -350,7 +350,7 @@ def _warp_patch(
     field_mm: np.ndarray,
     p: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tissue at every patch voxel and the mean intensity of eight points around it (partial volume).
+    """Return the tissue at every patch voxel and the mean intensity of eight points around it (partial volume).
 
     ``means`` of the tissues make the intensity; they are added to that of the ``picture`` where it is ``real``.
     What lies nearer to its neighbour than its tissue's ``reach`` has turned into it.

@@ -59,7 +59,7 @@ class Trainer:
         self.weights = torch.from_numpy(self.tissues.class_weights).to(self.device)
 
     def run(self) -> nn.Module:
-        """Trains to the end of the last stage; the averaged network comes back."""
+        """Train to the end of the last stage; the averaged network comes back."""
         first = 0
         for number, stage in enumerate(self.config.stages):
             if self.state["step"] < first + stage.steps:
@@ -71,7 +71,7 @@ class Trainer:
         return network.eval()
 
     def _learner(self, patch_size: int) -> Learner:
-        """A network as the last checkpoint left it, or a new one."""
+        """Return a network as the last checkpoint left it, or a new one."""
         config = self.config
         network = new_network(config, len(self.tissues.table.labels), patch_size)
         network = network.to(self.device, memory_format=torch.channels_last_3d).train()
@@ -111,14 +111,14 @@ class Trainer:
         return DataLoader(samples, config.batch_size, num_workers=config.workers, prefetch_factor=ahead)
 
     def _loss(self, logits: torch.Tensor, target: torch.Tensor, accepts: torch.Tensor) -> torch.Tensor:
-        """Mean over the samples, each with the classes that its own label map cannot tell apart."""
+        """Return mean over the samples, each with the classes that its own label map cannot tell apart."""
         samples = zip(logits.split(1), target.split(1), accepts, strict=True)
         dice, entropy = self.config.dice, self.config.cross_entropy
         return torch.stack([segmentation_loss(*sample, self.weights, dice, entropy) for sample in samples]).mean()
 
 
 def stage_settings(stage: Stage) -> SynthesisSettings:
-    """The random choices of a stage; raises ``ConfigError`` for a key that there is not."""
+    """Return the random choices of a stage; raises ``ConfigError`` for a key that there is not."""
     names = {f.name for f in dataclasses.fields(SynthesisSettings)} - {"patch_size", "voxel_size"}
     if sentence := unknown_keys(stage.synthesis, sorted(names)):
         raise ConfigError(f"[stages.synthesis]: {sentence}")
@@ -127,7 +127,7 @@ def stage_settings(stage: Stage) -> SynthesisSettings:
 
 
 def check_synthesis(config: SynthesisConfig) -> None:
-    """Refuses, before any label map is read, what would fail in a later stage.
+    """Refuse, before any label map is read, what would fail in a later stage.
 
     Raises
     ------

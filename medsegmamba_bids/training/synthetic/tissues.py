@@ -52,12 +52,12 @@ class TissueTable:
         return weights
 
     def index_of(self, labels: np.ndarray) -> np.ndarray:
-        """Tissue indices of map labels; raises ``KeyError`` for a label outside the table."""
+        """Return tissue indices of map labels; raises ``KeyError`` for a label outside the table."""
         position = {int(label): i for i, label in enumerate(self.rows["label"])}
         return np.array([position[int(label)] for label in labels], np.uint8)
 
 
 def load_tissue_table(name: str) -> TissueTable:
-    """Tissue table ``data/synthesis/<name>.tsv``, for the label table of the same name."""
+    """Return the tissue table ``data/synthesis/<name>.tsv``, for the label table of the same name."""
     rows = pd.read_csv(data_path(f"synthesis/{name}.tsv"), sep="\t", comment="#")
     return TissueTable(rows, load_label_table(name))
