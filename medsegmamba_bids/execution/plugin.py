@@ -11,8 +11,9 @@ import logging
 import multiprocessing as mp
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -31,6 +32,26 @@ logger = logging.getLogger(__name__)
 _PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
 _FIRST = {"conform", "mask"}  # what networks wait for
 _PATIENCE_S = 5.0
+
+
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: a process that is half started could not be ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 class Worker:
@@ -54,12 +75,13 @@ class Worker:
 
     def submit(self, *task: Any) -> Future:
         """Run a task in one of the processes."""
-        try:
-            self._pool = self._pool or self._make()
-            self._last = self._pool.submit(*task)
-        except BrokenProcessPool:
-            self._pool = self._make()
-            self._last = self._pool.submit(*task)
+        with interrupts_later():
+            try:
+                self._pool = self._pool or self._make()
+                self._last = self._pool.submit(*task)
+            except BrokenProcessPool:
+                self._pool = self._make()
+                self._last = self._pool.submit(*task)
         return self._last
 
     def prepare(self, task: Callable[[], None]) -> None:

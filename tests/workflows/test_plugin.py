@@ -15,7 +15,7 @@ from nipype.pipeline.plugins import multiproc
 
 import medsegmamba_bids
 from medsegmamba_bids.execution.crashes import read_crashes
-from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, visible_devices
+from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, interrupts_later, visible_devices
 
 
 class InputSpec(BaseInterfaceInputSpec):
@@ -189,3 +189,18 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(tmp_path):
     assert command.stdout.readline() == "importing\n"
     os.killpg(command.pid, signal.SIGINT)
     assert command.communicate(timeout=60) == ("interrupted\n", "")
+
+
+def test_an_interrupt_waits_until_a_process_is_started():
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_within(done)
+    assert done == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _interrupted_within(done):
+    with interrupts_later():
+        signal.raise_signal(signal.SIGINT)
+        done.append("started")
+    done.append("too late")
