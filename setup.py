@@ -59,6 +59,7 @@ setup(
             "medsegmamba-evaluate=medsegmamba_bids.cli.evaluate:main",
             "medsegmamba-segment=medsegmamba_bids.cli.segment:main",
             "medsegmamba-slurm=medsegmamba_bids.cli.slurm:main",
+            "medsegmamba-stats=medsegmamba_bids.cli.stats:main",
             "medsegmamba-train=medsegmamba_bids.cli.train:main",
             "medsegmamba-weights=medsegmamba_bids.cli.weights:main",
         ]

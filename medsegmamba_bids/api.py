@@ -39,8 +39,14 @@ from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
 from medsegmamba_bids.stats.contrast import describe_contrast
+from medsegmamba_bids.stats.measures import (
+    brain_measures,
+    hypointensity_sides,
+    intracranial_measures,
+    intracranial_space,
+)
 from medsegmamba_bids.stats.structures import structure_statistics
-from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
+from medsegmamba_bids.stats.tables import COLUMNS, to_aseg_stats, to_tsv
 
 __all__ = ["InferenceSettings", "SegmentedImage", "Segmenter", "compare", "load_image", "segment", "statistics"]
 
@@ -84,16 +90,28 @@ class SegmentedImage:
         # Weights that know no white matter have no mask either: its peak is looked for instead.
         white_matter = None if aseg.brain_mask is None else np.isin(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
+        guide = np.where(intracranial_space(aseg.labels, brain), guide, np.float32(0))  # as in FreeSurfer's norm
         parts = [(aseg, ASEG.listed)]
         if self.conformed.hippocampus is not None:
             parts.append((self.conformed.hippocampus, HIPPOCAMPUS.listed))
         return pd.concat([_measured(*part, guide) for part in parts], ignore_index=True)[list(COLUMNS)]
+
+    @property
+    def aseg_stats(self) -> str:
+        """Text of FreeSurfer's ``aseg.stats``; without an intracranial volume from a registration."""
+        rows = self.volumes[~self.volumes["SegId"].isin(load_label_table(HIPPOCAMPUS.listed).labels)]
+        aseg = self.conformed.aseg
+        measures = brain_measures(rows, hypointensities=hypointensity_sides(aseg.labels))
+        whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
+        measures += intracranial_measures(aseg.brain_mask, None, whole)
+        return to_aseg_stats(rows, measures, "image", {})
 
     def save(
         self,
         aseg: str | os.PathLike | None = None,
         subfields: str | os.PathLike | None = None,
         volumes: str | os.PathLike | None = None,
+        fs_stats: str | os.PathLike | None = None,
     ) -> list[Path]:
         """Write what is named, each file in one go.
 
@@ -103,6 +121,8 @@ class SegmentedImage:
             ``.nii``, ``.nii.gz`` or ``.mgz``. Subfields that were not segmented are not written.
         volumes : path, optional
             The table as tab-separated text; missing numbers are ``n/a``.
+        fs_stats : path, optional
+            FreeSurfer's ``aseg.stats``.
 
         Returns
         -------
@@ -122,10 +142,11 @@ class SegmentedImage:
             for image, path in images
             if image is not None
         ]
-        if volumes:
-            with atomic_path(volumes) as temporary:
-                temporary.write_text(to_tsv(self.volumes), encoding="utf-8")
-            written.append(Path(volumes))
+        for path, text in ((volumes, lambda: to_tsv(self.volumes)), (fs_stats, lambda: self.aseg_stats)):
+            if path:
+                with atomic_path(path) as temporary:
+                    temporary.write_text(text(), encoding="utf-8")
+                written.append(Path(path))
         return written
 
 

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="NIfTI or MGZ, whole head or what the weights expect")
     parser.add_argument("output", type=Path, metavar="OUT.nii.gz", help="where the labels go (.nii, .nii.gz or .mgz)")
     _add_weights(parser)
+    _add_tables(parser)
     _add_network(parser)
     add_verbosity(parser)
     return parser
@@ -40,6 +41,12 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME|FILE", help=f"what medsegmamba-weights lists, or a file {package}")
     parser.add_argument("--hippocampus-out", type=Path, metavar="FILE", help="write the hippocampal subfields as well")
     parser.add_argument("--hippocampus-weights", metavar="NAME|FILE", help=f"weights for the subfields {package}")
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tables")
+    group.add_argument("--volumes", type=Path, metavar="OUT.tsv", help="write volumes, a row per structure")
+    group.add_argument("--fs-stats", type=Path, metavar="OUT.stats", help="write FreeSurfer's aseg.stats")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +113,9 @@ def segment(options: argparse.Namespace) -> None:
 
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))
+    for path in (options.volumes, options.fs_stats):
+        if path and not path.resolve().parent.is_dir():
+            raise SegmentationError(f"{path}: the folder {path.parent} is not there")
     segmenter = Segmenter(_settings(options))
     found = api.segment(
         options.image,
@@ -114,7 +124,7 @@ def segment(options: argparse.Namespace) -> None:
         hippocampus_weights=options.hippocampus_weights,
         segmenter=segmenter,
     )
-    for path in found.save(options.output, subfields_out):
+    for path in found.save(options.output, subfields_out, options.volumes, options.fs_stats):
         logger.info("wrote %s", path)
     if subfields_out and found.subfields is None:
         raise SegmentationError(f"{subfields_out}: not written, no hippocampus was found in {options.image}")

@@ -106,6 +106,33 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
     raise TableError(f"no label table has the classes {list(map(int, labels))}")
 
 
+def merge_parcels(labels: np.ndarray) -> np.ndarray:
+    """Parcels of aparc+aseg (also a2009s) as cortex and of wmparc as white matter; all else stays.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z), FreeSurfer labels
+
+    Returns
+    -------
+    the same type (X, Y, Z), a copy
+
+    Examples
+    --------
+    >>> merge_parcels(np.array([10, 1003, 2035, 3005, 4034, 5001, 5002, 11101, 12175, 251])).tolist()
+    [10, 3, 42, 2, 41, 2, 41, 3, 42, 251]
+    """
+    lookup = np.arange(max(int(labels.max(initial=0)), 14999) + 1).astype(labels.dtype)
+    for first, last, label in _PARCELS:
+        lookup[first:last] = label
+    return lookup[labels]
+
+
+# From FreeSurferColorLUT.txt: parcels of the cortex, of white matter, of white matter that is far from the cortex.
+_PARCELS = ((1000, 2000, 3), (2000, 3000, 42), (3000, 4000, 2), (4000, 5000, 41), (5001, 5002, 2), (5002, 5003, 41))
+_PARCELS += ((11100, 11200, 3), (12100, 12200, 42), (13100, 13200, 2), (14100, 14200, 41))
+
+
 def join_brain_labels(labels: np.ndarray) -> np.ndarray:
     """Return cortical parcels as cortex and the corpus callosum as the white matter that is nearest.
 

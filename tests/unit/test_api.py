@@ -96,7 +96,11 @@ def test_volumes_are_counted_on_the_conformed_grid(files):
     assert rows.loc[10, "Flag"] == "not found"
     assert rows.loc[4, "Flag"] == "unknown to the weights"
     assert np.isnan(rows.loc[4, "NVoxels"])
-    found.save(volumes="rows.tsv")
+    found.save(volumes="rows.tsv", fs_stats="aseg.stats")
+    lines = Path("aseg.stats").read_text().splitlines()
+    counted = {line.split()[4]: float(line.split()[3]) for line in lines if not line.startswith("#")}
+    assert counted["Left-Hippocampus"] == pytest.approx(rows.loc[17, "Volume_mm3"], abs=0.06)
+    assert len(counted) == 45
     read = pd.read_csv("rows.tsv", sep="\t", na_values="n/a").set_index("SegId")
     pd.testing.assert_series_equal(read["Volume_mm3"], rows["Volume_mm3"], atol=1e-3, check_index_type=False)
 

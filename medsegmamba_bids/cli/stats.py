@@ -1,0 +1,166 @@
+"""``medsegmamba-stats``: the tables of volumes from any image of FreeSurfer's labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_logging, user_errors
+from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
+
+if TYPE_CHECKING:
+    from medsegmamba_bids.image.labels import LabelTable
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = make_parser(
+        "medsegmamba-stats",
+        "Volumes and intensities of the structures of a label image by FreeSurfer's numbers: of this package, "
+        "FreeSurfer, FastSurfer, SynthSeg or another tool. The table is that of the app, with a JSON file beside it.",
+    )
+    parser.add_argument("labels", type=Path, metavar="LABELS", help="NIfTI or MGZ; aparc+aseg is taken as aseg")
+    parser.add_argument("output", type=Path, metavar="OUT.tsv", help="where the table goes; its JSON goes beside it")
+    parser.add_argument(
+        "--norm",
+        type=Path,
+        metavar="NORM",
+        help="intensities on the same grid, bias field corrected, such as FreeSurfer's norm.mgz: for volumes corrected "
+        "for partial volume (default: voxels are counted)",
+    )
+    parser.add_argument(
+        "--posteriors",
+        type=Path,
+        metavar="FILE",
+        help="probabilities of all classes of the table, 4D, on the same grid",
+    )
+    parser.add_argument(
+        "--table", choices=[kind.name for kind in SEGMENTATIONS], default="aseg", help="whose structures are listed"
+    )
+    parser.add_argument("--fs-stats", type=Path, metavar="OUT.stats", help="also write FreeSurfer's aseg.stats")
+    parser.add_argument(
+        "--sum", action="store_true", help="end with sums: whole hippocampi without the fissure, or all structures"
+    )
+    add_verbosity(parser)
+    return parser
+
+
+def write_statistics(options: argparse.Namespace) -> None:
+    """Read the images, measure, write the tables."""
+    import numpy as np
+
+    from medsegmamba_bids.errors import ImageError
+    from medsegmamba_bids.image.grid import Grid
+    from medsegmamba_bids.image.io import load_image, load_labels
+    from medsegmamba_bids.image.labels import load_label_table
+    from medsegmamba_bids.stats.label_images import measure_labels, with_sums
+    from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
+
+    image = load_labels(options.labels)
+    grid = Grid.of(image)
+    table = load_label_table(of_name(options.table).widest if options.table == "hippoFS60" else "aseg_brain")
+    norm = None
+    if options.norm:
+        norm_image = load_image(options.norm)
+        _check_grid(norm_image, options.norm, image, options.labels)
+        norm = np.asanyarray(norm_image.dataobj)
+    soft = _soft_volumes(options.posteriors, image, options, table) if options.posteriors else None
+    try:
+        found = measure_labels(np.asanyarray(image.dataobj), norm, table, grid.voxel_mm3, soft)
+    except ImageError as error:
+        raise ImageError(f"{options.labels}: {error}") from error
+    rows = with_sums(found.rows, table) if options.sum else found.rows
+    _write(to_tsv(rows), options.output)
+    sources = {name: str(path) for name in ("labels", "norm", "posteriors") if (path := getattr(options, name))}
+    sidecar = table_sidecar(found.measures, {"MadeFrom": sources}, found.definition)
+    _write(json.dumps(sidecar, indent=2) + "\n", options.output.with_suffix(".json"))
+    if options.fs_stats:
+        files = {"SegVolFile": options.labels.name}
+        files |= {key: options.norm.name for key in ("InVolFile", "PVVolFile") if options.norm}
+        text = to_aseg_stats(
+            found.rows, found.measures, options.labels.name.split(".")[0], files, grid.voxel_mm3, "medsegmamba-stats"
+        )
+        _write(text, options.fs_stats)
+
+
+def _check_grid(image: Any, path: Path, labels: Any, labels_path: Path) -> None:
+    from medsegmamba_bids.errors import ImageError
+    from medsegmamba_bids.image.grid import Grid
+
+    here, there = Grid(image.affine, image.shape[:3]), Grid.of(labels)
+    if not here.same_as(there):
+        raise ImageError(
+            f"{path}: its grid ({_told(here)}) is not that of {labels_path} ({_told(there)}); "
+            "resample one of them first, labels by nearest neighbour"
+        )
+
+
+def _told(grid: Any) -> str:
+    shape = " x ".join(map(str, grid.shape))
+    corner = ", ".join(f"{value:.1f}" for value in grid.affine[:3, 3])
+    return f"{shape} voxels of {' x '.join(f'{zoom:g}' for zoom in grid.zooms.round(3))} mm, the first at {corner}"
+
+
+def _soft_volumes(path: Path, image: Any, options: argparse.Namespace, table: LabelTable) -> dict[int, float]:
+    """Sums of probabilities, mm3, by label; their number says which table they have."""
+    import nibabel as nib
+    import numpy as np
+
+    from medsegmamba_bids.errors import ImageError
+    from medsegmamba_bids.image.grid import Grid
+    from medsegmamba_bids.image.labels import load_label_table
+
+    try:
+        posteriors = nib.load(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+    tables = {len(one.labels): one.labels for one in map(load_label_table, of_name(options.table).tables)}
+    classes = posteriors.shape[3] if len(posteriors.shape) == 4 else 0
+    if classes not in tables:
+        allowed = " or ".join(map(str, sorted(tables)))
+        raise ImageError(f"{path}: has the shape {posteriors.shape}; probabilities of {allowed} classes are needed, 4D")
+    _check_grid(posteriors, path, image, options.labels)
+    voxel = Grid.of(image).voxel_mm3
+    sums = [float(np.sum(posteriors.dataobj[..., k], dtype=np.float64)) * voxel for k in range(classes)]
+    return dict(zip(map(int, tables[classes]), sums, strict=True))
+
+
+def _write(text: str, path: Path) -> None:
+    from medsegmamba_bids.image.io import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    logger.info("wrote %s", path)
+
+
+@user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 1 if something was refused.
+    """
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.table != "aseg" and options.fs_stats:
+        parser.error("--fs-stats is FreeSurfer's aseg.stats; it needs --table aseg")
+    set_up_logging(options.verbose)
+    write_statistics(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Any image of FreeSurfer's labels in, whoever made it; the app's table and measures out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medsegmamba_bids.anatomy import ASEG_BACKGROUND, CEREBRUM, FREESURFER_ONLY, NUCLEI
+from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.labels import LabelTable, merge_parcels
+from medsegmamba_bids.segmentations import CORRECTED, of_table
+from medsegmamba_bids.stats.intracranial import shows_skull
+from medsegmamba_bids.stats.measures import Measure, brain_measures, hypointensity_sides, intracranial_space
+from medsegmamba_bids.stats.structures import structure_statistics, volume_definition
+
+_NAMED = 8  # unknown labels that a sentence lists
+#: FreeSurfer's fissure is no part of the hippocampus that it reports as a whole.
+_FISSURE = "fissure"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a label image says.
+
+    Attributes
+    ----------
+    rows : pandas.DataFrame
+        A row per structure.
+    measures : tuple of Measure
+        Of the whole brain; none where the labels do not cover it.
+    definition : str
+        What the volumes are, a key of ``segmentations.VOLUME_DEFINITIONS``.
+    """
+
+    rows: pd.DataFrame
+    measures: tuple[Measure, ...]
+    definition: str
+
+
+def measure_labels(
+    labels: np.ndarray,
+    norm: np.ndarray | None,
+    table: LabelTable,
+    voxel_mm3: float = 1.0,
+    soft_volumes: Mapping[int, float] | None = None,
+) -> Measurement:
+    """Measure the structures of a label image.
+
+    Parcels of aparc+aseg and wmparc become cortex and white matter. An image of intensities that shows the skull is set
+    to 0 outside of it; FreeSurfer's ``norm.mgz`` is so already.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+        FreeSurfer's labels.
+    norm : (X, Y, Z) or None
+        Intensities, bias field corrected; without them voxels are counted.
+    table : LabelTable
+    voxel_mm3 : float
+        Volume of a voxel, mm3.
+    soft_volumes : mapping of int to float, optional
+        Sum of the posteriors of each label, mm3.
+
+    Raises
+    ------
+    ImageError
+        There are no labels, or labels that the table does not know; the intensities are 0 wherever there are labels.
+    """
+    is_aseg = of_table(table.name).volumes == CORRECTED
+    if is_aseg:
+        labels = merge_parcels(labels)
+    _check_labels(labels, table, is_aseg)
+    if norm is not None and not norm[labels > 0].any():
+        raise ImageError(
+            "the intensities are 0 wherever there are labels; an image of the same head is needed (norm.mgz)"
+        )
+    present = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+    whole = is_aseg and present >= set(CEREBRUM)
+    voxel_mm = voxel_mm3 ** (1 / 3)
+    if whole and norm is not None and shows_skull(norm, labels > 0, voxel_mm):
+        norm = np.where(intracranial_space(labels, labels > 0, voxel_mm), norm, norm.dtype.type(0))
+    rows = structure_statistics(labels, norm, table, voxel_mm3, soft_volumes)
+    measures = brain_measures(rows, voxel_mm3, hypointensity_sides(labels)) if whole else []
+    definition = volume_definition(table, posteriors=soft_volumes is not None, guide=norm is not None)
+    return Measurement(rows, tuple(measures), definition)
+
+
+def _check_labels(labels: np.ndarray, table: LabelTable, is_aseg: bool) -> None:
+    counts = np.bincount(labels.ravel())
+    present = set(np.flatnonzero(counts).tolist()) - {0}
+    if not present:
+        raise ImageError("there are no labels: all voxels are 0")
+    beside = {*ASEG_BACKGROUND, *FREESURFER_ONLY} if is_aseg else set(NUCLEI)
+    known = set(table.labels.tolist()) - {0}
+    strange = sorted(present - known - beside - ({257, 258} if is_aseg else set()))
+    if strange:
+        some = ", ".join(map(str, strange[:_NAMED])) + (" and more" if len(strange) > _NAMED else "")
+        raise ImageError(
+            f"labels {some} are not in the table {of_table(table.name).name}; "
+            "allowed are FreeSurfer's numbers of it (aseg also takes aparc+aseg, hippoFS60 201 to 246 plus 1000 on the "
+            "left and 2000 on the right). Is --table right?"
+        )
+    if not present & known:
+        raise ImageError(f"no label is one of the table {of_table(table.name).name}")
+
+
+def with_sums(rows: pd.DataFrame, table: LabelTable) -> pd.DataFrame:
+    """The rows, and after them sums of volumes: whole hippocampi without the fissure, as FreeSurfer has them, or all.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        From :func:`measure_labels`.
+    table : LabelTable
+    """
+    if of_table(table.name).volumes == CORRECTED:
+        groups = {"All-structures": rows["StructName"].notna()}
+    else:
+        inside = ~rows["StructName"].str.contains(_FISSURE)
+        groups = {
+            f"{side}-Whole-hippocampus": inside & rows["StructName"].str.startswith(f"{side}-")
+            for side in ("Left", "Right")
+        }
+    added = [_sum(rows[chosen], name) for name, chosen in groups.items()]
+    return pd.concat([rows, pd.DataFrame(added)], ignore_index=True)[list(rows)]
+
+
+def _sum(rows: pd.DataFrame, name: str) -> dict[str, float | str | int]:
+    found = dict.fromkeys(rows, math.nan) | {"SegId": 0, "StructName": name, "Flag": ""}
+    for column in ("NVoxels", "Volume_mm3", "SoftVolume_mm3"):
+        found[column] = rows[column].sum(min_count=1)
+    return found
