@@ -59,7 +59,7 @@ def write_statistics(options: argparse.Namespace) -> None:
     from medsegmamba_bids.image.grid import Grid
     from medsegmamba_bids.image.io import load_image, load_labels
     from medsegmamba_bids.image.labels import load_label_table
-    from medsegmamba_bids.stats.label_images import measure_labels, with_sums
+    from medsegmamba_bids.stats.any_labels import measure_labels, with_sums
     from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
     image = load_labels(options.labels)

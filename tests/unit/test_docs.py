@@ -25,6 +25,7 @@ PARSERS = {
     "medsegmamba-evaluate": "cli.evaluate",
     "medsegmamba-segment": "cli.segment",
     "medsegmamba-slurm": "cli.slurm",
+    "medsegmamba-stats": "cli.stats",
     "medsegmamba-train": "cli.train",
     "medsegmamba-weights": "cli.weights",
 }
