@@ -108,7 +108,7 @@ def _told(grid: Any) -> str:
 
 
 def _soft_volumes(path: Path, image: Any, options: argparse.Namespace, table: LabelTable) -> dict[int, float]:
-    """Sums of probabilities, mm3, by label; their number says which table they have."""
+    """Sum the probabilities, mm3, by label; the number of classes says which table they have."""
     import nibabel as nib
     import numpy as np
 

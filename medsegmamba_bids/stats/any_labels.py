@@ -109,7 +109,7 @@ def _check_labels(labels: np.ndarray, table: LabelTable, is_aseg: bool) -> None:
 
 
 def with_sums(rows: pd.DataFrame, table: LabelTable) -> pd.DataFrame:
-    """The rows, and after them sums of volumes: whole hippocampi without the fissure, as FreeSurfer has them, or all.
+    """Add sums of volumes after the rows: whole hippocampi without the fissure, as FreeSurfer has them, or all.
 
     Parameters
     ----------
