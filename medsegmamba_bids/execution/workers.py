@@ -57,6 +57,8 @@ def _end_with_main_process() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    """Leave, tidying up; what is interrupted may make another error of it, which nobody needs to read."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     raise SystemExit(128 + number)
 
 

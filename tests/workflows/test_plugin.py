@@ -204,3 +204,13 @@ def _interrupted_within(done):
         signal.raise_signal(signal.SIGINT)
         done.append("started")
     done.append("too late")
+
+
+def test_a_process_that_is_asked_to_end_is_silent_whatever_becomes_of_it():
+    code = (
+        "import signal\nfrom medsegmamba_bids.execution.workers import _end\nsignal.signal(signal.SIGTERM, _end)\n"
+        "try:\n    signal.raise_signal(signal.SIGTERM)\n"
+        "except SystemExit as error:\n    raise RuntimeError('while importing') from error\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "")
