@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
 _PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
-_FIRST = {"conform", "mask"}  # what networks wait for
+# Networks wait for the first two, and what is longest after them for the rest; other nodes fill the gaps.
+_FIRST = ("conform", "mask", "normalize", "intracranial")
 _PATIENCE_S = 5.0
 
 
@@ -195,7 +196,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
         if networks and free:
             return networks[:free]
         others = [job for job in jobids if not _runs_network(self.procs[job])]
-        return sorted(others, key=lambda job: self.procs[job].name not in _FIRST)
+        return sorted(others, key=lambda job: _urgency(self.procs[job].name))
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int | None:
         worker, repeatable = self._common, True
@@ -241,6 +242,11 @@ class NetworkProcessPlugin(MultiProcPlugin):
         del self._task_obj[taskid], self._tasks[taskid], self._taskresult[taskid]
         if taskid in self._alone:
             self._alone.pop(taskid).close()
+
+
+def _urgency(name: str) -> int:
+    """Return where a node stands among those that wait: the lower, the earlier."""
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _runs_network(node: Node) -> bool:

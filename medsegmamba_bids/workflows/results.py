@@ -31,7 +31,6 @@ def init_results_wf(
     config: RunConfig,
     network: WeightsFile,
     steps: Sequence[str],
-    threads: int,
     products: Sequence[str] = (),
 ) -> Workflow:
     """Build what is done with the labels of a segmentation: to the T1w's grid, measured, written.
@@ -45,8 +44,6 @@ def init_results_wf(
         That made the labels.
     steps : sequence of str
         Nodes whose records go into the JSON beside the table of volumes, besides those of this workflow.
-    threads : int
-        For the statistics.
     products : sequence of str
         Written as well; who calls connects them.
     """
@@ -56,7 +53,7 @@ def init_results_wf(
     table = kind.listed_table(network.info.labels)
     records = [*steps, native.name, *(_BRAIN_STEPS if kind is ASEG else ())]
     measured = Statistics(records, table=table, subject=image.prefix, notes=list(image.notes))
-    statistics = step(measured, f"statistics_{task}", config, threads)
+    statistics = step(measured, f"statistics_{task}", config)
     write = sink_node(f"write_{task}", [*products, *products_of(kind, config)], image, config, network)
 
     workflow = Workflow(name=f"{task}_results_wf")
@@ -88,7 +85,7 @@ def init_aseg_results_wf(
         For the intracranial volume.
     """
     products = [*_BRAIN_PRODUCTS, *(["freesurfer_stats"] if config.fs_stats else [])]
-    workflow = init_results_wf(ASEG, image, config, network, steps, config.omp_nthreads, products)
+    workflow = init_results_wf(ASEG, image, config, network, steps, products)
     inputs, statistics, write = map(workflow.get_node, ("inputnode", "statistics_aseg", "write_aseg"))
     statistics.inputs.template = template
     write.inputs.template = template.name

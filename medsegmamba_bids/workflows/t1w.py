@@ -112,7 +112,7 @@ def _add_hippocampus(
 ) -> None:
     """Add the subfields, which are looked for around the hippocampi that were found."""
     hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
-    results = init_results_wf(HIPPOCAMPUS, image, config, network, [hippocampus.name], threads=1)
+    results = init_results_wf(HIPPOCAMPUS, image, config, network, [hippocampus.name])
     workflow.connect(
         [
             *_image_rows(network, hippocampus, chain),
@@ -137,7 +137,8 @@ def _image_rows(network: WeightsFile, node: Node, chain: _Chain) -> list[Row]:
 def _chain(image: T1wImage, config: RunConfig, networks: Networks) -> _Chain:
     """Choose where the mask comes from, and the order that follows from it."""
     conform = step(Conform(in_file=str(image.path)), "conform", config)
-    normalize = step(Normalize(), "normalize", config, config.omp_nthreads)
+    # On one thread: little of it gains by more, and others run beside it.
+    normalize = step(Normalize(), "normalize", config)
     aseg = network_step(SegmentAseg, ASEG.task, networks.aseg, config)
     heads, covers = networks.aseg.takes_heads, networks.aseg.makes_mask
     mask, mask_output, mask_input = aseg, "mask_file", "in_file"

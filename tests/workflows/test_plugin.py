@@ -160,6 +160,14 @@ def test_an_idle_network_is_not_kept_waiting(plugin):
     assert plugin._sort_jobs([0, 1]) == [1, 0]
 
 
+def test_what_most_others_wait_for_is_started_first(plugin):
+    names = ["native_aseg", "intracranial", "native_mask", "normalize", "conform"]
+    plugin.procs = [Node(Tell(), name=name) for name in names]
+    assert [names[job] for job in plugin._sort_jobs(range(5))] == [
+        *("conform", "normalize", "intracranial", "native_aseg", "native_mask")
+    ]
+
+
 def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert visible_devices("auto") == ["3", "5"]
