@@ -71,10 +71,15 @@ def is_compressed(path: Path) -> bool:
     return suffix_of(path) in _COMPRESSED
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> bool:
     """Refuse what cannot be an image, from its name, its first bytes and, where it is compressed, its checksum.
 
     Bytes behind the compressed data, which gzip itself leaves out, are left out with a warning.
+
+    Returns
+    -------
+    bool
+        Whether there are such bytes, on which Python's gzip fails: `unpacked` reads the file then.
 
     Raises
     ------
@@ -99,10 +104,11 @@ def check_file(path: Path) -> None:
     if suffix in _COMPRESSED:
         if _is_plain_image(start):
             raise ImageError(f"{path}: is not compressed; give it a name that ends in {_COMPRESSED[suffix]}")
-        _check_gzip(path)
-    elif start.startswith(_GZIP):
+        return _check_gzip(path)
+    if start.startswith(_GZIP):
         ending = {plain: packed for packed, plain in _COMPRESSED.items()}[suffix]
         raise ImageError(f"{path}: is compressed with gzip; give it a name that ends in {ending}")
+    return False
 
 
 def _check_start(start: bytes, path: Path) -> None:
@@ -122,8 +128,8 @@ def _is_plain_image(start: bytes) -> bool:
     return start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c", b"\0\0\0\x01")
 
 
-def _check_gzip(path: Path) -> None:
-    """Unpack a file once to its end: nibabel does not read the checksum there."""
+def _check_gzip(path: Path) -> bool:
+    """Unpack a file once to its end, as nibabel does not read the checksum there; whether bytes follow."""
     try:
         behind = _bytes_behind(path)
     except EOFError as error:
@@ -132,6 +138,17 @@ def _check_gzip(path: Path) -> None:
         raise ImageError(f"{path}: the compressed file is corrupt ({error}); copy it again") from error
     if behind:
         logger.warning("%s: %d bytes behind the compressed data are left out", path, behind)
+    return behind > 0
+
+
+def unpacked(path: Path) -> bytes:
+    """Return what a file holds in compressed form, without the bytes behind it."""
+    rest, parts = path.read_bytes(), []
+    while rest.startswith(_GZIP):
+        member = zlib.decompressobj(_GZIP_MEMBER)
+        parts.append(member.decompress(rest))
+        rest = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
 
 
 def _bytes_behind(path: Path) -> int:

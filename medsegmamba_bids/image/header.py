@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +22,7 @@ FINEST_MM = 0.1
 _ROUNDING_MM = 0.01  # of thick slices
 #: NIfTI's codes of units of length other than mm: name, and how many mm they are.
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
+_START = 1024  # bytes; no header that is read here is longer
 _GOOD_RAS = slice(28, 30)  # of an MGH header: whether the geometry that follows is valid
 
 Image = nib.spatialimages.SpatialImage
@@ -60,8 +61,9 @@ def placed(image: Image, name: str | os.PathLike, file: Path | None) -> tuple[np
 
 
 def _first_bytes(path: Path) -> bytes:
-    with gzip.open(path) if is_compressed(path) else path.open("rb") as file:
-        return file.read(540)
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(start, _START) if is_compressed(path) else start
 
 
 def _check_mgh(header: Header, start: bytes, name: str | os.PathLike) -> None:

@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of
+from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of, unpacked
 from medsegmamba_bids.image.header import placed
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
 
 Image = nib.spatialimages.SpatialImage
+_NIFTI2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # the size of its header, in either byte order
 
 
 def load_image(path: str | os.PathLike) -> Image:
@@ -124,8 +125,8 @@ def read_image(path: Path) -> Image:
     ImageError
         The file is missing, damaged, not three-dimensional, or its voxels are no real numbers or lie nowhere.
     """
-    check_file(path)
-    image, data = _read(path)
+    content = unpacked(path) if check_file(path) else None
+    image, data = _read(path, content)
     return with_data(image, _three_dimensional(_real(data, path), path), *placed(image, path, path))
 
 
@@ -143,10 +144,10 @@ def with_data(image: Image, data: np.ndarray, affine: np.ndarray | None = None, 
     return type(image)(data, image.affine if affine is None else affine, header)
 
 
-def _read(path: Path) -> tuple[Image, np.ndarray]:
-    """Return image and its array, as they are in the file; float32 where its header scales them."""
+def _read(path: Path, content: bytes | None) -> tuple[Image, np.ndarray]:
+    """Return an image and its array, as they are in a file or its content; float32 where its header scales them."""
     try:
-        image = nib.load(path)
+        image = nib.load(path) if content is None else _kind(path, content).from_bytes(content)
         proxy = image.dataobj
         scaled = (proxy.slope, proxy.inter) != (1, 0)
         data = np.asarray(proxy, np.float32) if scaled else np.asarray(proxy)
@@ -154,6 +155,13 @@ def _read(path: Path) -> tuple[Image, np.ndarray]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({reason})") from error
     return image, data
+
+
+def _kind(path: Path, content: bytes) -> type[Image]:
+    """Return nibabel's class of a file, as `nibabel.load` finds it."""
+    if suffix_of(path) == ".mgz":
+        return nib.MGHImage
+    return nib.Nifti2Image if content[:4] in _NIFTI2 else nib.Nifti1Image
 
 
 def _real(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:
