@@ -258,5 +258,8 @@ def estimate_etiv(transform: np.ndarray, template: Template) -> float:
 
 
 def to_xfm(transform: np.ndarray) -> str:
-    """Return the text of an affine: four rows of four numbers, from RAS+ mm of the T1w to RAS+ mm of the template."""
+    """Return the text of an affine: four rows of four numbers, from RAS+ mm of the T1w to RAS+ mm of the template.
+
+    NumPy reads it; nitransforms, which would write ITK, LTA and FSL, is one dependency more for one matrix.
+    """
     return "\n".join(" ".join(f"{value:.8f}" for value in row) for row in transform) + "\n"
