@@ -83,5 +83,5 @@ def report_is_current(subject: str, config: RunConfig) -> bool:
 
 
 def record_report(subject: str, config: RunConfig) -> None:
-    """Keep in mind what a report was made from, once it is written."""
+    """Record what a report was made from, once it is written."""
     write_new(json.dumps(_report_from(subject, config), indent=1) + "\n", _report_record(subject, config))

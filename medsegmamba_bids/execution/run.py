@@ -137,7 +137,7 @@ def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
 
 
 def _prepare(subjects: Subjects, config: RunConfig) -> None:
-    """Settle what earlier runs left of participants that are processed."""
+    """Remove intermediate results of other versions, of participants that are processed."""
     made_by = {subject: prepare_work_dir(subject, images, config) for subject, images in subjects.items()}
     for other in sorted(set(made_by.values()) - {""}):
         logger.warning(

@@ -84,7 +84,7 @@ def structure_statistics(
 
 
 def _cropped(labels: np.ndarray, *others: np.ndarray | None) -> list[np.ndarray | None]:
-    """Return all of them where labels are, and as far around as volumes depend on it; a voxel where there are none."""
+    """Cut them to the labels, and as far around as volumes depend on it; to a voxel where there are none."""
     from medsegmamba_bids.stats.partial_volume import REACH  # numba takes a while
 
     box = Box.around(labels, margin=REACH) or Box.whole((1, 1, 1))

@@ -87,7 +87,7 @@ class Learner:
         return float(value.detach())
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
-        """Return exchange gradients between processes once a step, after the last batch."""
+        """Exchange gradients between processes once a step, after the last batch."""
         return self._forward.no_sync() if self.distributed and not last else nullcontext()
 
     def state(self) -> dict[str, dict]:

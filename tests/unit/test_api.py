@@ -105,6 +105,35 @@ def test_volumes_are_counted_on_the_conformed_grid(files):
     pd.testing.assert_series_equal(read["Volume_mm3"], rows["Volume_mm3"], atol=1e-3, check_index_type=False)
 
 
+def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
+    from medsegmamba_bids.interfaces.normalize import Normalize
+    from medsegmamba_bids.interfaces.segmentation import SegmentAseg
+    from medsegmamba_bids.interfaces.statistics import Statistics
+    from medsegmamba_bids.weights.folders import resolve_weights
+
+    levels = {0: 0.0, 2: 0.3, 3: 0.5, 41: 0.65, 42: 0.8, 17: 1.0}  # the cerebrum is among them: there is a brain mask
+    weights = intensity_weights("aseg", levels, voxel_size=4.0)
+    image = nib.Nifti1Image(head(), AFFINE)
+    found = msm.segment(image, weights=weights)
+    conformed = tmp_path / "conformed.nii.gz"
+    nib.save(found.conformed.image, conformed)
+    segmented = run(
+        SegmentAseg(in_file=str(conformed), weights=resolve_weights(weights, "aseg"), checksum="x"), tmp_path / "aseg"
+    )
+    files = {"labels_file": segmented.labels_file, "mask_file": segmented.mask_file}
+    normalized = run(Normalize(in_file=str(conformed), **files), tmp_path / "normalize")
+    numbers = {"numbers_file": segmented.numbers_file, "norm_file": normalized.out_file}
+    table = run(Statistics(table="aseg_brain", subject="sub-01", **files, **numbers), tmp_path / "stats").table_file
+    assert (found.volumes["NVoxels"] > 1000).sum() == 4
+    found.save(volumes=tmp_path / "volumes.tsv")
+    assert (tmp_path / "volumes.tsv").read_text() == Path(table).read_text()
+
+
+def run(node, folder):
+    folder.mkdir()
+    return node.run(cwd=str(folder)).outputs
+
+
 def test_what_cannot_be_saved_is_said_before_anything_is_written(files):
     found = msm.segment("T1w.nii.gz")
     assert found.subfields is None
