@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_logging, user_errors
-from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
+from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 
 if TYPE_CHECKING:
     from medsegmamba_bids.image.labels import LabelTable
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="probabilities of all classes of the table, 4D, on the same grid",
     )
     parser.add_argument(
-        "--table", choices=[kind.name for kind in SEGMENTATIONS], default="aseg", help="whose structures are listed"
+        "--table", choices=[kind.name for kind in SEGMENTATIONS], default=ASEG.name, help="whose structures are listed"
     )
     parser.add_argument("--fs-stats", type=Path, metavar="OUT.stats", help="also write FreeSurfer's aseg.stats")
     parser.add_argument(
@@ -64,7 +64,7 @@ def write_statistics(options: argparse.Namespace) -> None:
 
     image = load_labels(options.labels)
     grid = Grid.of(image)
-    table = load_label_table(of_name(options.table).widest if options.table == "hippoFS60" else "aseg_brain")
+    table = load_label_table(of_name(options.table).listed)
     norm = None
     if options.norm:
         norm_image = load_image(options.norm)
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.table != "aseg" and options.fs_stats:
+    if options.table != ASEG.name and options.fs_stats:
         parser.error("--fs-stats is FreeSurfer's aseg.stats; it needs --table aseg")
     set_up_logging(options.verbose)
     write_statistics(options)
