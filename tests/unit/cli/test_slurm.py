@@ -15,6 +15,7 @@ from medsegmamba_bids.bids import collect_inputs
 from medsegmamba_bids.cli.slurm import main
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.resume import record_report
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.stats.intracranial import find_template
@@ -68,6 +69,7 @@ def finish(subject):
     """Pretend that a participant is finished."""
     config = RunConfig(Path("bids"), Path("out"), participant_label=(subject,))
     (image,) = collect_inputs(config).images
+    write_dataset_files(config)  # says whose results these are
     table = config.output_dir / output_name(image.prefix, "aseg_stats")
     table.parent.mkdir(parents=True)
     table.write_text("")
