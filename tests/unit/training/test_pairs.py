@@ -133,7 +133,7 @@ def test_two_segmentations_of_a_scan_are_told_apart_by_their_name(tmp_path):
 def pair_of(folder, labels, affine=None, image_affine=None, labels_list=None):
     """A pair of small NIfTI files; the image is bright where there are labels."""
     affine = np.diag([-1.0, 1, 1, 1]) if affine is None else affine
-    image = (labels[0] > 0).astype(np.uint8) * 100
+    image = (labels[0] > 0).astype(np.uint8) * 200  # bytes of a full range stay what they are
     image[0, 0, 0] = 7
     nib.save(nib.Nifti1Image(image, affine if image_affine is None else image_affine), folder / "image.nii.gz")
     files = []
@@ -155,7 +155,7 @@ def test_a_pair_becomes_classes_on_the_conformed_grid(tmp_path):
     index = load_label_table("aseg").labels.tolist().index(17)
     assert found.image.shape == found.target.shape == (20, 20, 20)  # around the labels, at least a patch
     assert (found.target == index).sum() == 20**3
-    assert found.image[10, 10, 10] == 100
+    assert found.image[10, 10, 10] == 200
 
 
 @pytest.mark.parametrize(
