@@ -102,7 +102,8 @@ def without_negative(data: np.ndarray) -> tuple[np.ndarray, str]:
     if below < _NEGLIGIBLE * (float(data.sum(dtype=np.float64)) + 2 * below):
         return np.maximum(data, data.dtype.type(0)), f"{count} voxels are negative; they are read as 0"
     background = data == 0
-    shifted = np.subtract(data, low, dtype=np.float32 if data.dtype.kind == "f" else np.int32)
+    wide = data.dtype.kind == "f" or int(data.max()) - int(low) > np.iinfo(np.int32).max
+    shifted = np.subtract(data, low, dtype=np.float32 if wide else np.int32)
     note = f"{count} voxels are negative; all intensities are shifted by {-float(low):g}"
     if background.mean() >= _MASKED:
         shifted[background] = 0

@@ -228,3 +228,9 @@ def test_a_shaded_head_is_normalised(shaded_head):
     assert np.median(white) == pytest.approx(110, abs=2)
     assert np.median(grey) == pytest.approx(70, abs=4)
     assert white.std() < 5
+
+
+def test_shifting_does_not_overflow():
+    data = np.array([-1_100_000_000, 0, 1, 2_000_000_000], np.int32)
+    shifted, _ = without_negative(data)
+    np.testing.assert_allclose(shifted, [0, 1.1e9, 1.1e9, 3.1e9], rtol=1e-6)
