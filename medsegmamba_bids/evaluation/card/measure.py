@@ -14,6 +14,7 @@ from medsegmamba_bids import segmentations
 from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.datasets.label_images import lies_on, read_parts
 from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.evaluation.card import calibration
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
@@ -100,6 +101,23 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
         compared = _comparisons(labels, reference, None if variant == "plain" else plain, image, networks)
         parts += [_named(rows, case.name, variant, against) for against, rows in compared]
     return parts
+
+
+def measure_calibration(case: Case, networks: Networks) -> pd.DataFrame:
+    """Return voxels of each structure by their posterior, on the conformed grid; see ``calibration.COLUMNS``.
+
+    Raises
+    ------
+    ImageError, CaseError
+        The image cannot be read, or its reference lies on another grid.
+    """
+    logger.info("%s, calibration", case.name)
+    image = load_image(case.image)
+    conformed = conform(image)
+    reference = labels_to_grid(read_reference(case, image), Grid.of(image), Grid.of(conformed))
+    counter = calibration.BinCounter(reference, networks.aseg_table)
+    found = networks.segmenter.segment(conformed, networks.aseg, counter)
+    return counter.rows(found.labels, found.posterior).assign(case=case.name)[list(calibration.COLUMNS)]
 
 
 def read_reference(case: Case, image: Image) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Measure weights on real cases and write their card.
 
-The numbers go into a table beside the card (``.tsv``), a case at a time: what it holds for the same weights is not
-measured again.
+The numbers go into tables beside the card (``.tsv``; ``_calibration.tsv`` for posteriors), a case at a time: what they
+hold for the same weights is not measured again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from string import Template
 
@@ -15,9 +17,10 @@ import pandas as pd
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.evaluation.card.calibration_text import NOT_MEASURED, calibration_table, reliability_diagram
 from medsegmamba_bids.evaluation.card.card_text import sections
 from medsegmamba_bids.evaluation.card.cases import Case, read_cases
-from medsegmamba_bids.evaluation.card.measure import Networks, measure_case
+from medsegmamba_bids.evaluation.card.measure import Networks, measure_calibration, measure_case
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.folders import resolve_weights
@@ -26,10 +29,10 @@ from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 logger = logging.getLogger(__name__)
 
 
-def checksums(networks: Networks) -> str:
-    """Return the first line of the table of numbers: which weights they are for."""
+def checksums(networks: Networks, subfields: bool) -> str:
+    """Return the first line of a table of numbers: which weights they are for, those of the subfields perhaps too."""
     texts = [f"aseg {resolve_weights(networks.aseg, ASEG.task).info.checksum}"]
-    if networks.subfields:
+    if subfields:
         texts.append(f"hippocampus {resolve_weights(networks.hippocampus, HIPPOCAMPUS.task).info.checksum}")
     return "# weights: " + ", ".join(texts)
 
@@ -52,20 +55,45 @@ def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
         temporary.write_text(f"{first_line}\n{text}", encoding="utf-8")
 
 
-def measure(cases: list[Case], networks: Networks, path: Path) -> pd.DataFrame:
-    """Return numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case."""
-    first_line = checksums(networks)
+def measure(
+    cases: list[Case], of_case: Callable[[Case], pd.DataFrame], path: Path, first_line: str
+) -> pd.DataFrame | None:
+    """Return numbers of the cases, and of what the table at ``path`` holds already; it is rewritten after each case.
+
+    None where there is neither.
+    """
     rows = read_numbers(path, first_line)
     for case in cases:
         if rows is None or case.name not in set(rows["case"]):
-            rows = pd.concat([part for part in (rows, measure_case(case, networks)) if part is not None])
+            rows = pd.concat([part for part in (rows, of_case(case)) if part is not None])
             write_numbers(rows, path, first_line)
     return rows
 
 
-def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, training: dict[str, str]) -> str:
-    """Return the whole card: the template of the package with its placeholders filled in."""
-    fields = {"version": __version__, **training, **sections(rows, aim_cases)}
+def _calibration(cases: list[Case], aim_cases: list[str], networks: Networks, out: Path) -> dict[str, str]:
+    """Measure posteriors of the cases that have a reference, and return the card's section on them."""
+    table = out.with_name(f"{out.stem}_calibration.tsv")
+    with_reference = [case for case in cases if case.reference is not None]
+    first_line = checksums(networks, subfields=False)
+    rows = measure(with_reference, partial(measure_calibration, networks=networks), table, first_line)
+    return calibration_fields(rows, aim_cases, out.with_name(f"{out.stem}_reliability.svg"))
+
+
+def calibration_fields(rows: pd.DataFrame | None, aim_cases: list[str], diagram: Path) -> dict[str, str]:
+    """Return the card's section on calibration over the cases that count, and write its diagram."""
+    counted = None if rows is None else rows[rows["case"].isin(aim_cases)]
+    if counted is None or not len(counted):
+        return {"calibration_cases": "", "calibration": NOT_MEASURED, "diagram": ""}
+    with atomic_path(diagram) as temporary:
+        temporary.write_text(reliability_diagram(counted), encoding="utf-8")
+    names = ", ".join(counted["case"].unique())
+    picture = f"![Reliability diagram]({diagram.name})"
+    return {"calibration_cases": f"Cases: {names}.", "calibration": calibration_table(counted), "diagram": picture}
+
+
+def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, more: dict[str, str]) -> str:
+    """Return the whole card: the template of the package with its placeholders filled in, some of them given."""
+    fields = {"version": __version__, **more, **sections(rows, aim_cases)}
     fields |= _described(ASEG.task, resolve_weights(networks.aseg, ASEG.task))
     if networks.subfields:
         fields |= _described(HIPPOCAMPUS.task, resolve_weights(networks.hippocampus, HIPPOCAMPUS.task))
@@ -99,7 +127,7 @@ def write_card(
     Parameters
     ----------
     out : Path
-        The card, ``.md``; its numbers go beside it.
+        The card, ``.md``; its numbers and its diagram go beside it.
     case_table : Path
         Table of the cases.
     data_dir : Path
@@ -120,12 +148,14 @@ def write_card(
         raise CaseError(f"{out}: the card's name must end with .md")
     everything = read_cases(case_table, data_dir)
     cases = read_cases(case_table, data_dir, names)
-    rows = measure(cases, networks, out.with_suffix(".tsv"))
+    first_line = checksums(networks, networks.subfields)
+    rows = measure(cases, partial(measure_case, networks=networks), out.with_suffix(".tsv"), first_line)
     measured = set(rows["case"])
     aim_cases = [case.name for case in everything if case.aim and case.name in measured]
     if not aim_cases:
         raise CaseError(f"{case_table}: no case with aim 1 is measured; the card's means are over those")
-    text = card(rows, aim_cases, networks, training)
+    calibration = _calibration(cases, [case.name for case in everything if case.aim], networks, out)
+    text = card(rows, aim_cases, networks, training | calibration)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     logger.info("wrote %s", out)

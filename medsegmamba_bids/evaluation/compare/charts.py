@@ -17,7 +17,8 @@ from medsegmamba_bids.evaluation.compare.volume_agreement import bland_altman
 #: Okabe and Ito's colours, told apart by most eyes; repeated where there are more methods.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c6d31")
 _FEW = 30  # scans that are drawn as dots as well
-_STYLE = {
+#: Of all figures.
+STYLE = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -48,7 +49,7 @@ def scan_boxes(means: pd.DataFrame, measures: Sequence[str] = ("dice", "volume_s
     """
     datasets = dict(by_dataset(means))
     methods = list(dict.fromkeys(means["method"]))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         width = max(3.4, 0.5 + 0.42 * len(datasets) * len(methods))
         figure = Figure(figsize=(min(width * len(measures), 13), 3.4), layout="constrained")
         for axes, measure in zip(np.atleast_1d(figure.subplots(1, len(measures))), measures, strict=True):
@@ -57,7 +58,7 @@ def scan_boxes(means: pd.DataFrame, measures: Sequence[str] = ("dice", "volume_s
             axes.set_xticks(range(len(datasets)), list(datasets), rotation=30 if len(datasets) > 2 else 0)
             axes.set_title(title_of(measure), loc="left", fontweight="bold")
         _legend(figure, methods)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def structure_boxes(rows: pd.DataFrame, measure: str) -> str:
@@ -72,7 +73,7 @@ def structure_boxes(rows: pd.DataFrame, measure: str) -> str:
     """
     methods, structures = list(dict.fromkeys(rows["method"])), list(dict.fromkeys(rows["structure"]))
     groups = {key: group[measure] for key, group in rows.groupby(["structure", "method"], sort=False)}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 4.3), layout="constrained")
         axes = figure.subplots()
         _draw_boxes(axes, [[groups[structure, method] for method in methods] for structure in structures])
@@ -82,7 +83,7 @@ def structure_boxes(rows: pd.DataFrame, measure: str) -> str:
             axes.axvspan(middle - 0.5, middle + 0.5, color="#f3f5f7", zorder=0)
         axes.set_xlim(-0.6, len(structures) - 0.4)
         _legend(figure, methods)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _draw_boxes(axes: Axes, values: Sequence[Sequence[pd.Series]]) -> None:
@@ -130,7 +131,7 @@ def bland_altman_plots(rows: pd.DataFrame, columns: int = 6) -> str:
     """
     rows = rows[rows["dice"].notna()]
     methods, structures = list(dict.fromkeys(rows["method"])), list(dict.fromkeys(rows["structure"]))
-    with mpl.rc_context({**_STYLE, "font.size": 7.5}):
+    with mpl.rc_context({**STYLE, "font.size": 7.5}):
         lines = -(-len(structures) // columns)
         figure = Figure(figsize=(13, 1.75 * lines + 0.5), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -147,7 +148,7 @@ def bland_altman_plots(rows: pd.DataFrame, columns: int = 6) -> str:
         figure.supxlabel("mean of method and reference (mm³)")
         figure.supylabel("method − reference (mm³)")
         _legend(figure, methods)
-        return _to_svg(figure)
+        return to_svg(figure)
 
 
 def _draw_agreement(axes: Axes, part: pd.DataFrame, shade: str) -> None:
@@ -169,7 +170,8 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
     figure.legend(marks, methods, loc="outside upper right", ncols=min(len(methods), 6), frameon=False)
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """Return a figure as SVG, equal for equal numbers."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()

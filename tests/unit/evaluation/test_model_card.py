@@ -9,7 +9,7 @@ import pytest
 
 from medsegmamba_bids.cli.evaluate import main
 from medsegmamba_bids.errors import CaseError
-from medsegmamba_bids.evaluation.card import measure
+from medsegmamba_bids.evaluation.card import calibration, measure, model_card
 from medsegmamba_bids.evaluation.card.cases import Case, mirrored, noisy, read_cases, rotated
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.single import ImageLabels
@@ -59,6 +59,21 @@ def always_right(segmenter, image, weights=None, hippocampus=False, hippocampus_
     return Known(ImageLabels(labels, subfields.astype(np.uint16), ()))
 
 
+def half_sure(case, networks):
+    """Posteriors of 1 in 40 voxels of the left hippocampus and 10 others; of 0 elsewhere."""
+    truth = np.repeat([True, False], [40, 60])
+    counts = calibration.count_bins((np.arange(100) < 50).astype(float), truth)
+    rows = counts.assign(case=case.name, structure="Left-Hippocampus", label=17, labelled_voxels=counts["voxels"])
+    return rows[list(calibration.COLUMNS)]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """Labels and posteriors that are known, in place of the network's."""
+    monkeypatch.setattr(measure, "conform_and_segment", always_right)
+    monkeypatch.setattr(model_card, "measure_calibration", half_sure)
+
+
 @pytest.fixture
 def data_dir(tmp_path):
     """A folder with an image, its reference and a table of cases."""
@@ -98,8 +113,7 @@ def numbers(data_dir):
     return pd.read_csv(data_dir / "card.tsv", sep="\t", comment="#", keep_default_na=False, na_values=["n/a"])
 
 
-def test_a_perfect_segmenter_scores_one(data_dir, command, monkeypatch):
-    monkeypatch.setattr(measure, "conform_and_segment", always_right)
+def test_a_perfect_segmenter_scores_one(data_dir, command, known):
     assert main(command) == 0
     rows = numbers(data_dir)
     there = rows[(rows["reference_mm3"] > 0) & (rows["against"] != "hippocampus")]
@@ -118,7 +132,7 @@ def test_a_perfect_segmenter_scores_one(data_dir, command, monkeypatch):
     assert "$" not in text
 
 
-def test_a_segmenter_that_ignores_sides_is_found_out(data_dir, command, monkeypatch):
+def test_a_segmenter_that_ignores_sides_is_found_out(data_dir, command, known, monkeypatch):
     """Right as it is; in the mirror every structure keeps its side, as if that showed in the intensities."""
     labels, bright = head()
 
@@ -135,17 +149,36 @@ def test_a_segmenter_that_ignores_sides_is_found_out(data_dir, command, monkeypa
     assert "Not measured." in (data_dir / "card.md").read_text()
 
 
-def test_what_is_measured_is_kept_for_the_same_weights(data_dir, command, monkeypatch):
-    monkeypatch.setattr(measure, "conform_and_segment", always_right)
+def test_the_card_says_how_far_posteriors_are_calibrated(data_dir, command, known):
+    """A posterior of 1 where 80 % are right; a soft volume of 50 of 40 voxels, and 100 with the label."""
     assert main(command) == 0
-    first = (data_dir / "card.tsv").read_bytes()
+    text = (data_dir / "card.md").read_text()
+    assert "Cases: one. Posteriors" in text
+    assert "| Left-Hippocampus | 0.200 | 150.0 | 25.0 |" in text
+    assert "![Reliability diagram](card_reliability.svg)" in text
+    assert (data_dir / "card_reliability.svg").read_text().count("<!-- Hippocampus -->") == 1
+
+
+def test_a_card_without_calibrated_cases_says_so(tmp_path):
+    fields = model_card.calibration_fields(None, ["one"], tmp_path / "card_reliability.svg")
+    assert set(fields.values()) == {"Not measured.", ""}
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_measured_is_kept_for_the_same_weights(data_dir, command, known, monkeypatch):
+    def tables():
+        return [path.read_bytes() for path in (data_dir / "card.tsv", data_dir / "card_calibration.tsv")]
+
+    assert main(command) == 0
+    first = tables()
 
     def refuse(*arguments, **options):
         raise AssertionError
 
     monkeypatch.setattr(measure, "conform_and_segment", refuse)
+    monkeypatch.setattr(model_card, "measure_calibration", refuse)
     assert main([*command, "--aseg-hours", "1.5"]) == 0
-    assert (data_dir / "card.tsv").read_bytes() == first
+    assert tables() == first
     assert "1.5 hours" in (data_dir / "card.md").read_text()
     weights(data_dir / "aseg.safetensors", "aseg_brain", "aseg", seed=1)
     with pytest.raises(AssertionError):
@@ -164,6 +197,11 @@ def test_a_tiny_network_runs_through(data_dir, command):
     assert len(twin) > 0
     assert twin["dice"].eq(1).all()
     assert rows.query("against == 'reference'")["dice"].dropna().between(0, 1).all()
+    counts = pd.read_csv(data_dir / "card_calibration.tsv", sep="\t", comment="#")
+    voxels = counts.groupby("label")[["voxels", "reference_voxels"]].sum()
+    assert voxels["voxels"].eq(256**3).all()
+    reference = head()[0]
+    assert voxels["reference_voxels"].to_dict() == {label: (reference == label).sum() for label in voxels.index}
     assert "| one | 1.000 | 0.00 % |" in (data_dir / "card.md").read_text()
 
 
