@@ -259,8 +259,7 @@ def statistics(
     if brain is not None:
         mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
         guide = normalize(guide, mask, np.isin(data, WHITE_MATTER))
-    voxel_mm3 = abs(float(np.linalg.det(segmented.affine[:3, :3])))
-    return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
+    return structure_statistics(data, guide, structures, Grid.of(segmented).voxel_mm3)[list(COLUMNS)]
 
 
 def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:
@@ -309,7 +308,6 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
         pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))
     if of_table(table) is ASEG:
         pair = [join_brain_labels(array) for array in pair]
-    zooms = nib.affines.voxel_sizes(other.affine)
-    rows = structure_metrics(*pair, zooms, list(structures))
+    rows = structure_metrics(*pair, Grid.of(other).zooms, list(structures))
     rows.insert(0, "structure", list(structures.values()))
     return rows

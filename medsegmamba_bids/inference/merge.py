@@ -40,8 +40,8 @@ class Segmentation:
     ----------
     labels : uint16 (X, Y, Z)
         FreeSurfer labels; fluid outside the brain (257) may be among them.
-    affine : float (4, 4)
-        Of all arrays here, mm.
+    grid : Grid
+        Of all arrays here.
     posterior : float32 (X, Y, Z)
         Probability of the label that each voxel got.
     entropy : float32 (X, Y, Z)
@@ -61,7 +61,7 @@ class Segmentation:
     """
 
     labels: np.ndarray
-    affine: np.ndarray
+    grid: Grid
     posterior: np.ndarray
     entropy: np.ndarray
     voxels: dict[int, int]
@@ -71,26 +71,19 @@ class Segmentation:
     device: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def grid(self) -> Grid:
-        """Of all arrays here."""
-        return Grid(self.affine, self.labels.shape)
 
-
-def background_only(
-    shape: tuple[int, ...], affine: np.ndarray, labels: Sequence[int], notes: Sequence[str]
-) -> Segmentation:
+def background_only(grid: Grid, labels: Sequence[int], notes: Sequence[str]) -> Segmentation:
     """Return the segmentation in which nothing was found."""
     structures = [int(label) for label in labels[1:]]
     return Segmentation(
-        labels=np.zeros(shape, np.uint16),
-        affine=affine,
-        posterior=np.ones(shape, np.float32),
-        entropy=np.zeros(shape, np.float32),
+        labels=np.zeros(grid.shape, np.uint16),
+        grid=grid,
+        posterior=np.ones(grid.shape, np.float32),
+        entropy=np.zeros(grid.shape, np.float32),
         voxels=dict.fromkeys(structures, 0),
         soft_volumes=dict.fromkeys(structures, 0.0),
         mean_posterior=dict.fromkeys(structures, math.nan),
-        brain_mask=np.zeros(shape, bool) if covers_brain(labels) else None,
+        brain_mask=np.zeros(grid.shape, bool) if covers_brain(labels) else None,
         device="none",
         notes=tuple(notes),
     )
@@ -99,7 +92,6 @@ def background_only(
 def merge_posteriors(
     prediction: Prediction,
     grids: AlignedGrids,
-    affine: np.ndarray,
     labels: Sequence[int],
     groups: Sequence[Sequence[int]] = (),
     notes: Sequence[str] = (),
@@ -112,8 +104,6 @@ def merge_posteriors(
     prediction : Prediction
         Its probabilities are changed if ``groups`` are given: what lies apart goes to the background.
     grids : AlignedGrids
-    affine : float (4, 4)
-        Of the conformed grid, mm.
     labels : sequence of int (C,)
         FreeSurfer label of each class; the first is the background.
     groups : sequence of sequences of int
@@ -122,7 +112,7 @@ def merge_posteriors(
         See :class:`Segmentation` and ``OnPosterior``.
     """
     if not prediction.patches:
-        return background_only(grids.shape, affine, labels, notes)
+        return background_only(grids.conformed, labels, notes)
     for group in groups:
         drop_islands(prediction.probabilities, group)
     merger = _Merger(grids, prediction, len(labels))
@@ -131,7 +121,7 @@ def merge_posteriors(
         if on_posterior:
             on_posterior(index, box, posterior.cpu().numpy())
     merger.drop_islands(groups)
-    return merger.segmentation(affine, np.asarray(labels), notes)
+    return merger.segmentation(np.asarray(labels), notes)
 
 
 def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:
@@ -204,17 +194,17 @@ class _Merger:
                 self.winner[where] = 0
                 self.best[where] = torch.from_numpy(self.background[islands]).to(self.best.device)
 
-    def segmentation(self, affine: np.ndarray, labels: np.ndarray, notes: Sequence[str]) -> Segmentation:
+    def segmentation(self, labels: np.ndarray, notes: Sequence[str]) -> Segmentation:
         """Return everything on the whole conformed grid."""
         winner, best = self.winner.cpu().numpy(), self.best.cpu().numpy()
         counts = np.bincount(winner.ravel(), minlength=len(labels))
         with np.errstate(invalid="ignore"):
             means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
-        grid = Grid(affine, self.grids.shape)
+        grid = self.grids.conformed
         whole = grid.paste(labels.astype(np.uint16)[winner], self.box)
         return Segmentation(
             labels=whole,
-            affine=affine,
+            grid=grid,
             posterior=grid.paste(best, self.box, 1),
             entropy=grid.paste(self.entropy.cpu().numpy(), self.box),
             voxels=_by_label(labels, counts, int),

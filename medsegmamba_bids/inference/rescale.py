@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.grid import Box, Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AlignedGrids:
     """A conformed grid and the grid of a network over the same volume.
 
@@ -23,27 +23,27 @@ class AlignedGrids:
 
     Attributes
     ----------
-    shape : tuple of int
-        Of the conformed grid (X, Y, Z).
+    conformed : Grid
+        (X, Y, Z).
     ratio : float
         Edge of the network's voxels in conformed voxels.
 
     Examples
     --------
-    >>> grids = AlignedGrids((256, 256, 256), 1.5)
+    >>> grids = AlignedGrids(Grid(np.eye(4), (256, 256, 256)), 1.5)
     >>> grids.network_shape
     (171, 171, 171)
     >>> grids.to_network_box((slice(0, 3), slice(1, 3), slice(250, 256)))
     (slice(0, 2, None), slice(0, 2, None), slice(166, 171, None))
     """
 
-    shape: tuple[int, int, int]
+    conformed: Grid
     ratio: float
 
     @property
     def network_shape(self) -> tuple[int, int, int]:
         """Sides of the network's grid."""
-        return tuple(math.ceil(side / self.ratio - 1e-6) for side in self.shape)
+        return tuple(math.ceil(side / self.ratio - 1e-6) for side in self.conformed.shape)
 
     def to_network_box(self, box: Box) -> Box:
         """Return the voxels of the network's grid that touch a box of the conformed one."""
@@ -56,7 +56,7 @@ class AlignedGrids:
         """Return the voxels of the conformed grid whose centres lie in a box of the network's."""
         return Box(
             slice(math.ceil(s.start * self.ratio - 0.5), min(n, math.ceil(s.stop * self.ratio - 0.5)))
-            for s, n in zip(box, self.shape, strict=True)
+            for s, n in zip(box, self.conformed.shape, strict=True)
         )
 
     def to_network(self, data: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ class AlignedGrids:
         volume = torch.from_numpy(np.ascontiguousarray(data, np.float32))
         if self.ratio == 1:
             return volume.numpy()
-        return _apply(volume, Box.whole(self.shape), Box.whole(self.network_shape), self.ratio).numpy()
+        return _apply(volume, self.conformed.box, Box.whole(self.network_shape), self.ratio).numpy()
 
     def to_conformed(self, values: torch.Tensor, box: Box, target: Box) -> torch.Tensor:
         """Return values in ``box`` of the network's grid, interpolated in ``target`` of the conformed one.

@@ -18,7 +18,7 @@ from torch import nn
 from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM, covers_brain
 from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
-from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
@@ -184,7 +184,7 @@ def segment_conformed(
     box = job.search_box()
     if box is None:
         job.note("nothing was found to segment: all of it is background")
-        return background_only(job.shape, job.affine, info.labels, job.notes)
+        return background_only(job.grids.conformed, info.labels, job.notes)
     return job.finish(job.predict(box), on_posterior)
 
 
@@ -211,8 +211,8 @@ def segment_hippocampus(
         If there is no hippocampus, or the images do not fit.
     """
     job = _Job(network, info, conformed, settings or InferenceSettings())
-    if aseg_labels.shape != job.shape:
-        raise SegmentationError(f"labels of shape {aseg_labels.shape} for an image of shape {job.shape}")
+    if aseg_labels.shape != job.data.shape:
+        raise SegmentationError(f"labels of shape {aseg_labels.shape} for an image of shape {job.data.shape}")
     box = hippocampus_box(aseg_labels)
     job.notes += [f"no {side} hippocampus was found" for side in missing_hippocampi(aseg_labels)]
     return job.finish(job.predict(job.grids.to_network_box(box)), on_posterior)
@@ -265,10 +265,9 @@ class _Job:
     ) -> None:
         _check_conformed(conformed)
         self.network, self.info, self.settings = network, info, settings
-        self.affine, self.shape = conformed.affine, conformed.shape
         self.data = np.asanyarray(conformed.dataobj)
         self.device = choose_device(settings.device)
-        self.grids = AlignedGrids(self.shape, info.input.voxel_size)
+        self.grids = AlignedGrids(Grid.of(conformed), info.input.voxel_size)
         # Both conventions ("conformed", "freesurfer") end with a division by 255.
         self.volume = self.grids.to_network(self.data) / np.float32(255)
         self.notes: list[str] = []
@@ -329,7 +328,7 @@ class _Job:
     def finish(self, prediction: Prediction, on_posterior: OnPosterior | None) -> Segmentation:
         """Bring the probabilities back to the conformed grid."""
         groups = self.groups if self.settings.largest_component else []
-        return merge_posteriors(prediction, self.grids, self.affine, self.info.labels, groups, self.notes, on_posterior)
+        return merge_posteriors(prediction, self.grids, self.info.labels, groups, self.notes, on_posterior)
 
     def note(self, note: str) -> None:
         """Keep a sentence for the user, and log it."""

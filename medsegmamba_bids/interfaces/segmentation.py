@@ -140,13 +140,13 @@ class SegmentHippocampus(SegmentAseg):
         aseg = np.asanyarray(nib.load(self.inputs.aseg_file).dataobj)
         if len(missing_hippocampi(aseg)) == len(HIPPOCAMPI):
             note = "no hippocampus was found, so there are no subfields"
-            return background_only(image.shape, image.affine, info.labels, [note])
+            return background_only(Grid.of(image), info.labels, [note])
         return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors)
 
 
 def _save(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
     """Write the images and numbers of a segmentation; return their files."""
-    affine = segmentation.affine
+    affine = segmentation.grid.affine
     results = {
         "labels_file": str(save_image(segmentation.labels, affine, folder / "labels.nii.gz")),
         "entropy_file": str(save_image(segmentation.entropy, affine, folder / "entropy.nii.gz", np.float32)),

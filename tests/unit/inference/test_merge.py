@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import label as components
 
-from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.inference.merge import background_only, drop_islands, merge_posteriors
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
@@ -36,7 +36,7 @@ def prediction_of(grids, box=None, seed=0, dtype=torch.float32):
 
 def at_once(prediction, grids):
     """All posteriors on the conformed grid (C, X, Y, Z); outside the box all is background."""
-    out = np.zeros((len(LABELS), *grids.shape), np.float32)
+    out = np.zeros((len(LABELS), *grids.conformed.shape), np.float32)
     out[0] = 1
     box = grids.to_conformed_box(prediction.box)
     for index, one in enumerate(prediction.probabilities):
@@ -54,11 +54,11 @@ def clear(posteriors):
 @pytest.mark.parametrize("part", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_everything_follows_from_the_posteriors(ratio, part, dtype):
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(AFFINE, SHAPE), ratio)
     box = (slice(2, 12), slice(1, 11), slice(3, 13)) if part else None
     prediction = prediction_of(grids, box, dtype=dtype)
     expected = at_once(prediction, grids)
-    found = merge_posteriors(prediction, grids, AFFINE, LABELS, notes=["a note"])
+    found = merge_posteriors(prediction, grids, LABELS, notes=["a note"])
     sure = clear(expected)
     assert sure.mean() > 0.9
     winner = np.array(LABELS)[expected.argmax(0)]
@@ -76,12 +76,12 @@ def test_everything_follows_from_the_posteriors(ratio, part, dtype):
     assert found.device == "cpu"
     assert found.notes == ("a note",)
     assert found.brain_mask is None
-    assert found.affine is AFFINE
+    assert found.grid.affine is AFFINE
 
 
 def test_volumes_are_in_mm3():
-    grids = AlignedGrids(SHAPE, 1.0)
-    one, two = (merge_posteriors(prediction_of(grids), grids, a, LABELS) for a in (AFFINE, np.diag([2, 1, 1, 1.0])))
+    both = [AlignedGrids(Grid(affine, SHAPE), 1.0) for affine in (AFFINE, np.diag([2, 1, 1, 1.0]))]
+    one, two = (merge_posteriors(prediction_of(grids), grids, LABELS) for grids in both)
     for label in LABELS[1:]:
         assert two.soft_volumes[label] == pytest.approx(2 * one.soft_volumes[label])
         assert two.voxels[label] == one.voxels[label]
@@ -89,26 +89,24 @@ def test_volumes_are_in_mm3():
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5])
 def test_posteriors_are_handed_over_class_by_class(ratio):
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(AFFINE, SHAPE), ratio)
     prediction = prediction_of(grids, (slice(2, 12), slice(1, 11), slice(3, 13)))
     expected = at_once(prediction, grids)
     given = []
-    merge_posteriors(prediction, grids, AFFINE, LABELS, on_posterior=lambda *what: given.append(what))
+    merge_posteriors(prediction, grids, LABELS, on_posterior=lambda *what: given.append(what))
     assert [index for index, _, _ in given] == [0, 1, 2, 3]
     for index, box, values in given:
-        whole = np.full(grids.shape, index == 0, np.float32)
+        whole = np.full(grids.conformed.shape, index == 0, np.float32)
         whole[box] = values
         assert values.dtype == np.float32
         np.testing.assert_allclose(whole, expected[index], atol=2e-4)
 
 
 def test_a_class_that_is_nowhere_has_no_volume():
-    grids = AlignedGrids((8, 8, 8), 1.0)
+    grids = AlignedGrids(Grid(AFFINE, (8, 8, 8)), 1.0)
     probabilities = torch.zeros(4, 8, 8, 8)
     probabilities[0], probabilities[1] = 1 - 1e-6, 1e-6
-    found = merge_posteriors(
-        Prediction(probabilities, Box.whole((8, 8, 8)), torch.device("cpu"), 1), grids, AFFINE, LABELS
-    )
+    found = merge_posteriors(Prediction(probabilities, Box.whole((8, 8, 8)), torch.device("cpu"), 1), grids, LABELS)
     assert not found.labels.any()
     assert found.soft_volumes == {4: 0.0, 17: 0.0, 53: 0.0}
     assert found.voxels == {4: 0, 17: 0, 53: 0}
@@ -144,11 +142,11 @@ def test_islands_go_to_the_background_and_from_the_volumes():
 
 
 def test_each_group_keeps_its_largest_component():
-    grids = AlignedGrids((20, 10, 10), 1.0)
+    grids = AlignedGrids(Grid(AFFINE, (20, 10, 10)), 1.0)
 
     def merged(groups):
         prediction = Prediction(two_parts(), Box.whole((20, 10, 10)), torch.device("cpu"), 1)
-        return merge_posteriors(prediction, grids, AFFINE, LABELS, groups)
+        return merge_posteriors(prediction, grids, LABELS, groups)
 
     kept = merged([])
     assert kept.labels[15, 4, 4] == 4
@@ -176,7 +174,7 @@ def test_the_brain_mask_is_filled():
     probabilities[:, 2:10, 2:10, 2:10] = torch.tensor([0, 0.1, 0.6, 0.2, 0.1])[:, None, None, None]
     probabilities[:, 5, 5, 5] = torch.tensor([1.0, 0, 0, 0, 0])
     prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
-    found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
+    found = merge_posteriors(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0), labels)
     expected = np.zeros((12, 12, 12), bool)
     expected[2:10, 2:10, 2:10] = True
     assert found.labels[5, 5, 5] == 0
@@ -185,11 +183,11 @@ def test_the_brain_mask_is_filled():
 
 @pytest.mark.parametrize("labels", [LABELS, [0, 2, 3, 41, 42]])
 def test_nothing_found(labels):
-    grids = AlignedGrids((6, 5, 4), 1.0)
+    grids = AlignedGrids(Grid(AFFINE, (6, 5, 4)), 1.0)
     background = torch.zeros(len(labels), 6, 5, 4)
     background[0] = 1
     nothing = Prediction(background, Box.whole((6, 5, 4)), torch.device("cpu"), patches=0)
-    found = merge_posteriors(nothing, grids, AFFINE, labels, notes=["so"])
+    found = merge_posteriors(nothing, grids, labels, notes=["so"])
     assert found.labels.shape == (6, 5, 4)
     assert not found.labels.any()
     assert (found.posterior == 1).all()
@@ -197,7 +195,7 @@ def test_nothing_found(labels):
     assert found.voxels == dict.fromkeys(labels[1:], 0)
     assert found.notes == ("so",)
     assert (found.brain_mask is not None) == (2 in labels)
-    same = background_only((6, 5, 4), AFFINE, labels, [])
+    same = background_only(grids.conformed, labels, [])
     np.testing.assert_array_equal(same.labels, found.labels)
 
 
@@ -210,7 +208,7 @@ def test_fluid_outside_the_brain_is_not_in_the_brain_mask():
     probabilities[1, 3:9, 3:9, 3:9] = 1
     probabilities[0] = 1 - probabilities.sum(0)
     prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
-    found = merge_posteriors(prediction, AlignedGrids((12, 12, 12), 1.0), AFFINE, labels)
+    found = merge_posteriors(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0), labels)
     brain = np.zeros((12, 12, 12), bool)
     brain[3:9, 3:9, 3:9] = True
     np.testing.assert_array_equal(found.labels == 2, brain)

@@ -24,7 +24,7 @@ def rescaled(ratio):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_grid_covers_the_volume(ratio):
-    assert AlignedGrids(SHAPE, ratio).network_shape == rescaled(ratio).shape
+    assert AlignedGrids(Grid(np.eye(4), SHAPE), ratio).network_shape == rescaled(ratio).shape
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -33,7 +33,7 @@ def test_a_ramp_keeps_its_values_at_their_places(ratio):
 
     Exactly so where old voxels are met symmetrically; else to a 25th of a voxel, as triangles go.
     """
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), ratio)
     grid = rescaled(ratio)
     slopes = np.array([0.3, -0.7, 1.1])
     volume = np.moveaxis(np.indices(SHAPE), 0, -1) @ slopes
@@ -55,14 +55,14 @@ def test_to_a_finer_grid_it_is_the_general_resampling(ratio):
     data = np.random.default_rng(0).random(SHAPE).astype(np.float32)
     grid = rescaled(ratio)
     expected = resample(data, GRID, grid)
-    found = AlignedGrids(SHAPE, ratio).to_network(data)
+    found = AlignedGrids(Grid(np.eye(4), SHAPE), ratio).to_network(data)
     inside = tuple(slice(2, -3) for _ in SHAPE)
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 4.0])
 def test_back_from_a_coarser_grid_it_is_the_general_resampling(ratio):
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), ratio)
     grid = rescaled(ratio)
     values = np.random.default_rng(0).random(grid.shape).astype(np.float32)
     found = grids.to_conformed(torch.from_numpy(values), Box.whole(grid.shape), Box.whole(SHAPE)).numpy()
@@ -74,7 +74,7 @@ def test_back_from_a_coarser_grid_it_is_the_general_resampling(ratio):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_a_constant_stays(ratio):
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), ratio)
     there = grids.to_network(np.full(SHAPE, 7, np.uint8))
     np.testing.assert_allclose(there, 7, rtol=1e-6)
     back = grids.to_conformed(torch.from_numpy(there), Box.whole(grids.network_shape), Box.whole(SHAPE))
@@ -83,7 +83,7 @@ def test_a_constant_stays(ratio):
 
 def test_one_to_one_is_exact():
     data = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
-    grids = AlignedGrids(SHAPE, 1.0)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), 1.0)
     np.testing.assert_array_equal(grids.to_network(data), data)
     box = (slice(3, 9), slice(0, 21), slice(5, 6))
     assert grids.to_network_box(box) == grids.to_conformed_box(box) == box
@@ -94,21 +94,21 @@ def test_one_to_one_is_exact():
 def test_coarser_voxels_are_means_of_all_they_cover():
     data = np.zeros((8, 8, 8), np.float32)
     data[2:4, 4:6, 6:8] = 1  # one voxel of the coarse grid
-    found = AlignedGrids((8, 8, 8), 2.0).to_network(data)
+    found = AlignedGrids(Grid(np.eye(4), (8, 8, 8)), 2.0).to_network(data)
     assert np.unravel_index(found.argmax(), found.shape) == (1, 2, 3)
     assert found.sum() == pytest.approx(1, rel=0.3)
     single = np.zeros((8, 8, 8), np.float32)
     for position in np.ndindex(4, 4, 4):
         single[:] = 0
         single[position] = 1
-        assert AlignedGrids((8, 8, 8), 2.0).to_network(single).max() > 0, "a voxel was skipped"
+        assert AlignedGrids(Grid(np.eye(4), (8, 8, 8)), 2.0).to_network(single).max() > 0, "a voxel was skipped"
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("seed", range(4))
 def test_boxes(ratio, seed):
     rng = np.random.default_rng(seed)
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), ratio)
     starts = rng.integers(0, np.array(SHAPE) - 2)
     stops = rng.integers(starts + 1, np.array(SHAPE) + 1)
     box = tuple(map(slice, starts.tolist(), stops.tolist()))
@@ -129,13 +129,13 @@ def test_boxes(ratio, seed):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_the_whole_grid_returns_to_the_whole_grid(ratio):
-    grids = AlignedGrids(SHAPE, ratio)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), ratio)
     assert grids.to_network_box(Box.whole(SHAPE)) == Box.whole(grids.network_shape)
     assert grids.to_conformed_box(Box.whole(grids.network_shape)) == Box.whole(SHAPE)
 
 
 def test_a_part_is_interpolated_as_within_the_whole():
-    grids = AlignedGrids(SHAPE, 1.5)
+    grids = AlignedGrids(Grid(np.eye(4), SHAPE), 1.5)
     values = torch.rand(grids.network_shape, generator=torch.Generator().manual_seed(0))
     everywhere = grids.to_conformed(values, Box.whole(grids.network_shape), Box.whole(SHAPE))
     source, target = (slice(4, 12),) * 3, (slice(7, 16),) * 3
