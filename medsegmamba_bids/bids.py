@@ -280,7 +280,7 @@ class _Search:
 
 
 def _forgive_files_beside(inputs: Inputs) -> None:
-    """Files of another extension beside an image of the same name, such as its checksum, are no failure."""
+    """Leave out files of another extension beside an image of the same name, such as its checksum: no failure."""
     names = {f"{image.prefix}_T1w" for image in inputs.images}
     for name in [name for name in inputs.skipped if name.split(".")[0] in names]:
         inputs.left_out[name] = inputs.skipped.pop(name)

@@ -44,7 +44,7 @@ class RunConfig:
     derivatives : tuple of Path
         Datasets of fMRIPrep, sMRIPrep or FreeSurfer that hold brain masks.
     brain_mask : str or None
-        A mask's path, in which ``{subject}`` and ``{session}`` are replaced.
+        A mask's path, in which ``{subject}``, ``{session}`` and ``{prefix}`` are replaced.
     work_dir : Path
     clean_workdir : bool
     nprocs, omp_nthreads : int

@@ -117,16 +117,16 @@ def segment(options: argparse.Namespace) -> None:
         if path and not path.resolve().parent.is_dir():
             raise SegmentationError(f"{path}: the folder {path.parent} is not there")
     segmenter = Segmenter(_settings(options))
-    found = api.segment(
+    segmented = api.segment(
         options.image,
         hippocampus=subfields_out is not None,
         weights=options.weights,
         hippocampus_weights=options.hippocampus_weights,
         segmenter=segmenter,
     )
-    for path in found.save(options.output, subfields_out, options.volumes, options.fs_stats):
+    for path in segmented.save(options.output, subfields_out, options.volumes, options.fs_stats):
         logger.info("wrote %s", path)
-    if subfields_out and found.subfields is None:
+    if subfields_out and segmented.subfields is None:
         raise SegmentationError(f"{subfields_out}: not written, no hippocampus was found in {options.image}")
 
 

@@ -72,20 +72,19 @@ def write_statistics(options: argparse.Namespace) -> None:
         norm = np.asanyarray(norm_image.dataobj)
     soft = _soft_volumes(options.posteriors, image, options, table) if options.posteriors else None
     try:
-        found = measure_labels(np.asanyarray(image.dataobj), norm, table, grid.voxel_mm3, soft)
+        measured = measure_labels(np.asanyarray(image.dataobj), norm, table, grid.voxel_mm3, soft)
     except ImageError as error:
         raise ImageError(f"{options.labels}: {error}") from error
-    rows = with_sums(found.rows, table) if options.sum else found.rows
+    rows = with_sums(measured.rows, table) if options.sum else measured.rows
     _write(to_tsv(rows), options.output)
     sources = {name: str(path) for name in ("labels", "norm", "posteriors") if (path := getattr(options, name))}
-    sidecar = table_sidecar(found.measures, {"MadeFrom": sources}, found.definition)
+    sidecar = table_sidecar(measured.measures, {"MadeFrom": sources}, measured.definition)
     _write(json.dumps(sidecar, indent=2) + "\n", options.output.with_suffix(".json"))
     if options.fs_stats:
         files = {"SegVolFile": options.labels.name}
         files |= {key: options.norm.name for key in ("InVolFile", "PVVolFile") if options.norm}
-        text = to_aseg_stats(
-            found.rows, found.measures, options.labels.name.split(".")[0], files, grid.voxel_mm3, "medsegmamba-stats"
-        )
+        subject = options.labels.name.split(".")[0]
+        text = to_aseg_stats(measured.rows, measured.measures, subject, files, grid.voxel_mm3, "medsegmamba-stats")
         _write(text, options.fs_stats)
 
 
@@ -93,7 +92,7 @@ def _check_grid(image: Any, path: Path, labels: Any, labels_path: Path) -> None:
     from medsegmamba_bids.errors import ImageError
     from medsegmamba_bids.image.grid import Grid
 
-    here, there = Grid(image.affine, image.shape[:3]), Grid.of(labels)
+    here, there = Grid.of(image), Grid.of(labels)
     if not here.same_as(there):
         raise ImageError(
             f"{path}: its grid ({_told(here)}) is not that of {labels_path} ({_told(there)}); "
@@ -120,7 +119,7 @@ def _soft_volumes(path: Path, image: Any, options: argparse.Namespace, table: La
         posteriors = nib.load(path)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise ImageError(f"{path}: cannot be read as an image ({error})") from error
-    tables = {len(one.labels): one.labels for one in map(load_label_table, of_name(options.table).tables)}
+    tables = {len(known.labels): known.labels for known in map(load_label_table, of_name(options.table).tables)}
     classes = posteriors.shape[3] if len(posteriors.shape) == 4 else 0
     if classes not in tables:
         allowed = " or ".join(map(str, sorted(tables)))

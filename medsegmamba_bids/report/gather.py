@@ -202,14 +202,16 @@ def check_template(results: Gathered, segmentation: str) -> None:
     GroupError
         They differ; the message names them and how many tables each made.
     """
-    counts: dict[str, list[str]] = {}
+    scans_by: dict[str, list[str]] = {}
     for table in results.tables[segmentation]:
         if "eTIV" in table.measures:
             used = table.scan.sidecar(ASEG.name).get("Template", {})
             name = f"{used.get('Name', 'unknown')} (constant {used.get('Volume_mm3', 'unknown')} mm3)"
-            counts.setdefault(name, []).append(table.scan.prefix)
-    if len(counts) > 1:
-        named = "; ".join(f"{name} for {len(one)} of the T1w images, such as {one[0]}" for name, one in counts.items())
+            scans_by.setdefault(name, []).append(table.scan.prefix)
+    if len(scans_by) > 1:
+        named = "; ".join(
+            f"{name} for {len(scans)} of the T1w images, such as {scans[0]}" for name, scans in scans_by.items()
+        )
         raise GroupError(
             f"intracranial volumes (eTIV) were estimated with different templates, which are not comparable: {named}. "
             "Run the participants anew with one version of medsegmamba_bids"

@@ -113,7 +113,7 @@ def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: lis
     colors = load_label_table(of_name(name).widest).table.set_index("name")["color"]
     measures = measure_matrix(tables).select_dtypes("number")
     order = [scan.prefix for scan in scans]
-    values = pd.concat([volumes, measures.loc[:, [one for one in ("eTIV", "sbTIV") if one in measures]]], axis=1)
+    values = pd.concat([volumes, measures.loc[:, [name for name in ("eTIV", "sbTIV") if name in measures]]], axis=1)
     aligned, z = values.reindex(order), robust_z(values).reindex(order)
     position = {prefix: number for number, prefix in enumerate(order)}
     return {
@@ -125,12 +125,12 @@ def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: lis
                 "color": colors.get(structure, "#666666"),
                 "values": _numbers(aligned[structure], 1),
                 "z": _numbers(z[structure], 2),
-                "outliers": [position[one] for one, listed in outliers.items() if structure in listed],
+                "outliers": [position[prefix] for prefix, listed in outliers.items() if structure in listed],
             }
             for structure in aligned
             if aligned[structure].notna().any()
         ],
-        "outlying": [position[one] for one, listed in outliers.items() if listed],
+        "outlying": [position[prefix] for prefix, listed in outliers.items() if listed],
     }
 
 

@@ -130,7 +130,7 @@ def with_sums(rows: pd.DataFrame, table: LabelTable) -> pd.DataFrame:
 
 
 def _sum(rows: pd.DataFrame, name: str) -> dict[str, float | str | int]:
-    found = dict.fromkeys(rows, math.nan) | {"SegId": 0, "StructName": name, "Flag": ""}
+    line = dict.fromkeys(rows, math.nan) | {"SegId": 0, "StructName": name, "Flag": ""}
     for column in ("NVoxels", "Volume_mm3", "SoftVolume_mm3"):
-        found[column] = rows[column].sum(min_count=1)
-    return found
+        line[column] = rows[column].sum(min_count=1)
+    return line

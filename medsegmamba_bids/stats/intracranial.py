@@ -121,12 +121,12 @@ def affine_from_labels(labels: np.ndarray, affine: np.ndarray) -> np.ndarray | N
     places = np.argwhere(coarse > 0)
     values = coarse[coarse > 0].astype(np.int64)
     counts = np.bincount(values, minlength=int(there.index.max()) + 1)
-    found = [label for label in there.index if counts[label]]
-    if len(found) < _FEWEST:
+    present = [label for label in there.index if counts[label]]
+    if len(present) < _FEWEST:
         return None
     sums = np.stack([np.bincount(values, column, minlength=len(counts)) for column in places.T], axis=1)
-    here = nib.affines.apply_affine(affine, 2 * sums[found] / counts[found, None])
-    solved, *_ = np.linalg.lstsq(np.c_[here, np.ones(len(here))], there.loc[found].to_numpy(), rcond=None)
+    here = nib.affines.apply_affine(affine, 2 * sums[present] / counts[present, None])
+    solved, *_ = np.linalg.lstsq(np.c_[here, np.ones(len(here))], there.loc[present].to_numpy(), rcond=None)
     return nib.affines.from_matvec(solved[:3].T, solved[3])
 
 

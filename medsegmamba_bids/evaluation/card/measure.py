@@ -137,22 +137,22 @@ def _mirrored_back(labels: ImageLabels, affine: np.ndarray, networks: Networks) 
 
 
 def _comparisons(
-    found: ImageLabels, reference: np.ndarray, plain: ImageLabels | None, image: Image, networks: Networks
+    labels: ImageLabels, reference: np.ndarray, plain: ImageLabels | None, image: Image, networks: Networks
 ) -> list[tuple[str, pd.DataFrame]]:
     """Return what a variant is compared with, and the numbers."""
     zooms = nib.affines.voxel_sizes(image.affine)
     table = networks.aseg_table
     parts = [
-        (REFERENCE, compare(found.aseg, reference, zooms, table)),
-        (REFERENCE, compare_masks(found.aseg, reference, zooms)),
+        (REFERENCE, compare(labels.aseg, reference, zooms, table)),
+        (REFERENCE, compare_masks(labels.aseg, reference, zooms)),
     ]
     if plain is not None:
-        parts.append((ORIGINAL, compare(found.aseg, plain.aseg, zooms, table)))
-    if found.hippocampus is not None:
-        parts.append((HIPPOCAMPUS, compare_unions(found.hippocampus, reference, zooms)))
-        original = (plain or found).hippocampus
+        parts.append((ORIGINAL, compare(labels.aseg, plain.aseg, zooms, table)))
+    if labels.hippocampus is not None:
+        parts.append((HIPPOCAMPUS, compare_unions(labels.hippocampus, reference, zooms)))
+        original = (plain or labels).hippocampus
         if original is not None:
-            parts.append((ORIGINAL, compare(found.hippocampus, original, zooms, networks.subfield_table)))
+            parts.append((ORIGINAL, compare(labels.hippocampus, original, zooms, networks.subfield_table)))
     return parts
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
-import nibabel as nib
 import pandas as pd
 from tqdm import tqdm
 
@@ -101,9 +100,9 @@ def compare_scan(item: Item, settings: Settings) -> Compared:
         reference = read_reference(item.reference, table, settings.background)
         parts, notes = [], []
         for method, files in item.methods.items():
-            found, resampled = read_on_grid(files, reference, table, settings.background)
-            rows = compare_labels(found, reference, settings)
-            notes += _notes(f"{item.dataset}, {item.name}, {method}", rows, found)
+            labels, resampled = read_on_grid(files, reference, table, settings.background)
+            rows = compare_labels(labels, reference, settings)
+            notes += _notes(f"{item.dataset}, {item.name}, {method}", rows, labels)
             parts.append(rows.assign(method=method, resampled="yes" if resampled else "no"))
     except (UserError, OSError) as error:  # as in cli.common: what a user can mend
         return Compared(item, problem=f"{item.dataset}, {item.name}: {error}")
@@ -114,17 +113,16 @@ def compare_scan(item: Item, settings: Settings) -> Compared:
     return Compared(item, rows[list(COLUMNS)], notes)
 
 
-def compare_labels(found: LabelImage, reference: LabelImage, settings: Settings) -> pd.DataFrame:
+def compare_labels(labels: LabelImage, reference: LabelImage, settings: Settings) -> pd.DataFrame:
     """Return metrics of every structure, with its name."""
-    zooms = nib.affines.voxel_sizes(reference.affine)
-    rows = structure_metrics(found.data, reference.data, zooms, list(settings.structures))
+    rows = structure_metrics(labels.data, reference.data, reference.grid.zooms, list(settings.structures))
     return rows.assign(structure=list(settings.structures.values()))
 
 
-def _notes(where: str, rows: pd.DataFrame, found: LabelImage) -> list[str]:
+def _notes(where: str, rows: pd.DataFrame, labels: LabelImage) -> list[str]:
     """Return what is suspicious about a method's labels."""
     if not rows["found_mm3"].any():
-        return [f"{where}: has none of the structures ({found.path}); they count as Dice 0"]
+        return [f"{where}: has none of the structures ({labels.path}); they count as Dice 0"]
     if rows["dice"].max() == 0:
         return [f"{where}: overlaps the reference in no structure; are both of one scan and in one space?"]
     return []

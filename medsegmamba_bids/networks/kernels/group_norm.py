@@ -74,20 +74,20 @@ def _sums(rows):
     batch, voxels, channels = rows.shape
     total, square = np.zeros((_BLOCKS, batch, channels)), np.zeros((_BLOCKS, batch, channels))
     for block in prange(_BLOCKS):
-        one, two = np.empty(channels, np.float32), np.empty(channels, np.float32)
+        values, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
         for s in range(batch):
             first, last = block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS
             for start in range(first, last, 256):  # short float32 sums, then float64: exact enough and fast
-                one[:] = 0
-                two[:] = 0
+                values[:] = 0
+                squares[:] = 0
                 for v in range(start, min(start + 256, last)):
                     row = rows[s, v]
                     for c in range(channels):
-                        one[c] += row[c]
-                        two[c] += row[c] * row[c]
+                        values[c] += row[c]
+                        squares[c] += row[c] * row[c]
                 for c in range(channels):
-                    total[block, s, c] += one[c]
-                    square[block, s, c] += two[c]
+                    total[block, s, c] += values[c]
+                    square[block, s, c] += squares[c]
     return total.sum(0), square.sum(0)
 
 
@@ -124,22 +124,22 @@ def _gradient_sums(rows, grad, scale, shift):
     batch, voxels, channels = rows.shape
     plain, times = np.zeros((_BLOCKS, batch, channels)), np.zeros((_BLOCKS, batch, channels))
     for block in prange(_BLOCKS):
-        one, two = np.empty(channels, np.float32), np.empty(channels, np.float32)
+        gradients, products = np.empty(channels, np.float32), np.empty(channels, np.float32)
         for s in range(batch):
             a, b = scale[s], shift[s]
             first, last = block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS
             for start in range(first, last, 256):
-                one[:] = 0
-                two[:] = 0
+                gradients[:] = 0
+                products[:] = 0
                 for v in range(start, min(start + 256, last)):
                     row, g = rows[s, v], grad[s, v]
                     for c in range(channels):
                         value = g[c] if row[c] * a[c] + b[c] > 0 else np.float32(0)
-                        one[c] += value
-                        two[c] += value * row[c]
+                        gradients[c] += value
+                        products[c] += value * row[c]
                 for c in range(channels):
-                    plain[block, s, c] += one[c]
-                    times[block, s, c] += two[c]
+                    plain[block, s, c] += gradients[c]
+                    times[block, s, c] += products[c]
     return plain.sum(0), times.sum(0)
 
 

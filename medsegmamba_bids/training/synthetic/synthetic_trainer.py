@@ -139,7 +139,7 @@ def check_synthesis(config: SynthesisConfig) -> None:
         stage_settings(stage)
         network = check_network(config, stage.patch_size)
         shapes[stage.patch_size] = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    if any(found != shapes[config.patch_size] for found in shapes.values()):
+    if any(of_patch != shapes[config.patch_size] for of_patch in shapes.values()):
         raise ConfigError(
             f"configuration {config.name}: a {config.network_name} has parameters that depend on the patch size, so "
             f"that all stages need the same, not {sorted(shapes)}"
