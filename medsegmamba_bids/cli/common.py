@@ -9,13 +9,13 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.cli.surroundings import prepare
-from medsegmamba_bids.errors import UserError, reason
+from medsegmamba_bids.errors import ImageError, UserError, reason
 
 Main = Callable[[list[str] | None], int]
 
@@ -91,6 +91,34 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="say what is being done (-vv: with details)",
     )
+
+
+def check_tables(tables: Iterable[Path | None], others: Iterable[Path | None]) -> None:
+    """Refuse, before any work, tables that would replace an image or each other, or have no folder to lie in.
+
+    Parameters
+    ----------
+    tables : iterable of Path or None
+        Texts that the command writes; None where one was not asked for.
+    others : iterable of Path or None
+        What else it reads and writes.
+
+    Raises
+    ------
+    ImageError
+        Naming the file.
+    """
+    from medsegmamba_bids.image.file_checks import READABLE
+
+    taken = {path.resolve() for path in others if path}
+    for path in filter(None, tables):
+        if path.resolve() in taken:
+            raise ImageError(f"{path}: another file of this command has this name too; name another for the table")
+        if path.name.lower().endswith(READABLE):
+            raise ImageError(f"{path}: is the name of an image, and tables are text; such as {path.stem}.tsv")
+        if not path.resolve().parent.is_dir():
+            raise ImageError(f"{path}: its folder {path.parent} does not exist; make it first")
+        taken.add(path.resolve())
 
 
 def set_up_logging(verbosity: int, form: str = "%(levelname)s: %(message)s") -> logging.Handler:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_logging, user_errors
+from medsegmamba_bids.cli.common import add_verbosity, check_tables, make_parser, set_up_logging, user_errors
 from medsegmamba_bids.devices import PRECISIONS
 
 if TYPE_CHECKING:
@@ -113,9 +113,7 @@ def segment(options: argparse.Namespace) -> None:
 
     subfields_out = options.hippocampus_out
     check_paths(options.image, [options.output] + ([subfields_out] if subfields_out else []))
-    for path in (options.volumes, options.fs_stats):
-        if path and not path.resolve().parent.is_dir():
-            raise SegmentationError(f"{path}: the folder {path.parent} is not there")
+    check_tables([options.volumes, options.fs_stats], [options.image, options.output, subfields_out])
     segmenter = Segmenter(_settings(options))
     segmented = api.segment(
         options.image,

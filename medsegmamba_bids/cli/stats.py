@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsegmamba_bids.cli.common import add_verbosity, make_parser, set_up_logging, user_errors
+from medsegmamba_bids.cli.common import add_verbosity, check_tables, make_parser, set_up_logging, user_errors
 from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def write_statistics(options: argparse.Namespace) -> None:
     from medsegmamba_bids.stats.any_labels import measure_labels, with_sums
     from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
+    beside = options.output.with_suffix(".json")
+    check_tables([options.output, beside, options.fs_stats], [options.labels, options.norm, options.posteriors])
     image = load_labels(options.labels)
     grid = Grid.of(image)
     table = load_label_table(of_name(options.table).listed)
@@ -79,7 +81,7 @@ def write_statistics(options: argparse.Namespace) -> None:
     _write(to_tsv(rows), options.output)
     sources = {name: str(path) for name in ("labels", "norm", "posteriors") if (path := getattr(options, name))}
     sidecar = table_sidecar(measured.measures, {"MadeFrom": sources}, measured.definition)
-    _write(json.dumps(sidecar, indent=2) + "\n", options.output.with_suffix(".json"))
+    _write(json.dumps(sidecar, indent=2) + "\n", beside)
     if options.fs_stats:
         files = {"SegVolFile": options.labels.name}
         files |= {key: options.norm.name for key in ("InVolFile", "PVVolFile") if options.norm}

@@ -281,6 +281,10 @@ def test_the_image_is_not_overwritten(image, tmp_path, capsys):
     assert f"error: {link}: is the image itself" in refused([image, link], capsys)
     twice = tmp_path / "labels.nii.gz"
     assert "named for both outputs" in refused([image, twice, "--hippocampus-out", twice], capsys)
+    for table in ("--volumes", "--fs-stats"):
+        assert "another file of this command has this name too" in refused([image, twice, table, link], capsys)
+        assert "another file of this command has this name too" in refused([image, twice, table, twice], capsys)
+        assert "is the name of an image, and tables are text" in refused([image, twice, table, "a.mgz"], capsys)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -156,3 +158,22 @@ def test_freesurfers_form_is_that_of_the_aseg(head, capsys):
     with pytest.raises(SystemExit):
         main([head[0], "out.tsv", "--table", "hippoFS60", "--fs-stats", "x.stats"])
     assert "it needs --table aseg" in capsys.readouterr().err
+
+
+def test_no_image_is_replaced_by_a_table(head, capsys):
+    labels, norm, folder = head
+    held = {path: Path(path).read_bytes() for path in (labels, norm)}
+    other = folder / "other.mgz"
+    for options, told in (
+        ([labels, labels], "another file of this command has this name too"),
+        ([labels, norm, "--norm", norm], "another file of this command has this name too"),
+        ([labels, norm], "is the name of an image, and tables are text"),
+        ([labels, str(other)], f"{other}: is the name of an image, and tables are text; such as other.tsv"),
+        ([labels, str(folder / "a.tsv"), "--fs-stats", str(folder / "a.tsv")], "has this name too"),
+        ([labels, str(folder / "a.json")], "has this name too"),
+        ([labels, str(folder / "absent" / "a.tsv")], "its folder .* does not exist; make it first"),
+    ):
+        assert main(options) == 1
+        assert re.search(f"^error: .*{told}", capsys.readouterr().err), options
+    assert {path: Path(path).read_bytes() for path in held} == held
+    assert sorted(path.name for path in folder.iterdir()) == ["labels.nii.gz", "norm.nii.gz"]
