@@ -32,17 +32,13 @@ class LabelImage:
     path : str
     data : uint16 (X, Y, Z)
         FreeSurfer labels; cortical parcels are cortex, the corpus callosum is white matter.
-    affine : float (4, 4)
+    grid : Grid
+        Where the labels lie.
     """
 
     path: str
     data: np.ndarray
-    affine: np.ndarray
-
-    @property
-    def grid(self) -> Grid:
-        """Where the labels lie."""
-        return Grid(self.affine, self.data.shape)
+    grid: Grid
 
 
 def read_parts(parts: Parts) -> LabelImage:
@@ -63,7 +59,7 @@ def read_parts(parts: Parts) -> LabelImage:
     """
     images = [load_labels(path) for path, _ in parts]
     path = " and ".join(str(file) for file, _ in parts)
-    first = LabelImage(path, np.zeros(images[0].shape, np.uint16), images[0].affine)
+    first = LabelImage(path, np.zeros(images[0].shape, np.uint16), Grid.of(images[0]))
     for image, (file, added) in zip(images, parts, strict=True):
         if not lies_on(Grid.of(image), first.grid):
             raise DatasetError(f"{path}: lie on different grids")
@@ -114,7 +110,7 @@ def read_labels(parts: Parts, table: LabelTable, background: Collection[int] = (
             "beside them. If they are to count as background, name them with --background; else choose another --table"
         )
     if of_table(table.name) is ASEG:
-        return LabelImage(image.path, join_brain_labels(image.data), image.affine)
+        return LabelImage(image.path, join_brain_labels(image.data), image.grid)
     return image
 
 
@@ -152,14 +148,14 @@ def read_on_grid(
     parts = next((choice for choice in files.choices if _on_grid(choice, like)), files.choices[0])
     image = read_labels(parts, table, background)
     if image.grid.same_as(like.grid):
-        return LabelImage(image.path, image.data, like.affine), False
+        return LabelImage(image.path, image.data, like.grid), False
     moved = labels_to_grid(image.data, image.grid, like.grid)
     if image.data.any() and not moved.any():
         raise DatasetError(
             f"{image.path}: none of its labels lies within the field of view of {like.path}; "
             "they must share one space (mm), as images of one scan do"
         )
-    return LabelImage(image.path, moved, like.affine), True
+    return LabelImage(image.path, moved, like.grid), True
 
 
 def _on_grid(parts: Parts, like: LabelImage) -> bool:

@@ -122,6 +122,12 @@ def _outside(coordinates: object, shape: tuple[int, ...]) -> np.ndarray:
     return out[0] | out[1] | out[2]
 
 
+def turn_to_lia(image: nib.spatialimages.SpatialImage) -> nib.spatialimages.SpatialImage:
+    """Return an image whose axes are turned to LIA; voxels keep their size and values."""
+    axes = nib.orientations.io_orientation(image.affine)
+    return image.as_reoriented(nib.orientations.ornt_transform(axes, nib.orientations.axcodes2ornt("LIA")))
+
+
 def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> np.ndarray:
     """Return an array on another grid, interpolated linearly, float32; outside the old one's voxel centres lies
     ``fill``.

@@ -27,10 +27,11 @@ _SAMPLES = 30_000
 _STEPS = {"learningRate": 2.0, "minStep": 0.02, "numberOfIterations": 60, "relaxationFactor": 0.6}  # mm
 _COARSE_MM = 2.0  # the template's voxels; heads are brought near that
 _SMOOTHING_MM = 2.0  # of heads, as the template was smoothed
-_MARGIN_MM = 24.0  # of the head around the brain: its skull, and room to move
+_MARGIN_MM = 24  # of the head around the brain: its skull, and room to move
 _FEWEST = 8  # structures that tell where a head lies
 _SHELL_MM = (8.0, 20.0)  # from the brain: skull and scalp
 _TISSUE, _ENOUGH_TISSUE = 0.1, 0.2  # of white matter's brightness; of the shell
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between nibabel's RAS+ and ITK's LPS+
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,9 @@ def _coarse(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return ndimage.gaussian_filter(small, _SMOOTHING_MM / (zooms * steps)), affine @ scale
 
 
-def head_around(brain: np.ndarray, voxel_mm: float = 1.0) -> Box:
-    """Return the part of an image that the registration looks at."""
-    return Box.around(brain, margin=int(np.ceil(_MARGIN_MM / voxel_mm)))
+def head_around(brain: np.ndarray) -> Box:
+    """Return the part of a conformed image that the registration looks at; bool (X, Y, Z), voxels of 1 mm."""
+    return Box.around(brain, margin=_MARGIN_MM)
 
 
 def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:
@@ -212,14 +213,11 @@ def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:
 
     zooms = nib.affines.voxel_sizes(affine)
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T, np.float32))
-    flip = np.diag([-1.0, -1.0, 1.0])
+    flipped = _FLIP @ affine
     image.SetSpacing(zooms.tolist())
-    image.SetDirection((flip @ affine[:3, :3] / zooms).ravel().tolist())
-    image.SetOrigin((flip @ affine[:3, 3]).tolist())
+    image.SetDirection((flipped[:3, :3] / zooms).ravel().tolist())
+    image.SetOrigin(flipped[:3, 3].tolist())
     return image
-
-
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def _to_lps(matrix: np.ndarray, centre: np.ndarray) -> object:

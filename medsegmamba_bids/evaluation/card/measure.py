@@ -6,7 +6,6 @@ import logging
 import os
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -140,7 +139,7 @@ def _comparisons(
     labels: ImageLabels, reference: np.ndarray, plain: ImageLabels | None, image: Image, networks: Networks
 ) -> list[tuple[str, pd.DataFrame]]:
     """Return what a variant is compared with, and the numbers."""
-    zooms = nib.affines.voxel_sizes(image.affine)
+    zooms = Grid.of(image).zooms
     table = networks.aseg_table
     parts = [
         (REFERENCE, compare(labels.aseg, reference, zooms, table)),

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from medsegmamba_bids.anatomy import CORTEX, OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.geometry import resample
+from medsegmamba_bids.image.geometry import resample, turn_to_lia
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.io import atomic_path, load_labels
 from medsegmamba_bids.image.labels import LabelTable, join_brain_labels
@@ -103,11 +103,10 @@ def read_lia(path: Path) -> tuple[np.ndarray, nib.Nifti1Image]:
         The file is no label image, or has other voxels.
     """
     image = load_labels(path)
-    zooms = nib.affines.voxel_sizes(image.affine)
+    zooms = Grid.of(image).zooms
     if np.abs(zooms - 1).max() > 0.01:
         raise ImageError(f"{path}: voxels are {zooms.round(3)} mm; label maps must have 1 mm voxels")
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
-    turned = image.as_reoriented(turn)
+    turned = turn_to_lia(image)
     return np.asarray(turned.dataobj).astype(np.int32), turned
 
 

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from medsegmamba_bids.anatomy import RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.image.geometry import turn_to_lia
 from medsegmamba_bids.image.grid import Box
 
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
@@ -136,8 +137,7 @@ def of_a_person(atlas: SubfieldAtlas, name: str, spread: float) -> SubfieldAtlas
 def load_atlas(image_path: Path, names_path: Path) -> SubfieldAtlas:
     """Read the atlas and its names (JSON with ``labels``, a list by index)."""
     image = nib.load(image_path)  # no label image of ours: -1 is background
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("LIA"))
-    indices = np.asarray(image.as_reoriented(turn).dataobj)
+    indices = np.asarray(turn_to_lia(image).dataobj)
     names = json.loads(Path(names_path).read_text(encoding="utf-8"))["labels"]
     labels = np.zeros(indices.shape, np.int32)
     for index, name in enumerate(names):
