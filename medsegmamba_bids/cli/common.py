@@ -27,7 +27,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows default values, but none where the help says what happens without the option; keeps lines as written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default is None or action.default is False or action.default == []
+        told = action.default is None or action.default is False or action.default == [] or action.nargs == 0
         return action.help if told else super()._get_help_string(action)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

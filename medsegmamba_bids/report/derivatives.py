@@ -158,10 +158,6 @@ def _prefixes(name: str) -> Iterator[str]:
         added = {f"{key}-{value}" for key, value in entry["entities"].items()}
         parts = name.removesuffix(tail).split("_")
         rest = [part for part in parts if part not in added]
-        if not added <= set(parts) or not rest[0].startswith("sub-") or any(map(_is_derived, rest)):
-            continue
-        yield "_".join(rest)
-
-
-def _is_derived(part: str) -> bool:
-    return part.startswith(_DERIVED) or "-" not in part
+        derived = any(part.startswith(_DERIVED) or "-" not in part for part in rest)
+        if added <= set(parts) and rest[0].startswith("sub-") and not derived:
+            yield "_".join(rest)

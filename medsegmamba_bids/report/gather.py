@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -208,14 +208,8 @@ def check_template(results: Gathered, segmentation: str) -> None:
             used = table.scan.sidecar(ASEG.name).get("Template", {})
             name = f"{used.get('Name', 'unknown')} (constant {used.get('Volume_mm3', 'unknown')} mm3)"
             scans_by.setdefault(name, []).append(table.scan.prefix)
-    if len(scans_by) > 1:
-        named = "; ".join(
-            f"{name} for {len(scans)} of the T1w images, such as {scans[0]}" for name, scans in scans_by.items()
-        )
-        raise GroupError(
-            f"intracranial volumes (eTIV) were estimated with different templates, which are not comparable: {named}. "
-            "Run the participants anew with one version of medsegmamba_bids"
-        )
+    what = "intracranial volumes (eTIV) were estimated with different templates"
+    _refuse_mixture(scans_by.items(), what, "one version of medsegmamba_bids")
 
 
 def check_weights(results: Gathered, segmentation: str) -> None:
@@ -229,13 +223,13 @@ def check_weights(results: Gathered, segmentation: str) -> None:
     groups: dict[str, list[ScanTable]] = {}
     for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
-    if len(groups) < 2:
-        return
-    named = "; ".join(
-        f"{tables[0].weights.label} for {len(tables)} of the T1w images, such as {tables[0].scan.prefix}"
-        for tables in groups.values()
-    )
-    raise GroupError(
-        f"volumes of seg-{segmentation} were made with different weights, which are not comparable: {named}. "
-        "Run the participants anew with the same weights, or take all with --allow-mixed-weights"
-    )
+    scans_by = [(tables[0].weights.label, [table.scan.prefix for table in tables]) for tables in groups.values()]
+    what = f"volumes of seg-{segmentation} were made with different weights"
+    _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")
+
+
+def _refuse_mixture(scans_by: Collection[tuple[str, list[str]]], what: str, advice: str) -> None:
+    """Refuse tables that were made in more than one way; each comes with its scans."""
+    if len(scans_by) > 1:
+        named = "; ".join(f"{name} for {len(scans)} of the T1w images, such as {scans[0]}" for name, scans in scans_by)
+        raise GroupError(f"{what}, which are not comparable: {named}. Run the participants anew with {advice}")

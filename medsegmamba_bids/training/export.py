@@ -49,14 +49,10 @@ def weights_info(config: Config) -> WeightsInfo:
             input=InputSpec(**{key: getattr(table, key) for key in _INPUT_KEYS}),
             origin=table.origin or f"trained with medsegmamba_bids {__version__}, configuration {config.name}",
             licence=table.licence,
-            training_data=_with_seed(table.training_data, config.seed),
+            training_data="; ".join(filter(None, [table.training_data, f"seed {config.seed}"])),
         )
     except WeightsError as error:
         raise ConfigError(f"[weights] of configuration {config.name}: {error}") from error
-
-
-def _with_seed(text: str, seed: int) -> str:
-    return f"{text}; seed {seed}" if text else f"seed {seed}"
 
 
 def _default_table(config: Config) -> WeightsTable:

@@ -72,10 +72,6 @@ def _with_folder(people: pd.DataFrame, dataset: Path) -> pd.DataFrame:
     return people[present].reset_index(drop=True)
 
 
-def _with_prefix(name: str) -> str:
-    return f"sub-{name.strip().removeprefix('sub-')}"
-
-
 def _is_missing(text: str) -> bool:
     return text.strip().lower() in _MISSING
 
@@ -195,4 +191,5 @@ def _json_pairs(path: Path) -> list[tuple[str, str]]:
     groups = {name: group for name, group in lists.items() if name != "seed"}
     if not all(isinstance(group, list) for group in groups.values()):
         raise TypeError("a set must be a list of participants")
-    return [(_with_prefix(participant), name) for name, group in groups.items() for participant in group]
+    named = [(participant.strip(), name) for name, group in groups.items() for participant in group]
+    return [(f"sub-{participant.removeprefix('sub-')}", name) for participant, name in named]
