@@ -32,7 +32,7 @@ from medsegmamba_bids.stats.measures import (
     intracranial_space,
     knows_outer_fluid,
 )
-from medsegmamba_bids.stats.structures import structure_statistics, volume_definition
+from medsegmamba_bids.stats.structures import NOT_FOUND, structure_statistics, volume_definition
 from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
 _PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "nipype")
@@ -125,7 +125,7 @@ class Statistics(StepInterface):
         records = [dict(getattr(self.inputs, name)) for name in self._records]
         told = self.inputs.notes if isdefined(self.inputs.notes) else []
         notes = [*told, *(note for record in records for note in record.pop("Notes"))]
-        missing = rows.loc[rows["Flag"] == "not found", "StructName"].tolist()
+        missing = rows.loc[rows["Flag"] == NOT_FOUND, "StructName"].tolist()
         if missing:
             notes.append(f"not found: {', '.join(missing)}")
         out: dict[str, Any] = {"Notes": list(dict.fromkeys(notes)), "Missing": missing, "Steps": records}

@@ -20,6 +20,7 @@ from medsegmamba_bids.stats.structures import structure_statistics, volume_defin
 _NAMED = 8  # unknown labels that a sentence lists
 #: FreeSurfer's fissure is no part of the hippocampus that it reports as a whole.
 _FISSURE = "fissure"
+_HEAD = 258  # Head-ExtraCerebral, of samseg
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +95,9 @@ def _check_labels(labels: np.ndarray, table: LabelTable, is_aseg: bool) -> None:
     present = set(np.flatnonzero(counts).tolist()) - {0}
     if not present:
         raise ImageError("there are no labels: all voxels are 0")
-    beside = {*ASEG_BACKGROUND, *FREESURFER_ONLY} if is_aseg else set(NUCLEI)
+    beside = {*ASEG_BACKGROUND, *FREESURFER_ONLY, _HEAD} if is_aseg else set(NUCLEI)
     known = set(table.labels.tolist()) - {0}
-    strange = sorted(present - known - beside - ({257, 258} if is_aseg else set()))
+    strange = sorted(present - known - beside)
     if strange:
         some = ", ".join(map(str, strange[:_NAMED])) + (" and more" if len(strange) > _NAMED else "")
         raise ImageError(

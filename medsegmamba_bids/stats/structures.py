@@ -17,7 +17,7 @@ NOT_FOUND = "not found"
 UNKNOWN = "unknown to the weights"
 
 _HIGHEST_LABEL = 1 << 16
-_INTENSITIES = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
+INTENSITIES = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
 
 
 def structure_statistics(
@@ -125,7 +125,7 @@ def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around:
 def _intensities(labels: np.ndarray, guide: np.ndarray | None, listed: list[int]) -> pd.DataFrame:
     """Return mean, standard deviation (of a sample, as FreeSurfer's), lowest, highest and range in each label."""
     if guide is None:
-        return pd.DataFrame(math.nan, range(len(listed)), _INTENSITIES)
+        return pd.DataFrame(math.nan, range(len(listed)), INTENSITIES)
     n = len(listed)
     lookup = np.full(_HIGHEST_LABEL, -1)
     lookup[listed] = np.arange(n)
@@ -141,6 +141,6 @@ def _intensities(labels: np.ndarray, guide: np.ndarray | None, listed: list[int]
     np.minimum.at(lowest, classes, values)
     np.maximum.at(highest, classes, values)
     ranges = np.subtract(highest, lowest, where=counts > 0, out=np.full(n, np.nan))
-    out = pd.DataFrame(dict(zip(_INTENSITIES, (means, deviations, lowest, highest, ranges), strict=True)))
+    out = pd.DataFrame(dict(zip(INTENSITIES, (means, deviations, lowest, highest, ranges), strict=True)))
     out.loc[counts == 0] = math.nan
     return out

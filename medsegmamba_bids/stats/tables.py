@@ -17,6 +17,7 @@ from medsegmamba_bids.anatomy import CEREBRUM, FREESURFER_ONLY, OUTER_CSF
 from medsegmamba_bids.errors import TableError, reason
 from medsegmamba_bids.segmentations import CORRECTED, VOLUME_DEFINITIONS
 from medsegmamba_bids.stats.measures import SEGMENTED_ICV, Measure
+from medsegmamba_bids.stats.structures import INTENSITIES, NOT_FOUND, UNKNOWN
 
 #: What each column of the volume table holds, in order; the JSON beside the table says the same.
 COLUMNS: dict[str, dict[str, str]] = {
@@ -36,15 +37,14 @@ COLUMNS: dict[str, dict[str, str]] = {
     "Flag": {
         "Description": "What is wrong with the row",
         "Levels": {
-            "not found": "The weights know the structure, but no voxel has its label",
-            "unknown to the weights": "The weights do not know the structure; it has no numbers",
+            NOT_FOUND: "The weights know the structure, but no voxel has its label",
+            UNKNOWN: "The weights do not know the structure; it has no numbers",
         },
     },
 }
 _DECIMALS = {"Volume_mm3": 3, "SoftVolume_mm3": 3, "MeanPosterior": 5}
 _DECIMALS |= {name: 4 for name in COLUMNS if name.startswith("norm")}
 MISSING = "n/a"
-_INTENSITIES = ("normMean", "normStdDev", "normMin", "normMax", "normRange")
 
 
 def to_tsv(rows: pd.DataFrame) -> str:
@@ -224,7 +224,7 @@ def _measure_line(measure: Measure) -> str:
 def _row_line(number: int, row: Mapping[str, Any]) -> str:
     # A structure without voxels has intensities of 0 in FreeSurfer's file.
     fill = 0.0 if row["NVoxels"] == 0 else math.nan
-    numbers = " ".join(f"{fill if math.isnan(row[name]) else row[name]:10.4f}" for name in _INTENSITIES)
+    numbers = " ".join(f"{fill if math.isnan(row[name]) else row[name]:10.4f}" for name in INTENSITIES)
     voxels, volume = f"{row['NVoxels']:8.0f}", f"{row['Volume_mm3']:10.1f}"
     return f"{number:3d} {row['SegId']:3d}  {voxels} {volume}  {row['StructName']:<30s} {numbers}"
 
