@@ -115,7 +115,7 @@ def _with_nearest(key: str, known: list[str]) -> str:
 
 
 def wrong_types(record: Any) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and what it must be, for each entry of a record whose value is of a wrong type."""
+    """Yield name, value and what it must be, for each entry of a record whose value is of a wrong type."""
     for name, kind in _types(type(record)).items():
         value = getattr(record, name)
         if not fits(value, kind):

@@ -45,6 +45,8 @@ class SegmentationKind:
         Label images in ``mri/`` of a FreeSurfer or FastSurfer subject; the first that is there counts.
     described_as : dict of str to int
         Value of ``desc-`` by which others name it, without ``seg-`` -> rank.
+    volumes : str
+        What its volumes are where all that is needed is there: a key of ``VOLUME_DEFINITIONS``.
     beside : tuple of int
         Labels beside the tables' that FreeSurfer's files of it hold, and that count as background.
     """
@@ -110,7 +112,7 @@ class SegmentationKind:
         return f"seg-{self.name}_dseg.tsv"
 
     def listed_table(self, labels: Iterable[int]) -> str:
-        """Label table whose structures are listed for a network with these classes.
+        """Return the label table whose structures are listed for a network with these classes.
 
         The first, from ``listed`` on, that holds all classes; ``listed`` where none does (someone else's classes).
         Fluid outside the brain is no structure, so it asks for no table.

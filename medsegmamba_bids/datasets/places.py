@@ -198,7 +198,7 @@ def _freesurfer(path: str, subjects: list[Path], table: str) -> Place:
 
 
 def subject_labels(mri: Path, table: str) -> Parts | None:
-    """Label images in ``mri/`` of a subject, the latest versions; None where there are none."""
+    """Return label images in ``mri/`` of a subject, the latest versions; None where there are none."""
     for patterns in of_table(table).files:
         parts = tuple((_latest(mri, pattern), added) for pattern, added in patterns)
         if all(file is not None for file, _ in parts):

@@ -72,7 +72,7 @@ class Result:
     error: str = ""
 
     def of_image(self, image: T1wImage) -> dict[str, str]:
-        """Step -> what it failed with."""
+        """Return step -> what it failed with."""
         start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
         return {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
 

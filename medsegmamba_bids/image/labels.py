@@ -107,7 +107,7 @@ def table_of_labels(labels: np.ndarray) -> LabelTable:
 
 
 def merge_parcels(labels: np.ndarray) -> np.ndarray:
-    """Parcels of aparc+aseg (also a2009s) as cortex and of wmparc as white matter; all else stays.
+    """Return parcels of aparc+aseg (also a2009s) as cortex, of wmparc as white matter; all else stays.
 
     Parameters
     ----------

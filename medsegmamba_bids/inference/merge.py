@@ -219,5 +219,5 @@ class _Merger:
 
 
 def _by_label(labels: np.ndarray, values: np.ndarray, kind: type) -> dict[int, float]:
-    """Label -> value for all but the background."""
+    """Return label -> value for all but the background."""
     return {int(label): kind(value) for label, value in zip(labels[1:], values[1:], strict=True)}

@@ -109,7 +109,7 @@ class Reading(nn.Module):
         self.reset_parameters(width)
 
     def reset_parameters(self, width: int) -> None:
-        """Mamba's starting values, as in ``SS3D``; those of a convolution are PyTorch's."""
+        """Draw Mamba's starting values, as in ``SS3D``; those of a convolution are PyTorch's."""
         nn.init.uniform_(self.conv_weight, -1 / math.sqrt(width), 1 / math.sqrt(width))
         nn.init.uniform_(self.conv_bias, -1 / math.sqrt(width), 1 / math.sqrt(width))
         nn.init.uniform_(self.dt_proj, -1 / math.sqrt(self.rank), 1 / math.sqrt(self.rank))

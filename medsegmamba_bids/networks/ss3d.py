@@ -53,7 +53,7 @@ class SS3D(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Mamba's starting values: decay rates 1..N, step sizes log-uniform in ``STEP_RANGE``."""
+        """Draw Mamba's starting values: decay rates 1..N, step sizes log-uniform in ``STEP_RANGE``."""
         nn.init.uniform_(self.x_proj, -1, 1)
         self.x_proj.data /= math.sqrt(self.x_proj.shape[2])
         nn.init.uniform_(self.dt_proj, -1, 1)

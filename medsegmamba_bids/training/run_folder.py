@@ -86,7 +86,7 @@ class RunFolder:
         return self._board
 
     def _drop_lines(self, last: int) -> None:
-        """Lines beyond the checkpoint will be written again."""
+        """Drop lines beyond the checkpoint, which will be written again."""
         if not self.writes or not self.log_path.exists():
             return
         lines = self.log_path.read_text().splitlines()

@@ -137,7 +137,7 @@ def draw_outlines(mosaic: Mosaic, labels: np.ndarray, colors: Mapping[int, str],
 
 
 def _outlines(part: np.ndarray, colors: Mapping[int, str]) -> list[tuple[int, np.ndarray]]:
-    """Label and points (N, 2) as x and y of each outline in a slice."""
+    """Yield label and points (N, 2) as x and y of each outline in a slice."""
     from contourpy import contour_generator
 
     outlines = []

@@ -87,7 +87,7 @@ def structure_boxes(rows: pd.DataFrame, measure: str) -> str:
 
 
 def _draw_boxes(axes: Axes, values: Sequence[Sequence[pd.Series]]) -> None:
-    """Boxes (quartiles, whiskers to 1.5 times their range) in groups, a colour per place within its group."""
+    """Draw boxes (quartiles, whiskers to 1.5 times their range) in groups, a colour per place within its group."""
     width = min(0.8 / max(len(group) for group in values), 0.35)
     random = np.random.default_rng(0)
     for place, group in enumerate(values):

@@ -100,7 +100,7 @@ def find_bids_pairs(
 
 
 def _native_labels(derivatives: list[Path], config: PairsConfig) -> dict[ScanName, Parts]:
-    """Label images on the raw images' grid."""
+    """Return label images on the raw images' grid."""
     native: dict[ScanName, Parts] = {}
     for folder in derivatives:
         scans, notes = derivative_labels(Path(folder), config.table, config.segmentation)

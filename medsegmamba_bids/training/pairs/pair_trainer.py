@@ -137,7 +137,7 @@ class PairTrainer:
         self._finish_epoch(start)
 
     def _take_step(self, patches: Batch) -> None:
-        """One optimiser step on all patches of a scan."""
+        """Take one optimiser step on all patches of a scan."""
         config, step = self.config, self._step_number
         self.schedule.step(step / self._steps)
         rate = float(self.learner.optimizer.param_groups[0]["lr"])

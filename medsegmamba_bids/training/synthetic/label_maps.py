@@ -274,7 +274,7 @@ def _rename(labels: np.ndarray) -> np.ndarray:
 
 
 def _limit_inner_csf(labels: np.ndarray, atlas: TemplateAtlas, matrix: np.ndarray) -> None:
-    """Label 24 only where the atlas has it (nearby): these maps use it for all fluid around the brain."""
+    """Keep label 24 only where the atlas has it (nearby): these maps use it for all fluid around the brain."""
     voxels = np.argwhere(labels == INNER_CSF)
     kept = _look_up(atlas.inner_csf, voxels, matrix)
     labels[tuple(voxels[~kept].T)] = OUTER_CSF

@@ -225,7 +225,7 @@ class Synthesizer:
         return image + grain * (fine * noise + coarse * drift + medium * clumps)
 
     def _acquire(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Blur, thick slices, bias field and noise."""
+        """Add blur, thick slices, bias field and noise."""
         s, p = self.settings, image.shape[0]
         if rng.random() < s.blurred:
             image = _blur(image, rng.uniform(0.2, 0.75, 3))
@@ -285,7 +285,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _smooth_field(rng: np.random.Generator, points: int, size: int, channels: int) -> np.ndarray:
-    """Smooth random field (channels, size, size, size) of unit standard deviation at its control points."""
+    """Return a smooth random field (channels, size, size, size) of unit standard deviation at its control points."""
     control = torch.from_numpy(rng.standard_normal((1, channels, points, points, points), dtype=np.float32))
     return F.interpolate(control, size=(size,) * 3, mode="trilinear", align_corners=True)[0].numpy()
 
