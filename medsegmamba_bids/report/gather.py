@@ -208,7 +208,7 @@ def check_template(results: Gathered, segmentation: str) -> None:
             used = table.scan.sidecar(ASEG.name).get("Template", {})
             name = f"{used.get('Name', 'unknown')} (constant {used.get('Volume_mm3', 'unknown')} mm3)"
             scans_by.setdefault(name, []).append(table.scan.prefix)
-    what = "intracranial volumes (eTIV) were estimated with different templates"
+    what = "intracranial volumes (eTIV) were estimated with different templates, which are not comparable: "
     _refuse_mixture(scans_by.items(), what, "one version of medsegmamba_bids")
 
 
@@ -224,7 +224,7 @@ def check_weights(results: Gathered, segmentation: str) -> None:
     for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
     scans_by = [(tables[0].weights.label, [table.scan.prefix for table in tables]) for tables in groups.values()]
-    what = f"volumes of seg-{segmentation} were made with different weights"
+    what = f"volumes of seg-{segmentation} were made with different weights, which are not comparable: "
     _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")
 
 
@@ -232,4 +232,4 @@ def _refuse_mixture(scans_by: Collection[tuple[str, list[str]]], what: str, advi
     """Refuse tables that were made in more than one way; each comes with its scans."""
     if len(scans_by) > 1:
         named = "; ".join(f"{name} for {len(scans)} of the T1w images, such as {scans[0]}" for name, scans in scans_by)
-        raise GroupError(f"{what}, which are not comparable: {named}. Run the participants anew with {advice}")
+        raise GroupError(f"{what}{named}. Run the participants anew with {advice}")
