@@ -58,7 +58,7 @@ def _texts(line: pd.Series) -> list[str]:
 def reliability_diagram(rows: pd.DataFrame) -> str:
     """Return the diagram as SVG: a panel per structure, both sides in it, all cases together.
 
-    Below the diagonal a network is too sure. Bins of few voxels are left out.
+    Below the diagonal posteriors are too high. Bins of few voxels are left out.
     """
     panels: dict[str, list[str]] = {}
     for structure in rows["structure"].unique():
