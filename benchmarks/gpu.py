@@ -110,10 +110,10 @@ def work_of_a_patch(bench):
 
 def rates(bench, precision):
     """Multiply-adds a second of a large matrix product, and exponentials a second (None: not known)."""
-    from medsegmamba_bids.inference.predict import PRECISIONS
+    from medsegmamba_bids.inference.predict import AUTOCAST_TYPES
 
     size = 256 if bench.options.tiny else 8192
-    one = torch.randn(size, size, device=bench.device, dtype=PRECISIONS[precision] or torch.float32)
+    one = torch.randn(size, size, device=bench.device, dtype=AUTOCAST_TYPES[precision] or torch.float32)
     products = size**3 / bench.seconds(lambda: one @ one)[0]
     properties = torch.cuda.get_device_properties(bench.device) if bench.cuda else None
     clock = getattr(properties, "clock_rate", None)  # kHz
@@ -122,11 +122,11 @@ def rates(bench, precision):
 
 def patches(bench):
     """A patch in each precision and batch; returns the best seconds per patch of each precision."""
-    from medsegmamba_bids.inference.predict import PRECISIONS, _weights_channels_last
+    from medsegmamba_bids.inference.predict import AUTOCAST_TYPES, weights_channels_last
 
     multiplications, exponentials = work_of_a_patch(bench)
     network, best = bench.network().to(bench.device), {}
-    _weights_channels_last(network)
+    weights_channels_last(network)
     side = network.patch_size
     for precision in bench.precisions:
         products, exps = rates(bench, precision)
@@ -134,7 +134,7 @@ def patches(bench):
         whole = floor + exponentials / exps if exps else None
         for batch in bench.batches:
             x = torch.rand(batch, 1, side, side, side, device=bench.device)
-            dtype = PRECISIONS[precision]
+            dtype = AUTOCAST_TYPES[precision]
             on = dtype is not None
 
             def forward(x=x, dtype=dtype, on=on):

@@ -24,6 +24,7 @@ def prepare() -> None:
     provide_user()
     shorten_temporary_folder()
     provide_caches()
+    wait_passively()
 
 
 def open_streams() -> None:
@@ -74,6 +75,16 @@ def shorten_temporary_folder() -> None:
     raise ConfigError(
         f"{folder}: the temporary folder's path is too long for sockets; set TMPDIR to one of at most {_LONGEST} bytes"
     )
+
+
+def wait_passively() -> None:
+    """Have threads that wait for each other sleep, in this process and all that it starts.
+
+    OpenMP's threads spin by default. Where others use the processors as well, the ones that compute then wait for the
+    ones that wait. Libraries read this when they are first imported, which is later; what the user set stays.
+    """
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
+        os.environ.setdefault(name, value)
 
 
 def provide_caches() -> None:

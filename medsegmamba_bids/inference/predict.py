@@ -19,7 +19,7 @@ from medsegmamba_bids.networks.kernels.selective_scan import BEST, available_bac
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
 
 #: Called with the number of patches done and of all patches.
@@ -257,7 +257,7 @@ class _Run:
         """Bring network, volume and mean to where the plan wants them."""
         self.network.to(self.plan.run_on)
         if self.plan.run_on.type == "cuda":
-            _weights_channels_last(self.network)
+            weights_channels_last(self.network)
         self.padded = self.padded.to(self.plan.run_on)
         if self.mean is None:
             where = self.plan.accumulate_on
@@ -268,7 +268,7 @@ class _Run:
         """Return probabilities (B, C, P, P, P) of the patches at some positions."""
         patches = torch.stack([self.padded[self.grid.box(position)] for position in batch])[:, None]
         device = self.plan.run_on
-        dtype = _DTYPES[self.plan.precision]
+        dtype = AUTOCAST_TYPES[self.plan.precision]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if self.other_scan:
@@ -299,7 +299,7 @@ class _Run:
         self.plan = plan
 
 
-def _weights_channels_last(network: nn.Module) -> None:
+def weights_channels_last(network: nn.Module) -> None:
     """Lay 3D convolutions' weights out as cuDNN wants them for channels-last activations; once, not at every call."""
     for parameter in network.parameters():
         if parameter.ndim == 5:

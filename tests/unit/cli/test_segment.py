@@ -352,4 +352,4 @@ def test_the_choices_are_those_of_the_library():
     from medsegmamba_bids.networks.kernels.selective_scan import BACKENDS
 
     assert set(SCAN_BACKENDS) == set(BACKENDS)
-    assert set(PRECISIONS) == set(predict._DTYPES)
+    assert set(PRECISIONS) == set(predict.AUTOCAST_TYPES)
