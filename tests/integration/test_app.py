@@ -83,7 +83,8 @@ def test_every_product_is_there(finished):
     root = finished[0]
     for prefix in PREFIXES:
         missing = [name for name in _table()["products"] if not path_of(root, prefix, name).is_file()]
-        assert missing == ["aseg_posteriors", "hippocampus_posteriors"]  # on request
+        # On request; and the balls of these images have no skull (a head that has one: tests/workflows/test_etiv.py).
+        assert missing == ["aseg_posteriors", "hippocampus_posteriors", "transform"]
     assert not list((root / "out").rglob("sub-03*.nii.gz"))
     assert not list((root / "out").rglob("*.part*"))
     assert {path.name for path in (root / "out").glob("*.html")} == {"sub-01.html", "sub-02.html"}
