@@ -201,10 +201,15 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(tmp_path):
 
 def test_an_interrupt_waits_until_a_process_is_started():
     done = []
-    with pytest.raises(KeyboardInterrupt):
-        _interrupted_within(done)
-    assert done == ["started"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A shell that starts pytest in the background has it ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted_within(done)
+        assert done == ["started"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupted_within(done):
