@@ -110,26 +110,24 @@ def _told(grid: Any) -> str:
 
 def _soft_volumes(path: Path, image: Any, options: argparse.Namespace, table: LabelTable) -> dict[int, float]:
     """Sum the probabilities, mm3, by label; the number of classes says which table they have."""
-    import nibabel as nib
-    import numpy as np
-
     from medsegmamba_bids.errors import ImageError
     from medsegmamba_bids.image.grid import Grid
+    from medsegmamba_bids.image.io import open_series
     from medsegmamba_bids.image.labels import load_label_table
+    from medsegmamba_bids.stats.any_labels import sums_of_posteriors
 
-    try:
-        posteriors = nib.load(path)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise ImageError(f"{path}: cannot be read as an image ({error})") from error
+    posteriors = open_series(path)
     tables = {len(known.labels): known.labels for known in map(load_label_table, of_name(options.table).tables)}
     classes = posteriors.shape[3] if len(posteriors.shape) == 4 else 0
     if classes not in tables:
         allowed = " or ".join(map(str, sorted(tables)))
         raise ImageError(f"{path}: has the shape {posteriors.shape}; probabilities of {allowed} classes are needed, 4D")
     _check_grid(posteriors, path, image, options.labels)
-    voxel = Grid.of(image).voxel_mm3
-    sums = [float(np.sum(posteriors.dataobj[..., k], dtype=np.float64)) * voxel for k in range(classes)]
-    return dict(zip(map(int, tables[classes]), sums, strict=True))
+    try:
+        sums = sums_of_posteriors(posteriors.dataobj, classes)
+    except (ImageError, OSError, ValueError) as error:
+        raise ImageError(f"{path}: {error}") from error
+    return dict(zip(map(int, tables[classes]), sums * Grid.of(image).voxel_mm3, strict=True))
 
 
 def _write(text: str, path: Path) -> None:

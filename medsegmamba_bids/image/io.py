@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,24 @@ def read_image(path: Path) -> Image:
     return with_data(image, _three_dimensional(_real(data, path), path), *placed(image, path, path))
 
 
+def open_series(path: Path) -> Image:
+    """Open an image of any number of axes, checked as `read_image` does, with its voxels still in the file.
+
+    Returns
+    -------
+    nibabel image
+        Its affine and header in mm; ``dataobj[..., k]`` reads a volume.
+
+    Raises
+    ------
+    ImageError
+        The file is missing or damaged, or its voxels lie nowhere.
+    """
+    image = _opened(path, unpacked(path) if check_file(path) else None)
+    affine, header = placed(image, path, path)
+    return type(image)(image.dataobj, affine, header)
+
+
 def take_image(image: Image, name: str) -> Image:
     """Bring an image in memory to what `read_image` returns; ``name`` is what messages call it."""
     data = _three_dimensional(_real(np.asanyarray(image.dataobj), name), name)
@@ -146,15 +166,26 @@ def with_data(image: Image, data: np.ndarray, affine: np.ndarray | None = None, 
 
 def _read(path: Path, content: bytes | None) -> tuple[Image, np.ndarray]:
     """Return an image and its array, as they are in a file or its content; float32 where its header scales them."""
-    try:
-        image = nib.load(path) if content is None else _kind(path, content).from_bytes(content)
-        proxy = image.dataobj
+    image = _opened(path, content)
+    proxy = image.dataobj
+    with _damage_said(path):
         scaled = (proxy.slope, proxy.inter) != (1, 0)
-        data = np.asarray(proxy, np.float32) if scaled else np.asarray(proxy)
-    except Exception as error:  # nibabel has many ways to fail on a damaged header
+        return image, np.asarray(proxy, np.float32) if scaled else np.asarray(proxy)
+
+
+def _opened(path: Path, content: bytes | None) -> Image:
+    with _damage_said(path):
+        return nib.load(path) if content is None else _kind(path, content).from_bytes(content)
+
+
+@contextmanager
+def _damage_said(path: Path) -> Iterator[None]:
+    """Turn what nibabel raises into a sentence; it has many ways to fail on a damaged header."""
+    try:
+        yield
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({reason})") from error
-    return image, data
 
 
 def _kind(path: Path, content: bytes) -> type[Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ _NAMED = 8  # unknown labels that a sentence lists
 #: FreeSurfer's fissure is no part of the hippocampus that it reports as a whole.
 _FISSURE = "fissure"
 _HEAD = 258  # Head-ExtraCerebral, of samseg
+_ROUNDING = 0.02  # by which probabilities may leave 0 to 1, as bytes and half precision round them
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,35 @@ class Measurement:
     rows: pd.DataFrame
     measures: tuple[Measure, ...]
     definition: str
+
+
+def sums_of_posteriors(posteriors: Any, classes: int) -> np.ndarray:
+    """Return the sum of every class's probabilities, float64 (C,), a class at a time.
+
+    Parameters
+    ----------
+    posteriors : (X, Y, Z, C)
+        An array, or what reads one from a file.
+    classes : int
+        C.
+
+    Raises
+    ------
+    ImageError
+        Values are no probabilities: not finite, beyond 0 to 1, or more than 1 together in a voxel.
+    """
+    sums, whole = np.zeros(classes), 0.0
+    for k in range(classes):
+        values = np.asarray(posteriors[..., k], np.float32)
+        if not np.isfinite(values).all():
+            raise ImageError(f"class {k} has values that are not finite; probabilities are needed")
+        if values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING:
+            raise ImageError(f"class {k} has values from {values.min():g} to {values.max():g}; 0 to 1 is allowed")
+        sums[k] = values.sum(dtype=np.float64)
+        whole = whole + values
+    if np.max(whole) > 1 + _ROUNDING * classes:
+        raise ImageError(f"the classes add up to {np.max(whole):g} in a voxel; probabilities add up to 1")
+    return sums
 
 
 def measure_labels(

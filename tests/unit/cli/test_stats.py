@@ -94,6 +94,48 @@ def test_posteriors_are_summed(tmp_path):
     assert main([*options[:-1], wrong]) == 1
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda values: values * 255, "values from 0 to 63.75; 0 to 1 is allowed"),
+        (lambda values: values - 3, "values from -3 to -3; 0 to 1 is allowed"),
+        (lambda values: np.where(values > 0, np.nan, values), "not finite; probabilities are needed"),
+        (lambda values: np.ones_like(values), "add up to 25 in a voxel"),
+    ],
+)
+def test_values_that_are_no_probabilities_are_refused(tmp_path, capsys, spoil, sentence):
+    labels = np.ones((6, 6, 6), np.int16) * 1203
+    posteriors = np.zeros((6, 6, 6, len(load_label_table("hippoFS60").labels)), np.float32)
+    posteriors[:3, ..., 1] = 0.25
+    soft = write(tmp_path / "soft.nii.gz", spoil(posteriors).astype(np.float32))
+    command = [write(tmp_path / "labels.nii.gz", labels), str(tmp_path / "out.tsv"), "--table", "hippoFS60"]
+    assert main([*command, "--posteriors", soft]) == 1
+    error = capsys.readouterr().err
+    assert soft in error
+    assert sentence in error
+    assert not (tmp_path / "out.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "truncated"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs"),
+    ],
+)
+def test_posteriors_are_checked_as_other_images_are(tmp_path, capsys, content, sentence):
+    labels = np.ones((6, 6, 6), np.int16) * 1203
+    posteriors = np.full((6, 6, 6, len(load_label_table("hippoFS60").labels)), 0.01, np.float32)
+    soft = write(tmp_path / "soft.nii.gz", posteriors)
+    path = tmp_path / "soft.nii.gz"
+    path.write_bytes(content(path.read_bytes()))
+    command = [write(tmp_path / "labels.nii.gz", labels), str(tmp_path / "out.tsv"), "--table", "hippoFS60"]
+    assert main([*command, "--posteriors", soft]) == 1
+    error = capsys.readouterr().err.lower()
+    assert sentence in error.replace("git lfs", "git-lfs")
+    assert error.count(str(path).lower()) == 1
+
+
 def test_freesurfers_form(head):
     labels, norm, folder = head
     assert main([labels, str(folder / "out.tsv"), "--norm", norm, "--fs-stats", str(folder / "aseg.stats")]) == 0
