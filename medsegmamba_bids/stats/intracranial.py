@@ -19,6 +19,7 @@ from scipy import ndimage
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.itk import to_itk, to_lps, to_ras
 
 PLAUSIBLE_MM3 = (900_000.0, 2_100_000.0)
 
@@ -31,7 +32,6 @@ _MARGIN_MM = 24  # of the head around the brain: its skull, and room to move
 _FEWEST = 8  # structures that tell where a head lies
 _SHELL_MM = (8.0, 20.0)  # from the brain: skull and scalp
 _TISSUE, _ENOUGH_TISSUE = 0.1, 0.2  # of white matter's brightness; of the shell
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # between nibabel's RAS+ and ITK's LPS+
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def register_affine(
 
     if not (moving.any() and fixed.any()):
         raise ImageError("an image is 0 everywhere: there is nothing to register")
-    images = [_to_itk(fixed, fixed_affine), _to_itk(*_coarse(moving, moving_affine))]
+    images = [to_itk(fixed, fixed_affine), to_itk(*_coarse(moving, moving_affine))]
     mask = sitk.Cast(images[0] > 0, sitk.sitkUInt8)
     inside = np.count_nonzero(fixed)
-    transform = _to_lps(np.linalg.inv(start), centre=nib.affines.apply_affine(fixed_affine, np.divide(fixed.shape, 2)))
+    transform = to_lps(np.linalg.inv(start), centre=nib.affines.apply_affine(fixed_affine, np.divide(fixed.shape, 2)))
     method = sitk.ImageRegistrationMethod()
     method.SetGlobalDefaultNumberOfThreads(threads)
     method.SetNumberOfThreads(threads)
@@ -188,7 +188,7 @@ def register_affine(
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(*images)
-    return np.linalg.inv(_to_ras(sitk.AffineTransform(transform)))
+    return np.linalg.inv(to_ras(sitk.AffineTransform(transform)))
 
 
 def _coarse(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,42 +205,6 @@ def _coarse(data: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def head_around(brain: np.ndarray) -> Box:
     """Return the part of a conformed image that the registration looks at; bool (X, Y, Z), voxels of 1 mm."""
     return Box.around(brain, margin=_MARGIN_MM)
-
-
-def _to_itk(data: np.ndarray, affine: np.ndarray) -> object:
-    """Return a SimpleITK image of an array; ITK's world is LPS+ and its arrays run z, y, x."""
-    import SimpleITK as sitk
-
-    zooms = nib.affines.voxel_sizes(affine)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(data.T, np.float32))
-    flipped = _FLIP @ affine
-    image.SetSpacing(zooms.tolist())
-    image.SetDirection((flipped[:3, :3] / zooms).ravel().tolist())
-    image.SetOrigin(flipped[:3, 3].tolist())
-    return image
-
-
-def _to_lps(matrix: np.ndarray, centre: np.ndarray) -> object:
-    """Return an affine transform of ITK, which turns around a point of the fixed image (mm, RAS+)."""
-    import SimpleITK as sitk
-
-    linear, shift = nib.affines.to_matvec(_FLIP @ matrix @ _FLIP)
-    middle = _FLIP[:3, :3] @ centre
-    transform = sitk.AffineTransform(3)
-    transform.SetCenter(middle.tolist())
-    transform.SetMatrix(linear.ravel().tolist())
-    transform.SetTranslation((linear @ middle + shift - middle).tolist())
-    return transform
-
-
-def _to_ras(transform: object) -> np.ndarray:
-    """Return the 4 x 4 matrix in RAS+ of an affine transform of ITK, which maps fixed to moving points in LPS+."""
-    matrix = np.array(transform.GetMatrix()).reshape(3, 3)
-    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
-    out = np.eye(4)
-    out[:3, :3] = matrix
-    out[:3, 3] = shift + centre - matrix @ centre
-    return _FLIP @ out @ _FLIP
 
 
 def estimate_etiv(transform: np.ndarray, template: Template) -> float:
