@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from medsegmamba_bids.ownership import check_output_folder
 from medsegmamba_bids.records import parse_json, unknown_keys, wrong_types
 
 LEVELS = ("participant", "group")
+#: Spaces that labels are written in anyway; users of other apps name them.
+OWN_SPACES = ("native", "T1w", "anat", "conform")
+
+_TEMPLATE = re.compile(r"[A-Za-z0-9]+(:cohort-[A-Za-z0-9]+)?(:res-[A-Za-z0-9]+)?")
 
 _PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
 _PATHS |= {"quality_thresholds"}
@@ -65,6 +71,14 @@ class RunConfig:
     force : bool
         Also process what is finished, and from the start.
     save_posteriors, fs_stats, reports_only, write_graph : bool
+    fs_subfields : bool
+        Write the subfields also as FreeSurfer does, a file per side.
+    meshes : bool
+        Write a surface per structure.
+    output_spaces : tuple of str
+        Templates to whose space labels are brought as well.
+    fetch_templates : bool
+        Templates that are not there may be downloaded.
     quality_thresholds : Path or None
         JSON that replaces some of the package's thresholds of quality flags.
     group_long, allow_mixed_weights, allow_mixed_versions : bool
@@ -101,6 +115,10 @@ class RunConfig:
     force: bool = False
     save_posteriors: bool = False
     fs_stats: bool = True
+    fs_subfields: bool = False
+    meshes: bool = False
+    output_spaces: tuple[str, ...] = ()
+    fetch_templates: bool = False
     reports_only: bool = False
     write_graph: bool = False
     quality_thresholds: Path | None = None
@@ -120,6 +138,8 @@ class RunConfig:
                 value = tuple(Path(path).expanduser().absolute() for path in value)
             elif entry.name == "device":
                 value = device_name(value)
+            elif entry.name == "output_spaces":
+                value = _templates(value)
             elif isinstance(value, list):
                 value = tuple(value)
             object.__setattr__(self, entry.name, value)
@@ -198,6 +218,18 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
     if config.omp_nthreads > config.nprocs:
         raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")
+
+
+def _templates(spaces: Sequence[str]) -> tuple[str, ...]:
+    """Return the templates among output spaces, each once; those that are written anyway are left out."""
+    named = tuple(dict.fromkeys(space for space in spaces if space not in OWN_SPACES))
+    if odd := next((space for space in named if not _TEMPLATE.fullmatch(space)), None):
+        raise ConfigError(
+            f"--output-spaces: {odd!r} is no space; allowed are names of TemplateFlow's templates, such as "
+            "MNI152NLin2009cAsym or MNI152NLin2009cAsym:res-2 (:cohort-N where a template has cohorts), and "
+            f"{', '.join(OWN_SPACES)}, which are written anyway"
+        )
+    return named
 
 
 def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:

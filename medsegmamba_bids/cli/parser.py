@@ -142,6 +142,26 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="also write FreeSurfer's aseg.stats, for asegstats2table (default: it is written)",
     )
     group.add_argument(
+        "--fs-subfields",
+        action="store_true",
+        help="also write the subfields as FreeSurfer does, a file per side with its numbers 203 to 226",
+    )
+    group.add_argument(
+        "--meshes", action="store_true", help="also write the surface of each structure, GIFTI in scanner coordinates"
+    )
+    group.add_argument(
+        "--output-spaces",
+        nargs="+",
+        metavar="TEMPLATE",
+        help="also write the labels in the space of these templates of TemplateFlow, such as MNI152NLin2009cAsym; "
+        "T1w and conform are written anyway",
+    )
+    group.add_argument(
+        "--fetch-templates",
+        action="store_true",
+        help="download templates that are not in TEMPLATEFLOW_HOME; else nothing is ever downloaded",
+    )
+    group.add_argument(
         "--reports-only", action="store_true", help="segment nothing; write the reports of what is there anew"
     )
     group.add_argument("--write-graph", action="store_true", help="write the workflow as a graph into the log folder")

@@ -15,7 +15,7 @@ from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.networks import Networks
 
 # Of the options, those that change results; device, batch size, threads and memory do not.
-_OPTIONS = ("step_size", "precision", "save_posteriors", "fs_stats")
+_OPTIONS = ("step_size", "precision", "save_posteriors", "fs_stats", "fs_subfields", "meshes", "output_spaces")
 
 
 def made_from(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> dict[str, Any]:
@@ -25,9 +25,13 @@ def made_from(image: T1wImage, config: RunConfig, networks: Networks, template: 
         "Version": __version__,
         "T1w": image.relative,
         "Weights": {name: network.info.checksum for name, network in used.items() if network},
-        "Options": {name: getattr(config, name) for name in _OPTIONS},
+        "Options": {name: _as_json(getattr(config, name)) for name in _OPTIONS},
         "Template": _template(template),
     }
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,16 @@ def folders(tmp_path):
 # The record
 
 
+def test_own_spaces_are_no_templates():
+    spaces = ["T1w", "MNI152NLin2009cAsym", "conform", "MNIInfant:cohort-2:res-1", "MNI152NLin2009cAsym"]
+    assert RunConfig("in", "out", output_spaces=spaces).output_spaces == (
+        "MNI152NLin2009cAsym",
+        "MNIInfant:cohort-2:res-1",
+    )
+    with pytest.raises(ConfigError, match="'MNI152:r1' is no space; allowed are names of TemplateFlow's templates"):
+        RunConfig("in", "out", output_spaces=["MNI152:r1"])
+
+
 def test_the_record_is_frozen(folders):
     config = RunConfig(**folders)
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -96,6 +96,9 @@ def test_nothing_is_done_twice(done, config):
         ({"step_size": 16}, "another options"),
         ({"save_posteriors": True}, "another options"),
         ({"fs_stats": False}, "another options"),
+        ({"fs_subfields": True}, "another options"),
+        ({"meshes": True}, "another options"),
+        ({"output_spaces": ("MNI152NLin2009cAsym",)}, "another options"),
     ],
 )
 def test_options_that_matter(done, config, change, sentence):
@@ -231,3 +234,9 @@ def test_half_written_files_of_a_killed_run_go(image, config):
     os.utime(gone[-1], (time.time() - 7200,) * 2)  # at the root others may be writing
     prepare_work_dir("01", [image], config)
     assert [path.exists() for path in gone + kept] == [False] * 3 + [True] * 2
+
+
+def test_the_record_knows_output_spaces_again(image, config):
+    spaces = replace(config, output_spaces=("MNI152NLin2009cAsym",))
+    finish(image, spaces)
+    assert why(image, spaces) == ""
