@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 # Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
 _PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
-# Networks wait for the first two, and what is longest after them for the rest; other nodes fill the gaps.
-_FIRST = ("conform", "mask", "normalize", "intracranial")
+# Networks wait for the first two, statistics for the next five, and the report for these and the pictures; what is
+# longest is first. Other nodes fill the gaps.
+_FIRST = ("conform", "mask", "normalize", "native_aseg", "native_mask", "intracranial", "statistics_aseg", "draw")
 _PATIENCE_S = 5.0
 
 

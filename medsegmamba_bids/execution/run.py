@@ -42,6 +42,7 @@ from medsegmamba_bids.workflows.participants import (
     participant_wf_name,
     participant_work_dir,
 )
+from medsegmamba_bids.workflows.t1w import DRAW
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +75,23 @@ class Result:
     def of_image(self, image: T1wImage) -> dict[str, str]:
         """Return step -> what it failed with."""
         start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
-        return {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
+        steps = {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
+        return {step: text for step, text in steps.items() if step != DRAW}
 
     def of_report(self, subject: str) -> str:
-        """Return why a participant's report was not written; empty if it was, or was not tried."""
-        return self.crashes.get(f"{ROOT}.{participant_wf_name(subject)}.{REPORT}", self.error)
+        """Return why a participant's report was not written, or not drawn; empty if it was, or was not tried."""
+        start = f"{ROOT}.{participant_wf_name(subject)}."
+        of_report = (
+            text
+            for name, text in self.crashes.items()
+            if _is_of_report(name.removeprefix(start)) and name.startswith(start)
+        )
+        return next(of_report, self.error)
+
+
+def _is_of_report(step: str) -> bool:
+    """Return whether a step, by its name within a participant's workflow, is the report's."""
+    return step == REPORT or step.endswith(f".{DRAW}")
 
 
 def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:

@@ -11,9 +11,11 @@ from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
+PICTURES = "_pictures"
+
 
 class WriteReportInputSpec(DynamicTraitedSpec, StepInputSpec):
-    """Inputs of :class:`WriteReport`, apart from one of each part that it waits for."""
+    """Inputs of :class:`WriteReport`, apart from two of each part that it waits for."""
 
     output_dir = traits.Str(mandatory=True)
     subject = traits.Str(mandatory=True, desc="participant's label, without sub-")
@@ -27,12 +29,13 @@ class WriteReportOutputSpec(StepOutputSpec):
 
 
 class WriteReport(StepInterface):
-    """Write a participant's report, from derivatives only.
+    """Write a participant's report, from derivatives and pictures of them.
 
     Parameters
     ----------
     parts : sequence of str
-        Inputs that it waits for and does not read: the results of T1w images.
+        Inputs that it waits for and does not read, the results of T1w images; an input of the same name with
+        ``PICTURES`` added is the file of pictures drawn of it.
     """
 
     input_spec = WriteReportInputSpec
@@ -41,11 +44,14 @@ class WriteReport(StepInterface):
 
     def __init__(self, parts: Sequence[str] = (), **inputs: Any) -> None:
         super().__init__(**inputs)
-        add_traits(self.inputs, list(parts))
+        self._parts = tuple(parts)
+        add_traits(self.inputs, [name for part in parts for name in (part, part + PICTURES)])
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Write it."""
         from medsegmamba_bids.report.participant import write_report
 
         thresholds = Path(self.inputs.thresholds) if isdefined(self.inputs.thresholds) else None
-        return {"out_file": str(write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds))}
+        drawn = [Path(getattr(self.inputs, part + PICTURES)) for part in self._parts]
+        path = write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds, drawn)
+        return {"out_file": str(path)}

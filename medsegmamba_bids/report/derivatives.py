@@ -58,14 +58,7 @@ class Scan:
             The file cannot be read.
         """
         path = self.path(name)
-        if not path.exists():
-            return None
-        try:
-            image = nib.as_closest_canonical(nib.load(path))
-            data = np.asarray(image.dataobj)
-        except Exception as error:  # nibabel has many ways to fail on a damaged file
-            raise ImageError(f"{path}: cannot be read ({error})") from error
-        return type(image)(data, image.affine, image.header)
+        return canonical_image(path) if path.exists() else None
 
     def table(self, segmentation: str) -> pd.DataFrame | None:
         """Return the volume table of ``aseg`` or ``hippoFS60``; None where there is no such file.
@@ -97,6 +90,22 @@ class Scan:
             if isinstance(error, TableError):
                 raise
             raise TableError(f"{path}: its measures cannot be read ({error})") from error
+
+
+def canonical_image(path: Path) -> nib.spatialimages.SpatialImage:
+    """Return an image in RAS+ order, its voxels in memory.
+
+    Raises
+    ------
+    ImageError
+        The file cannot be read.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+        data = np.asarray(image.dataobj)
+    except Exception as error:  # nibabel has many ways to fail on a damaged file
+        raise ImageError(f"{path}: cannot be read ({error})") from error
+    return type(image)(data, image.affine, image.header)
 
 
 def read_json(path: Path) -> dict[str, Any]:

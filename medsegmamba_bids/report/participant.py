@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report import provenance
 from medsegmamba_bids.report.derivatives import Scan, scans_of
+from medsegmamba_bids.report.drawn import load_pictures
 from medsegmamba_bids.report.methods import methods_text, references
-from medsegmamba_bids.report.pictures import Pictures, draw_pictures
+from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
 from medsegmamba_bids.report.quality import (
     COLUMNS,
     Flag,
@@ -37,8 +38,6 @@ from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS, of_
 from medsegmamba_bids.viz.templates import render
 
 logger = logging.getLogger(__name__)
-
-_FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Results:
             return None
 
 
-def write_report(output_dir: Path, subject: str, thresholds: Path | None = None) -> Path:
+def write_report(output_dir: Path, subject: str, thresholds: Path | None = None, drawn: Sequence[Path] = ()) -> Path:
     """Write ``sub-X.html``, the participant's table of quality flags, and small pictures for the group's page.
 
     Parameters
@@ -92,6 +91,8 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None)
         Participant's label without ``sub-``.
     thresholds : Path, optional
         Of the quality flags, in place of the package's.
+    drawn : sequence of Path
+        Pictures that were drawn ahead, as `drawn.save_pictures` keeps them; others are drawn from the results.
 
     Returns
     -------
@@ -113,13 +114,13 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None)
     scans = scans_of(output_dir, subject)
     if not scans:
         raise ReportError(f"{output_dir / f'sub-{subject}'}: there are no results to report")
-    detail = min(1.0, math.sqrt(_FULL_DETAIL / len(scans)))
+    ahead = load_pictures(drawn, len(scans))
     sections, flags = [], []
     for scan in scans:
         results = read_results(scan)
         raised = quality_flags(_quality_inputs(results), limits)
         flags += raised
-        sections.append(_section(results, raised, limits, detail))
+        sections.append(_section(results, raised, limits, _pictures(results, len(scans), ahead)))
     write_flags(output_dir, subject, flags, limits)
     page = render(
         "participant.html.jinja",
@@ -193,9 +194,8 @@ def _quality_inputs(results: Results) -> QualityInputs:
     )
 
 
-def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail: float) -> dict[str, Any]:
+def _section(results: Results, flags: list[Flag], limits: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]:
     """Return what the template shows of a T1w."""
-    pictures = _pictures(results, detail)
     weights = {name: provenance.weights_of(sidecar, name) for name, sidecar in results.sidecars.items()}
     hippocampus = weights.get(HIPPOCAMPUS.name)
     return {
@@ -217,10 +217,13 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], detail
     }
 
 
-def _pictures(results: Results, detail: float) -> Pictures | None:
+def _pictures(results: Results, scans: int, ahead: dict[str, Pictures]) -> Pictures | None:
+    """Return pictures, drawn unless that was done, and write the small one for the group's page."""
     if results.t1w is None:
         return None
-    pictures = draw_pictures(results.t1w, results.labels, results.entropies, results.brain, detail)
+    pictures = ahead.get(results.scan.prefix) or draw_pictures(
+        results.t1w, results.labels, results.entropies, results.brain, detail_of(scans)
+    )
     path = thumbnail_path(results.scan)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

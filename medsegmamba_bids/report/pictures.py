@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ _SLICES = {"axial": 8, "coronal": 8, "sagittal": 8}
 _CLOSE_UP = {"axial": 4, "coronal": 6, "sagittal": 6}
 _HIPPOCAMPAL_VIEWS = {"from above": (180, 89), "from the left front": (50, 25)}
 _THUMBNAIL = 72  # pixels high
+_FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Pictures:
     views: list[dict[str, Any]]
     hippocampal_views: list[dict[str, Any]]
     thumbnail: bytes
+
+
+def detail_of(scans: int) -> float:
+    """Return how detailed pictures are on a page of so many T1w images, 1 at the most."""
+    return min(1.0, math.sqrt(_FULL_DETAIL / scans))
 
 
 def draw_pictures(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from matplotlib.colors import to_rgb
 from scipy import ndimage
@@ -148,7 +149,8 @@ def draw(surfaces: list[Surface], view: np.ndarray, pixels_per_mm: float, margin
     low = points[..., :2].min((0, 1)) - margin * _SUPERSAMPLE
     size = np.ceil((points[..., :2].max((0, 1)) - low) + margin * _SUPERSAMPLE).astype(int)
     size += size % _SUPERSAMPLE
-    depth, normal, which = _splat(points - np.append(low, 0).astype(np.float32), normals, owner, size, scale)
+    steps = max(2, int(np.ceil(scale * 1.5)))
+    depth, normal, which = _splat(points - np.append(low, 0).astype(np.float32), normals, owner, *size, steps)
     picture = _shade(depth, normal, which, np.array([surface.color for surface in surfaces]), scale)
     return _shrunk(picture[::-1])
 
@@ -161,24 +163,27 @@ def _facing(surface: Surface, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return surface.points[kept] @ turn, normals[kept]
 
 
-def _splat(
-    points: np.ndarray, normals: np.ndarray, owner: np.ndarray, size: np.ndarray, scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return depth, normal and owner of the nearest point in each pixel; owner is -1 where there is none."""
-    width, height = size
-    steps = max(2, int(np.ceil(scale * 1.5)))
-    depth = np.full(width * height, -np.inf, np.float32)
-    normal, which = np.zeros((width * height, 3), np.float32), np.full(width * height, -1, np.int32)
-    inner = [((i + 1 / 3) / steps, (j + 1 / 3) / steps) for i in range(steps) for j in range(steps - i)]
-    for s, t in inner:
-        weights = np.array([1 - s - t, s, t], np.float32)
-        at = np.einsum("nkc,k->nc", points, weights)
-        pixel = at[:, 0].astype(np.int64) + width * at[:, 1].astype(np.int64)
-        nearer = np.flatnonzero(at[:, 2] > depth[pixel])
-        nearer = nearer[np.argsort(at[nearer, 2], kind="stable")]  # the nearest is written last
-        depth[pixel[nearer]] = at[nearer, 2]
-        normal[pixel[nearer]] = np.einsum("nkc,k->nc", normals[nearer], weights)
-        which[pixel[nearer]] = owner[nearer]
+@numba.njit(cache=True, nogil=True)
+def _splat(points, normals, owner, width, height, steps):  # noqa: ANN001, ANN202
+    """Return depth, normal and owner of the nearest point in each pixel; owner is -1 where there is none.
+
+    Each triangle is drawn as ``steps * (steps + 1) / 2`` points, a good half of a pixel apart.
+    """
+    depth = np.full(height * width, -np.inf, np.float32)
+    normal, which = np.zeros((height * width, 3), np.float32), np.full(height * width, -1, np.int32)
+    for n in range(len(points)):
+        for i in range(steps):
+            for j in range(steps - i):
+                s, t = np.float32((i + 1 / 3) / steps), np.float32((j + 1 / 3) / steps)
+                r = np.float32(1) - s - t
+                x = points[n, 0, 0] * r + points[n, 1, 0] * s + points[n, 2, 0] * t
+                y = points[n, 0, 1] * r + points[n, 1, 1] * s + points[n, 2, 1] * t
+                z = points[n, 0, 2] * r + points[n, 1, 2] * s + points[n, 2, 2] * t
+                pixel = int(x) + width * int(y)
+                if z > depth[pixel]:
+                    depth[pixel], which[pixel] = z, owner[n]
+                    for k in range(3):
+                        normal[pixel, k] = normals[n, 0, k] * r + normals[n, 1, k] * s + normals[n, 2, k] * t
     return depth.reshape(height, width), normal.reshape(height, width, 3), which.reshape(height, width)
 
 

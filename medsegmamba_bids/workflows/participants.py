@@ -10,10 +10,10 @@ from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.write_report import WriteReport
+from medsegmamba_bids.interfaces.write_report import PICTURES, WriteReport
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.t1w import init_t1w_wf
+from medsegmamba_bids.workflows.t1w import DRAW, init_t1w_wf
 
 ROOT = "medsegmamba_wf"
 REPORT = "report"  # the node of a participant
@@ -47,11 +47,13 @@ def init_participant_wf(
     subject: str, images: list[T1wImage], config: RunConfig, networks: Networks | None, template: Template | None
 ) -> Workflow:
     """Build the workflow of a participant: its T1w images, then the report. Crash files go into its own folder."""
-    parts = [init_t1w_wf(image, config, networks, template) for image in images]
+    parts = [init_t1w_wf(image, config, networks, template, len(images)) for image in images]
     report = _report_node(subject, config, [part.name for part in parts])
     workflow = Workflow(name=participant_wf_name(subject))
     workflow.add_nodes([*parts, report])
-    workflow.connect([(part, report, [("finish.out_file", part.name)]) for part in parts])
+    workflow.connect(
+        [(part, report, [("finish.out_file", part.name), (f"{DRAW}.out_file", part.name + PICTURES)]) for part in parts]
+    )
     workflow.config["execution"] = _execution(config, config.participant_log_dir(subject))
     for node in workflow._get_all_nodes():
         node.config = deepcopy(workflow.config)

@@ -10,6 +10,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.brain_masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.conform import Conform
+from medsegmamba_bids.interfaces.draw import DrawPictures
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
@@ -30,6 +31,7 @@ _FOUND = tuple(
 )
 
 
+DRAW = "draw"  # makes the pictures of a T1w's report
 BRAIN = "brain"  # the network that makes a mask for weights which do not
 
 
@@ -59,7 +61,7 @@ class _Chain:
     order: tuple[Node, ...]
 
 
-def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template: Template) -> Workflow:
+def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template: Template, scans: int = 1) -> Workflow:
     """Build the workflow of a T1w: conform, segment, normalise, measure, write.
 
     Brain mask and normalised image come from what the network found, or before it where its weights ask for them.
@@ -71,12 +73,15 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
     networks : Networks
     template : Template
         For the intracranial volume.
+    scans : int
+        T1w images on the report's page.
     """
     chain = _chain(image, config, networks)
     conform, normalize, aseg, mask = chain.conform, chain.normalize, chain.aseg, chain.mask
     steps = [node.name for node in chain.order]
     results = init_aseg_results_wf(image, config, networks.aseg, template, steps)
     finish = _finish_node(image, config, networks, template)
+    draw = step(DrawPictures(prefix=image.prefix, scans=scans), DRAW, config)
 
     workflow = Workflow(name=image.node_name)
     workflow.connect(
@@ -98,17 +103,26 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
             (aseg, results, [*_FOUND]),
             *[(node, results, [("record", f"statistics_aseg.record_{node.name}")]) for node in chain.order],
             (results, finish, [("write_aseg.out_files", "aseg_files")]),
+            (conform, draw, [("out_file", "conformed_file")]),
+            (mask, draw, [(chain.mask_output, "mask_file")]),
+            (aseg, draw, [("labels_file", "aseg_labels"), ("entropy_file", "aseg_entropy")]),
         ]
     )
     if networks.hippocampus:
-        _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish)
+        _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish, draw)
         subfields = workflow.get_node(f"{HIPPOCAMPUS.task}_results_wf")
         workflow.connect(results, "statistics_aseg.measures", subfields, "statistics_hippocampus.whole_brain")
     return workflow
 
 
 def _add_hippocampus(
-    workflow: Workflow, image: T1wImage, config: RunConfig, network: WeightsFile, chain: _Chain, finish: Node
+    workflow: Workflow,
+    image: T1wImage,
+    config: RunConfig,
+    network: WeightsFile,
+    chain: _Chain,
+    finish: Node,
+    draw: Node,
 ) -> None:
     """Add the subfields, which are looked for around the hippocampi that were found."""
     hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
@@ -122,6 +136,7 @@ def _add_hippocampus(
             (hippocampus, results, [*_FOUND]),
             (hippocampus, results, [("record", "statistics_hippocampus.record_hippocampus")]),
             (results, finish, [("write_hippocampus.out_files", "hippocampus_files")]),
+            (hippocampus, draw, [("labels_file", "hippocampus_labels"), ("entropy_file", "hippocampus_entropy")]),
         ]
     )
 

@@ -1,0 +1,66 @@
+"""Pictures of a T1w drawn ahead of its report, and kept in a file until then."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.report.derivatives import canonical_image
+from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
+
+_THUMBNAIL = "thumbnail"  # the one entry that is bytes
+
+
+def draw_from_files(
+    t1w: Path, labels: dict[str, Path], entropies: dict[str, Path], brain: Path, scans: int
+) -> Pictures:
+    """Draw all pictures of a T1w, from files on its conformed grid.
+
+    Parameters
+    ----------
+    t1w, brain : Path
+    labels, entropies : dict of str to Path
+        By name of the segmentation.
+    scans : int
+        T1w images on the page.
+    """
+    arrays = [{name: _array(path) for name, path in files.items()} for files in (labels, entropies)]
+    return draw_pictures(canonical_image(t1w), *arrays, _array(brain), detail_of(scans))
+
+
+def _array(path: Path) -> np.ndarray:
+    return np.asarray(canonical_image(path).dataobj)
+
+
+def save_pictures(pictures: Pictures, prefix: str, scans: int, path: Path) -> Path:
+    """Write pictures, whose T1w's they are and on how full a page they are to be, as JSON."""
+    entries = asdict(pictures)
+    entries[_THUMBNAIL] = base64.b64encode(pictures.thumbnail).decode()
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"prefix": prefix, "scans": scans, "pictures": entries}), encoding="utf-8")
+    return path
+
+
+def load_pictures(paths: Sequence[Path], scans: int) -> dict[str, Pictures]:
+    """Return pictures of `save_pictures` by prefix; those for a page of another number of T1w images are left out.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    scans : int
+        T1w images on the page.
+    """
+    found = {}
+    for path in paths:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if entries["scans"] == scans:
+            pictures = entries["pictures"]
+            pictures[_THUMBNAIL] = base64.b64decode(pictures[_THUMBNAIL])
+            found[entries["prefix"]] = Pictures(**pictures)
+    return found

@@ -1,0 +1,65 @@
+"""Pictures that are drawn ahead of a report: the page is the same, and they are what it shows."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from medsegmamba_bids.execution.run import Result
+from medsegmamba_bids.report.derivatives import Scan
+from medsegmamba_bids.report.drawn import draw_from_files, load_pictures, save_pictures
+from medsegmamba_bids.report.participant import write_report
+from medsegmamba_bids.segmentations import SEGMENTATIONS
+
+_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """An output folder, and the file of pictures of its one T1w."""
+    root = tmp_path_factory.mktemp("out")
+    fake.write_blob_scan(root, "sub-01", side=72, scale=0.6)
+    scan = Scan(root, "sub-01")
+    labels, entropies = (
+        {kind.name: scan.path(getattr(kind, product)) for kind in SEGMENTATIONS} for product in ("conformed", "entropy")
+    )
+    pictures = draw_from_files(scan.path("conformed"), labels, entropies, scan.path("conformed_mask"), 1)
+    return root, save_pictures(pictures, "sub-01", 1, tmp_path_factory.mktemp("drawn") / "pictures.json")
+
+
+def page(root, *files):
+    """The page without the time at which it was written."""
+    text = write_report(root, "01", drawn=files).read_text(encoding="utf-8")
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "", text)
+
+
+def test_the_page_is_the_same_and_shows_them(drawn, tmp_path):
+    root, file = drawn
+    assert page(root) == page(root, file)
+    entries = json.loads(file.read_text())
+    entries["pictures"]["planes"][0]["base"] = "data:image/webp;base64,REPLACED"
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(entries))
+    assert "base64,REPLACED" in page(root, changed)
+    changed.write_text(json.dumps({**entries, "scans": 5}))  # for a page of smaller pictures
+    assert "base64,REPLACED" not in page(root, changed)
+
+
+def test_what_is_kept_is_what_was_drawn(drawn):
+    _, file = drawn
+    pictures = load_pictures([file], 1)["sub-01"]
+    assert pictures.thumbnail.startswith(b"\xff\xd8\xff")  # a JPEG file
+    assert len(pictures.planes) == 3
+    assert load_pictures([file], 2) == {}
+
+
+def test_a_drawing_that_fails_is_the_reports_failure():
+    crash = {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.draw": "MemoryError"}
+    assert Result(crash).of_report("01") == "MemoryError"
+    assert Result(crash).of_report("02") == ""
+    image = type("Image", (), {"subject": "01", "node_name": "T1w_sub_01_wf"})
+    assert Result(crash).of_image(image) == {}
