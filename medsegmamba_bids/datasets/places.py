@@ -22,7 +22,7 @@ T1_FILES = ("T1.mgz", "orig.mgz", "nu.mgz", "orig_nu.mgz", "brain.mgz")
 #: Spaces of BIDS derivatives that are the participant's own, the preferred one first.
 _SPACES = ("", "T1w", "orig", "conform")
 # SynthSeg and others write these beside labels; they are none.
-_NO_LABELS = re.compile(r"_(T1w|T2w|FLAIR|resampled|posteriors|probseg|mask)$")
+_NO_LABELS = re.compile(r"_(T1w|T2w|FLAIR|resampled|posteriors|probseg|entropy|mask)$")
 _PLACEHOLDER = re.compile(r"(\{participant\}|\{session\}|\{run\}|\*\*/|\*|\?)")
 _EXPECTED = (
     "expected are BIDS derivatives (sub-*/**/*_seg-{table}*_dseg.nii.gz), FreeSurfer or FastSurfer subjects "

@@ -7,21 +7,22 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
+from medsegmamba_bids.image.color_tables import COLOR_TABLES
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
-from medsegmamba_bids.ownership import TOOL, is_ours
+from medsegmamba_bids.ownership import TOOL, URL, is_ours
 from medsegmamba_bids.report.methods import citation_text
 from medsegmamba_bids.segmentations import SEGMENTATIONS
-from medsegmamba_bids.workflows.outputs import RAW, derivative_link
+from medsegmamba_bids.workflows.outputs import MASKS, RAW, derivative_link, mask_folder
 
 logger = logging.getLogger(__name__)
 
 _BIDS_VERSION = "1.10.0"
-_CODE = "https://github.com/aaroncao06/MedSegMamba"
 # BIDS itself says what "index" is.
 _TABLE_COLUMNS = {
     "name": {"Description": "FreeSurfer's name of the structure"},
@@ -41,7 +42,10 @@ def write_dataset_files(config: RunConfig) -> None:
         else:
             logger.warning("%s: is not of this package and is left as it is", path)
     for kind in SEGMENTATIONS:
-        table = load_label_table(kind.widest).table
+        labels = load_label_table(kind.widest)
+        for ending, form in COLOR_TABLES.items():
+            write_new(form(labels), root / f"seg-{kind.name}{ending}")
+        table = labels.table
         table = table.assign(index=table["label"])[["index", *_TABLE_COLUMNS]]
         write_new(table.to_csv(sep="\t", index=False, lineterminator="\n"), root / kind.table_file)
         sidecar = json.dumps(_TABLE_COLUMNS, indent=2) + "\n"
@@ -55,11 +59,13 @@ def _ignored(path: Path) -> str:
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json``; links are relative where the output lies in the input."""
+    """Return the content of ``dataset_description.json``; links are relative, so that all can move together."""
     datasets = {RAW: config.bids_dir}
     datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
+    if config.brain_mask:
+        datasets[MASKS] = mask_folder(config.brain_mask)
     links = {name: _link(path, config) for name, path in datasets.items()}
-    made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": _CODE}
+    made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": URL}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
         made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}
@@ -73,10 +79,9 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _link(path: Any, config: RunConfig) -> str:
-    if config.output_dir.is_relative_to(path):
-        return os.path.relpath(path, config.output_dir)
-    return path.as_uri()
+def _link(path: Path, config: RunConfig) -> str:
+    # ".." behind a link to a folder is where that lies, hence the true paths.
+    return quote(os.path.relpath(path.resolve(), config.output_dir.resolve()))
 
 
 def _readme() -> str:

@@ -239,6 +239,7 @@ def save_image(
     path: str | os.PathLike,
     dtype: np.dtype | type | None = None,
     code: int = 1,
+    segmentation: str = "",
 ) -> Path:
     """Write an image in one go (a half-written file is never seen), with sform and qform.
 
@@ -253,6 +254,8 @@ def save_image(
         (bool uint8, 64-bit integers int32; in MGZ also uint16 int32 and float64 float32).
     code : int
         NIfTI's code of both orientations: 1 scanner, 2 another image, 3 Talairach, 4 MNI152, 5 template.
+    segmentation : str
+        Name of a segmentation whose labels these are (``aseg``): NIfTI headers tell so, and what its table is called.
 
     Returns
     -------
@@ -274,6 +277,9 @@ def save_image(
         image.set_sform(affine, code)
         image.set_qform(affine, code)
         image.header.set_xyzt_units("mm")
+        if segmentation:
+            image.header.set_intent("label", (), segmentation)
+            image.header["aux_file"] = f"seg-{segmentation}_dseg.tsv"  # where NIfTI wants the table
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         image.to_filename(temporary)

@@ -11,7 +11,9 @@ import numpy as np
 from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.transforms import save_itk, to_lta
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import (
     PLAUSIBLE_MM3,
@@ -40,6 +42,8 @@ class EstimateIntracranialOutputSpec(StepOutputSpec):
     """Outputs of :class:`EstimateIntracranial`."""
 
     out_file = File(desc="affine from the T1w to the template, four rows of four numbers")
+    itk_file = File(desc="the same for ITK")
+    lta_file = File(desc="the same for FreeSurfer")
     etiv = traits.Float(desc="mm3; undefined where nothing could be registered")
 
 
@@ -64,13 +68,24 @@ class EstimateIntracranial(StepInterface):
         low, high = PLAUSIBLE_MM3
         if not low <= etiv <= high:
             logger.warning("the eTIV of %.0f mm3 is not plausible (%.0f to %.0f mm3)", etiv, low, high)
-        path = folder / "affine.txt"
-        with atomic_path(path) as temporary:
-            temporary.write_text(to_xfm(transform), encoding="utf-8")
-        return {"out_file": str(path), "etiv": etiv}
+        return {**_save(transform, Grid.of(image), template, folder), "etiv": etiv}
 
     def _files(self) -> tuple[str, str, str]:
         return self.inputs.in_file, self.inputs.labels_file, self.inputs.mask_file
+
+
+def _save(transform: np.ndarray, grid: Grid, template: Template, folder: Path) -> dict[str, str]:
+    """Write a transform in all its forms; return their files."""
+    to_grid = Grid.of(nib.load(template.path))
+    texts = {
+        "out_file": ("affine.txt", to_xfm(transform)),
+        "lta_file": ("affine.lta", to_lta(transform, grid, to_grid, ("T1w", template.path.name))),
+    }
+    for name, text in texts.values():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    files = {output: str(folder / name) for output, (name, _) in texts.items()}
+    return {**files, "itk_file": str(save_itk(transform, folder / "affine.tfm"))}
 
 
 def _why_not(data: np.ndarray, labels: np.ndarray, brain: np.ndarray) -> str:

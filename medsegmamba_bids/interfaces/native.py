@@ -21,6 +21,7 @@ class ToNativeInputSpec(StepInputSpec):
     in_file = File(exists=True, mandatory=True, desc="labels or mask")
     native_affine = traits.List(traits.List(traits.Float), mandatory=True, desc="affine (4, 4) of the T1w, mm")
     native_shape = traits.List(traits.Int, mandatory=True, desc="sides of the T1w's grid")
+    segmentation = traits.Str("", usedefault=True, desc="whose labels these are; empty for a mask")
 
 
 class ToNativeOutputSpec(StepOutputSpec):
@@ -40,4 +41,5 @@ class ToNative(StepInterface):
         image = nib.load(self.inputs.in_file)
         native = Grid(self.inputs.native_affine, self.inputs.native_shape)
         moved = labels_to_grid(np.asanyarray(image.dataobj), Grid.of(image), native)
-        return {"out_file": str(save_image(moved, native.affine, folder / "native.nii.gz"))}
+        path = save_image(moved, native.affine, folder / "native.nii.gz", segmentation=self.inputs.segmentation)
+        return {"out_file": str(path)}

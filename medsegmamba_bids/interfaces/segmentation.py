@@ -17,6 +17,7 @@ from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import atomic_path, save_image
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
+from medsegmamba_bids.segmentations import of_task
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
 
@@ -76,7 +77,7 @@ class SegmentAseg(StepInterface):
 
             check_not_empty(segmentation, "the image")
             notes += filter(None, [describe_contrast(np.asanyarray(image.dataobj), segmentation.labels)])
-        results = _save(segmentation, folder)
+        results = _save(segmentation, folder, of_task(info.task).name)
         if posteriors is not None:
             results["posteriors_file"] = str(folder / "posteriors.nii.gz")
         return {**results, "notes": notes, "details": self._details(segmentation, info)}
@@ -144,11 +145,11 @@ class SegmentHippocampus(SegmentAseg):
         return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors)
 
 
-def _save(segmentation: Segmentation, folder: Path) -> dict[str, Any]:
-    """Write the images and numbers of a segmentation; return their files."""
+def _save(segmentation: Segmentation, folder: Path, name: str) -> dict[str, Any]:
+    """Write the images and numbers of a segmentation of this name; return their files."""
     affine = segmentation.grid.affine
     results = {
-        "labels_file": str(save_image(segmentation.labels, affine, folder / "labels.nii.gz")),
+        "labels_file": str(save_image(segmentation.labels, affine, folder / "labels.nii.gz", segmentation=name)),
         "entropy_file": str(save_image(segmentation.entropy, affine, folder / "entropy.nii.gz", np.float32)),
         "numbers_file": str(folder / "numbers.json"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nipype.pipeline.engine import Node
@@ -18,12 +19,25 @@ from medsegmamba_bids.segmentations import SEGMENTATIONS
 from medsegmamba_bids.weights.info import WeightsFile
 
 RAW = "raw"  # names the input dataset in BIDS URIs
+MASKS = "masks"  # the folder of --brain-mask
 _MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
 
 
 def derivative_link(number: int) -> str:
     """Return the name of a dataset of ``--derivatives`` in BIDS URIs, counted from 0."""
     return f"derivatives{number + 1}"
+
+
+def mask_folder(template: str) -> Path:
+    """Return the folder of ``--brain-mask`` down to where the first thing is replaced.
+
+    Examples
+    --------
+    >>> mask_folder("/masks/all/sub-{subject}/mask.nii.gz").as_posix()
+    '/masks/all'
+    """
+    path = Path(template).expanduser().absolute()
+    return next(parent for parent in path.parents if "{" not in str(parent))
 
 
 def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: WeightsFile) -> Node:
@@ -81,10 +95,11 @@ def _uri(image: T1wImage, name: str) -> str:
 
 
 def _mask_uri(image: T1wImage, config: RunConfig) -> str:
-    for number, folder in enumerate(config.derivatives):
-        if image.mask.is_relative_to(folder):
-            return f"bids:{derivative_link(number)}:{image.mask.relative_to(folder).as_posix()}"
-    return image.mask.as_uri()
+    if config.brain_mask:
+        return f"bids:{MASKS}:{image.mask.relative_to(mask_folder(config.brain_mask)).as_posix()}"
+    folders = {derivative_link(number): folder for number, folder in enumerate(config.derivatives)}
+    name = next(name for name, folder in folders.items() if image.mask.is_relative_to(folder))
+    return f"bids:{name}:{image.mask.relative_to(folders[name]).as_posix()}"
 
 
 def _label_map(network: WeightsFile) -> list[str]:

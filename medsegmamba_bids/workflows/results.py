@@ -22,7 +22,8 @@ _INPUTS = ("labels_file", "entropy_file", "posteriors_file", "numbers_file")  # 
 _INPUTS += ("norm_file", "native_affine", "native_shape")
 _BRAIN_INPUTS = ("conformed_file", "conformed_json", "mask_file", "around_file")
 _BRAIN_STEPS = ("native_mask", "intracranial")
-_BRAIN_PRODUCTS = ("conformed", "mask", "conformed_mask", "transform")
+_TRANSFORMS = (("out_file", "transform"), ("itk_file", "transform_itk"), ("lta_file", "transform_lta"))
+_BRAIN_PRODUCTS = ("conformed", "mask", "conformed_mask", *(product for _, product in _TRANSFORMS))
 
 
 def init_results_wf(
@@ -49,7 +50,7 @@ def init_results_wf(
     """
     task = kind.task
     inputs = Node(IdentityInterface(fields=[*_INPUTS, *_BRAIN_INPUTS]), name="inputnode")
-    native = step(ToNative(), f"native_{task}", config)
+    native = step(ToNative(segmentation=kind.name), f"native_{task}", config)
     table = kind.listed_table(network.info.labels)
     records = [*steps, native.name, *(_BRAIN_STEPS if kind is ASEG else ())]
     measured = Statistics(records, table=table, subject=image.prefix, notes=list(image.notes))
@@ -103,7 +104,7 @@ def init_aseg_results_wf(
             (inputs, write, [("conformed_file", "conformed"), ("conformed_json", "conformed_json")]),
             (inputs, write, [("mask_file", "conformed_mask")]),
             (native_mask, write, [("out_file", "mask")]),
-            (intracranial, write, [("out_file", "transform")]),
+            (intracranial, write, [*_TRANSFORMS]),
             (statistics, write, [("fs_file", "freesurfer_stats")] if config.fs_stats else []),
         ]
     )

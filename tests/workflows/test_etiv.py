@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
@@ -53,6 +54,10 @@ def test_volume_and_transform_of_a_head_that_is_known(template_head, tmp_path, m
     points = apply_affine(np.linalg.inv(MOVE) @ grid.affine, np.argwhere(labels > 0)[::50])
     apart = np.linalg.norm(apply_affine(transform, points) - apply_affine(MOVE, points), axis=1)
     assert np.median(apart) < 1.5
+    itk, flip = sitk.ReadTransform(outputs.itk_file), np.array([-1, -1, 1])
+    back = [itk.TransformPoint((point * flip).tolist()) for point in apply_affine(transform, points)]
+    np.testing.assert_allclose(np.array(back) * flip, points, atol=1e-4)
+    np.testing.assert_allclose(np.loadtxt(outputs.lta_file, skiprows=5, max_rows=4), transform, atol=1e-7)
 
 
 def test_a_head_without_a_skull_has_a_note_in_place_of_a_volume(template_head, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 from io import StringIO
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -110,12 +109,22 @@ def test_files_at_the_root_are_written_once(config):
     assert "figures" in (root / ".bidsignore").read_text().split()
 
 
-def test_links_are_relative_where_the_output_lies_in_the_input(tmp_path):
+def test_links_are_relative(tmp_path):
     inside = RunConfig(tmp_path, tmp_path / "derivatives" / "medsegmamba")
     assert dataset_description(inside)["DatasetLinks"] == {"raw": "../.."}
-    outside = RunConfig(tmp_path / "a", tmp_path / "b", derivatives=(Path("/prep"),))
+    prep = tmp_path / "p" / "fmri prep"
+    masks = str(tmp_path / "masks" / "{subject}" / "mask.nii.gz")
+    outside = RunConfig(tmp_path / "a", tmp_path / "b" / "out", derivatives=(prep,), brain_mask=masks)
     links = dataset_description(outside)["DatasetLinks"]
-    assert links == {"raw": (tmp_path / "a").as_uri(), "derivatives1": "file:///prep"}
+    assert links == {"raw": "../../a", "derivatives1": "../../p/fmri%20prep", "masks": "../../masks"}
+    (tmp_path / "b").symlink_to(tmp_path)  # the output lies one folder higher than its name says
+    assert dataset_description(outside)["DatasetLinks"]["raw"] == "../a"
+
+
+def test_the_code_is_this_software(tmp_path):
+    (made_by,) = dataset_description(RunConfig(tmp_path / "a", tmp_path / "b"))["GeneratedBy"]
+    assert made_by["Name"] == "medsegmamba_bids"
+    assert "medsegmamba-bids" in made_by["CodeURL"]
 
 
 def test_progress_names_image_and_step():
