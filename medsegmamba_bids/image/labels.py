@@ -163,3 +163,17 @@ def _dissolve(labels: np.ndarray, mask: np.ndarray, into: np.ndarray, margin: in
         nearest = ndimage.distance_transform_edt(~into, return_distances=False, return_indices=True)
     part, inside = labels[box], mask[box]
     part[inside] = part[tuple(axis[inside] for axis in nearest)]
+
+
+def side_of(name: str) -> tuple[str, str]:
+    """Return side and name without it.
+
+    Examples
+    --------
+    >>> side_of("Left-Caudate"), side_of("CSF")
+    (('left', 'Caudate'), ('', 'CSF'))
+    """
+    for side in ("Left-", "Right-"):
+        if name.startswith(side):
+            return side[:-1].lower(), name.removeprefix(side)
+    return "", name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import time
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.image.labels import load_label_table
@@ -28,7 +26,7 @@ from medsegmamba_bids.report.group_tables import (
 from medsegmamba_bids.report.participant import thumbnail_path
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
 from medsegmamba_bids.segmentations import HIPPOCAMPUS, of_name
-from medsegmamba_bids.viz.templates import render
+from medsegmamba_bids.viz.templates import render, to_script
 
 _THUMBNAILS = 1000  # held in the page; more would make it slow to open
 _MOST_LEVELS = 12  # of a column that colours; rarer values are shown together
@@ -78,21 +76,6 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
         atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in results.tables[HIPPOCAMPUS.name]) else "",
         linked=max(0, len(scans) - len(data["thumbnails"])),
     )
-
-
-def to_script(data: Any) -> Markup:
-    r"""Return JSON that can stand in a page's script, whatever its texts hold.
-
-    Examples
-    --------
-    >>> str(to_script(["</script>"]))
-    '["\\u003c/script>"]'
-    """
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Only "<" could end the script; the two separators of lines are not allowed in older scripts.
-    for character in ("<", "\u2028", "\u2029"):
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _scan(scan: Scan, results: Gathered, output_dir: Path) -> dict[str, Any]:

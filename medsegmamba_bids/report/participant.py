@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.anatomy import CEREBRUM
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.errors import ImageError, ReportError, TableError
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report import provenance
 from medsegmamba_bids.report.derivatives import Scan, scans_of
@@ -28,14 +32,20 @@ from medsegmamba_bids.report.quality import (
     COLUMNS,
     Flag,
     QualityInputs,
+    checks_in_words,
     flags_path,
     flags_to_tsv,
     load_thresholds,
     quality_flags,
+    stray_shares,
+    verdict,
 )
+from medsegmamba_bids.report.viewer import viewer_page, viewer_path
 from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS, of_name
-from medsegmamba_bids.viz.templates import render
+from medsegmamba_bids.viz import slices, surfaces
+from medsegmamba_bids.viz.encoding import colors_of, dashes_of
+from medsegmamba_bids.viz.templates import render, to_script
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +139,48 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None,
         written=time.strftime("%Y-%m-%d %H:%M"),
         sections=sections,
         flag_count=len(flags),
+        checks=checks_in_words(limits),
+        neighbours=_neighbours(output_dir, subject),
+        names=to_script(_names()),
+        outlines=_outline_styles(),
+        entropy_range=slices.ENTROPY_RANGE,
+        entropy_colors=slices.entropy_colors(5),
+        smallest_piece=surfaces.SMALLEST_PIECE,
         references=references(),
     )
     _write(page, path)
     return path
+
+
+def _neighbours(output_dir: Path, subject: str) -> Markup:
+    """Return links to the group's page and to those of the participants before and after this one."""
+    subjects = BIDSFolder(output_dir).participants
+    place = subjects.index(subject) if subject in subjects else 0
+    links = [("prev", place - 1, "←"), ("next", place + 1, "→")]
+    parts = [
+        Markup('<a rel="{0}" href="sub-{1}.html" title="sub-{1}, the {0} participant">{2} sub-{1}</a>').format(
+            rel, subjects[there], arrow
+        )
+        for rel, there, arrow in links
+        if 0 <= there < len(subjects)
+    ]
+    return Markup(" ").join(parts)
+
+
+def _names() -> dict[int, str]:
+    """Return the name of each label that a page may show."""
+    tables = [load_label_table(kind.widest) for kind in SEGMENTATIONS]
+    return {int(label): name for table in tables for label, name in zip(table.labels, table.names, strict=True)}
+
+
+def _outline_styles() -> dict[int, dict[str, str]]:
+    """Return colour and dashes of each label's outline."""
+    tables = [kind.widest for kind in SEGMENTATIONS]
+    return {
+        label: {"color": color, "dashes": dashes_of(table)[label]}
+        for table in tables
+        for label, color in colors_of(table).items()
+    }
 
 
 def _write(text: str, path: Path) -> None:
@@ -201,6 +249,11 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], pictur
     return {
         "name": results.scan.prefix,
         "flags": flags,
+        "verdict": verdict(flags),
+        "viewer": _viewer(results),
+        "links": _links(results.scan),
+        "commands": _commands(results.scan),
+        "rated": _rated(results.scan),
         "problems": results.problems,
         "notes": list(
             dict.fromkeys(note for sidecar in results.sidecars.values() for note in provenance.notes_of(sidecar))
@@ -231,6 +284,70 @@ def _pictures(results: Results, scans: int, ahead: dict[str, Pictures]) -> Pictu
     return pictures
 
 
+def _viewer(results: Results) -> str:
+    """Write the viewer of a T1w; return its path beside the page, empty where there is nothing to be seen."""
+    if results.t1w is None:
+        return ""
+    path = viewer_path(results.scan)
+    data = np.asarray(results.t1w.dataobj)
+    _write(viewer_page(results.scan, data, results.t1w.affine, results.labels, results.entropies, results.brain), path)
+    return path.relative_to(results.scan.root).as_posix()
+
+
+def _links(scan: Scan) -> list[tuple[str, str]]:
+    """Return titles and places, from the page's folder, of the files that there are."""
+    titles = {"conformed": "T1w, conformed", "conformed_mask": "Brain mask, conformed"}
+    for kind in SEGMENTATIONS:
+        titles |= {
+            kind.native: f"{kind.title}: labels on the T1w's own grid",
+            kind.conformed: f"{kind.title}: labels, conformed",
+            kind.entropy: f"{kind.title}: uncertainty",
+            kind.stats: f"{kind.title}: table of volumes",
+        }
+    paths = [(title, scan.path(product)) for product, title in titles.items()]
+    logs = sorted((scan.root / "logs").glob("*/medsegmamba.log"))
+    paths += [("Log of the latest run", logs[-1])] if logs else []
+    return [(title, path.relative_to(scan.root).as_posix()) for title, path in paths if path.is_file()]
+
+
+def _commands(scan: Scan) -> dict[str, str]:
+    """Return commands that open the conformed T1w with its labels, by program, as they are typed in ``scan.root``."""
+    return viewer_commands(scan, Path())
+
+
+def viewer_commands(scan: Scan, folder: Path) -> dict[str, str]:
+    """Return commands that open the conformed T1w and the labels that there are, by program.
+
+    Parameters
+    ----------
+    scan : Scan
+    folder : Path
+        Of the results, as the commands should name it.
+    """
+    products = ("conformed", *(kind.conformed for kind in SEGMENTATIONS))
+    there = [folder / scan.path(product).relative_to(scan.root) for product in products if scan.path(product).is_file()]
+    if len(there) < 2 or not scan.path("conformed").is_file():
+        return {}
+    t1w, *labels = (shlex.quote(path.as_posix()) for path in there)
+    freeview = " ".join(f"{path}:colormap=lut:opacity=0.4" for path in labels)
+    return {
+        "FreeView": f"freeview -v {t1w} {freeview}",
+        "ITK-SNAP": f"itksnap -g {t1w} -s {labels[0]}",
+    }
+
+
+def _rated(scan: Scan) -> dict[str, str]:
+    """Return what names a T1w in a table of ratings."""
+    entities = scan.entities
+    session = f"ses-{entities['ses']}" if "ses" in entities else ""
+    return {
+        "participant": f"sub-{entities['sub']}",
+        "session": session,
+        "run": entities.get("run", ""),
+        "scan": f"{scan.prefix}_T1w",
+    }
+
+
 def thumbnail_path(scan: Scan) -> Path:
     """Return where the small picture of a T1w lies."""
     return scan.root / f"sub-{scan.entities['sub']}" / "figures" / f"{scan.prefix}_desc-thumbnail_T1w.jpg"
@@ -241,6 +358,7 @@ def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dic
     ranges = limits["volumes"]["ranges"] if segmentation == ASEG.name else {}
     return {
         "title": of_name(segmentation).title,
+        "apart": stray_shares(results.labels[segmentation]) if segmentation in results.labels else {},
         "rows": rows,
         "plot": plot_rows(rows, ranges),
         "has_ranges": bool(ranges),

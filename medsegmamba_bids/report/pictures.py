@@ -17,8 +17,9 @@ from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of, to_uri
 
-_SLICES = {"axial": 8, "coronal": 8, "sagittal": 8}
-_CLOSE_UP = {"axial": 4, "coronal": 6, "sagittal": 6}
+#: Slices of a plane: how many are wanted, and how many there may be to show every structure twice.
+_SLICES, _CLOSE_UP = (8, 16), (6, 9)
+_COLUMNS, _CLOSE_UP_COLUMNS = 4, 6
 _HIPPOCAMPAL_VIEWS = {"from above": (180, 89), "from the left front": (50, 25)}
 _THUMBNAIL = 72  # pixels high
 _FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
@@ -31,7 +32,8 @@ class Pictures:
     Attributes
     ----------
     planes, close_up : list of dict
-        ``title``, ``base`` and, where they are known, ``outlines`` and ``entropy``; also ``width``, ``height``.
+        ``title``, ``base`` and, where it is known, ``entropy``: slices in ``rows`` and ``columns``, of which each has
+        an entry in ``tiles``; ``width`` and ``height`` of a slice, voxels.
     views, hippocampal_views : list of dict
         ``title`` and ``base``.
     thumbnail : bytes
@@ -79,8 +81,8 @@ def draw_pictures(
     deep = slices.box_of((aseg.labels > 0) & ~np.isin(aseg.labels, CEREBRUM)).grow(4, data.shape)
     shown = slices.box_of(inside).grow(6 if brain is not None else 30, data.shape)
     planes = [
-        _layers(plane, slices.plan(shown, deep, plane, number, 4, 2.5 * detail), head, aseg)
-        for plane, number in _SLICES.items()
+        _layers(plane, _plan(aseg.labels, shown, deep, plane, _SLICES, _COLUMNS, 2.5 * detail), head, aseg)
+        for plane in slices.PLANES
     ]
     thumbnail = _thumbnail(data / head.top, aseg.labels, shown, deep, colors_of(ASEG.widest))
     close_up, subfield_views = [], []
@@ -90,6 +92,28 @@ def draw_pictures(
             subfield_views = _views(hippocampi, head.affine, 7.0 * detail, _HIPPOCAMPAL_VIEWS, thin=True)
     views = _views(aseg, head.affine, 3.0 * detail, surfaces.VIEWS, without=OUTER)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
+
+
+def _plan(
+    labels: np.ndarray, shown: Box, of_interest: Box, plane: str, wanted: tuple[int, int], columns: int, zoom: float
+) -> slices.Mosaic:
+    """Return a mosaic of a plane in which every label is seen; evenly spaced slices where there is none.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+    shown, of_interest : Box
+        What is shown of each slice; where labels are looked for.
+    plane : str
+    wanted : tuple of int
+        How many slices, and how many at most.
+    columns, zoom
+        Of the mosaic.
+    """
+    axis = slices.PLANES[plane]
+    start = of_interest[axis].start
+    chosen = tuple(start + index for index in slices.covering(labels[of_interest], axis, *wanted))
+    return slices.Mosaic(axis, chosen or slices.spread(of_interest, axis, wanted[0]), shown, columns, zoom)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +136,22 @@ class _Overlay:
 
 def _layers(title: str, plan: slices.Mosaic, head: _Head, overlay: _Overlay) -> dict[str, Any]:
     """Draw a mosaic's picture and what lies over it."""
-    layers = _picture(title, slices.draw_base(plan, head.data, head.affine, head.top))
-    if overlay.labels.any():
-        layers["outlines"] = to_uri(slices.draw_outlines(plan, overlay.labels, colors_of(overlay.table)))
+    height, width = plan.tile
+    layers = {"title": title, "height": height, "width": width, "columns": plan.columns, "rows": plan.rows}
+    layers["base"] = to_uri(slices.draw_base(plan, head.data, head.top))
     if overlay.entropy is not None:
-        layers["entropy"] = to_uri(slices.draw_entropy(plan, overlay.entropy), quality=35)
+        layers["entropy"] = to_uri(slices.draw_entropy(plan, overlay.entropy), quality=60)
+    ends = ("A", "P") if plan.axis == 0 else ("L", "R")
+    layers["tiles"] = [
+        {
+            "x": 100 * (number % plan.columns) / max(plan.columns - 1, 1),
+            "y": 100 * (number // plan.columns) / max(plan.rows - 1, 1),
+            "ends": ends,
+            "position": f"{'xyz'[plan.axis]} = {position}",
+            "outlines": slices.outline_paths(plan, overlay.labels, number),
+        }
+        for number, position in enumerate(plan.positions(head.affine))
+    ]
     return layers
 
 
@@ -145,7 +180,9 @@ def _close_up(head: _Head, hippocampi: _Overlay, detail: float) -> list[dict[str
         box = Box((slice(box[0].start + shift, box[0].stop + shift), *box[1:]))
         shown = box.grow(7, head.data.shape)
         for plane in ("coronal", "sagittal"):
-            plan = slices.plan(shown, box, plane, _CLOSE_UP[plane], 6, 4.6 * detail)
+            alone = np.zeros_like(hippocampi.labels)
+            alone[box] = hippocampi.labels[box]
+            plan = _plan(alone, shown, box, plane, _CLOSE_UP, _CLOSE_UP_COLUMNS, 4.6 * detail)
             pictures.append(_layers(f"{side} hippocampus, {plane}", plan, head, hippocampi))
     return pictures
 
@@ -171,7 +208,8 @@ def _thumbnail(base: np.ndarray, labels: np.ndarray, shown: Box, deep: Box, colo
     """Return three slices side by side, labels painted, as a small JPEG file."""
     parts = []
     for plane in slices.PLANES:
-        plan = slices.plan(shown, deep, plane, 1, 1, 1.0)
+        axis = slices.PLANES[plane]
+        plan = slices.Mosaic(axis, slices.spread(deep, axis, 1), shown, 1, 1.0)
         picture = slices.fill_labels(plan.slice(base, 0), plan.slice(labels, 0), colors, 0.5)
         image = Image.fromarray(picture)
         parts.append(image.resize((round(image.width * _THUMBNAIL / image.height), _THUMBNAIL), Image.LANCZOS))

@@ -15,10 +15,13 @@ from scipy import ndimage
 from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM, TISSUES
 from medsegmamba_bids.errors import ThresholdError, reason
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.report.thresholds import load_thresholds, side_of
+from medsegmamba_bids.image.labels import side_of
+from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.contrast import tissue_ratio
 from medsegmamba_bids.stats.structures import UNKNOWN
+
+_MANY, _MANY_MISSING = 8, 5  # flags, and structures not found, from which the image itself is in doubt
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,41 @@ def white_to_gray(table: pd.DataFrame) -> float:
         return rows.loc[list(pair), "normMean"].mean() if known else math.nan
 
     return tissue_ratio(mean)
+
+
+def verdict(flags: list[Flag]) -> str:
+    """Return a sentence about a T1w where so much is wrong that single flags say little; else an empty text.
+
+    Parameters
+    ----------
+    flags : list of Flag
+        Of one T1w.
+    """
+    missing = sum(flag.check == "missing" for flag in flags)
+    weighting = any(flag.check == "t1_weighting" for flag in flags)
+    if len(flags) < _MANY or not (missing >= _MANY_MISSING or weighting):
+        return ""
+    reasons = [f"{missing} structures not found"] * (missing > 0)
+    reasons += ["white matter is not brighter than gray matter"] * weighting
+    reasons.append(f"{len(flags)} flags in all")
+    return f"this does not look like a T1w of an adult brain: {', '.join(reasons)}"
+
+
+def checks_in_words(limits: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what is checked: the check as a text, what is allowed, and the source of the limits."""
+    words = []
+    for entry in limits["checks"].values():
+        unit = entry["unit"]
+        if "range" in entry:
+            allowed = f"{_show(entry['range'][0])} to {_show(entry['range'][1], unit)} allowed"
+        elif "limit" in entry:
+            allowed = f"{entry['sense']} {_show(entry['limit'], unit)}"
+            allowed += ", other limits for some structures" * bool(entry.get("limits"))
+        else:
+            allowed = "see the volumes"
+        source = entry.get("source", limits["volumes"]["source"])
+        words.append({"text": entry["text"], "allowed": allowed, "source": f"Source: {source}"})
+    return words
 
 
 def flags_to_tsv(flags: list[Flag]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ThresholdError
-from medsegmamba_bids.image.labels import TABLES, load_label_table
+from medsegmamba_bids.image.labels import TABLES, load_label_table, side_of
 from medsegmamba_bids.records import fits, read_mapping, unknown_keys
 
 _DEFAULTS = "quality/thresholds.json"
@@ -55,20 +55,6 @@ def load_thresholds(path: Path | None = None) -> dict[str, Any]:
 @lru_cache
 def _defaults() -> dict[str, Any]:
     return json.loads(data_path(_DEFAULTS).read_text(encoding="utf-8"))
-
-
-def side_of(name: str) -> tuple[str, str]:
-    """Return side and name without it.
-
-    Examples
-    --------
-    >>> side_of("Left-Caudate"), side_of("CSF")
-    (('left', 'Caudate'), ('', 'CSF'))
-    """
-    for side in ("Left-", "Right-"):
-        if name.startswith(side):
-            return side[:-1].lower(), name.removeprefix(side)
-    return "", name
 
 
 def _check_changes(changes: dict[str, Any], known: dict[str, Any]) -> None:

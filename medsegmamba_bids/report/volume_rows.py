@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
+from medsegmamba_bids.image.labels import side_of
 from medsegmamba_bids.report.quality import Flag, asymmetry
-from medsegmamba_bids.report.thresholds import side_of
 from medsegmamba_bids.segmentations import of_name
 from medsegmamba_bids.stats.structures import UNKNOWN
 from medsegmamba_bids.viz.encoding import colors_of
 
+_CLOSE = 1.2  # percent of the axis, nearer dots would hide each other
 _DECADES = (1, 6)  # mm3, the axis of the plot runs from 10 to a million
 
 
@@ -68,7 +69,8 @@ def plot_rows(rows: list[dict[str, Any]], ranges: dict[str, list[float]]) -> lis
         if not dots:
             continue
         bar = [log_position(limit) for limit in ranges[row["name"]]] if row["name"] in ranges else None
-        plotted.append({**row, "dots": dots, "bar": bar})
+        places = [dot["at"] for dot in dots.values()]
+        plotted.append({**row, "dots": dots, "bar": bar, "close": max(places) - min(places) < _CLOSE < len(places)})
     return plotted
 
 

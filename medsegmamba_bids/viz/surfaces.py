@@ -21,6 +21,8 @@ _SIGMA = 0.8  # voxels, smooths the steps of labels
 _THIN_SIGMA, _THIN_LEVEL = 0.5, 0.4  # keep sheets of a voxel, which a stronger filter would lose
 _LIGHT = np.array([-0.35, 0.5, 0.8]) / np.linalg.norm([-0.35, 0.5, 0.8])
 _SUPERSAMPLE = 2
+#: Share of a structure's voxels that a piece must have to be drawn.
+SMALLEST_PIECE = 0.05
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def find_surface(
 def label_surfaces(
     labels: np.ndarray, affine: np.ndarray, colors: Mapping[int, str], thin: bool = False
 ) -> list[Surface]:
-    """Return surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's."""
+    """Return surfaces of some labels of a segmentation in RAS+ order with voxels of 1 mm; colours are matplotlib's.
+
+    Specks are left out, see ``SMALLEST_PIECE``: the quality flags count them.
+    """
     solids = []
     boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
     for label, color in colors.items():
@@ -89,10 +94,18 @@ def label_surfaces(
         if box is None:
             continue
         origin = affine[:3, 3] + np.array([side.start for side in box])
-        surface = find_surface(labels[box] == label, to_rgb(color), origin, thin)
+        surface = find_surface(_large_pieces(labels[box] == label), to_rgb(color), origin, thin)
         if surface is not None:
             solids.append(surface)
     return solids
+
+
+def _large_pieces(mask: np.ndarray) -> np.ndarray:
+    """Return a mask without specks: pieces (26 neighbours) smaller than ``SMALLEST_PIECE`` of it, but the largest."""
+    pieces, number = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel(), minlength=number + 1)
+    sizes[0] = 0
+    return (sizes >= min(SMALLEST_PIECE * sizes.sum(), sizes.max()))[pieces] & mask
 
 
 def view_matrix(azimuth: float, elevation: float) -> np.ndarray:

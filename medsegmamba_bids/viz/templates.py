@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,21 @@ def render(name: str, /, **values: Any) -> str:
 def inline(name: str) -> Markup:
     """Return the text of a file of ``data/report`` as it is, for style and scripts of our own."""
     return Markup(data_path(f"report/{name}").read_text(encoding="utf-8"))
+
+
+def to_script(data: Any) -> Markup:
+    r"""Return JSON that can stand in a page's script, whatever its texts hold.
+
+    Examples
+    --------
+    >>> str(to_script(["</script>"]))
+    '["\\u003c/script>"]'
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # Only "<" could end the script; the two separators of lines are not allowed in older scripts.
+    for character in ("<", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def thousands(value: float | None, decimals: int = 0) -> str:

@@ -1,10 +1,13 @@
 """A participant's report: what it shows, what it says of files that are damaged, and that it needs no other file."""
 
+import base64
+import gzip
 import importlib.util
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medsegmamba_bids.data.names import output_name
@@ -13,6 +16,7 @@ from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.report.methods import citation_text, references
 from medsegmamba_bids.report.participant import read_results, write_report
 from medsegmamba_bids.report.quality import flags_path, read_flags
+from medsegmamba_bids.report.viewer import viewer_path
 from medsegmamba_bids.viz.templates import render
 
 _spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
@@ -41,18 +45,52 @@ def test_page(written):
     assert fake.facts("aseg")["Steps"][1]["Weights"]["Checksum"] in page
     assert "Subfields are atlas-propagated." in page
     assert all(reference["text"].split("(")[0] in page.replace("&amp;", "&") for reference in references())
-    # Three planes and four close-ups in three layers each; the rest is three-dimensional.
-    assert page.count('class="outlines"') == page.count('class="entropy"') == 7
-    assert len(re.findall(r'<img src="data:image/webp', page)) == 7 + 3 + 2
+    # Three planes and four close-ups hold a picture and the entropy; the rest is three-dimensional.
+    assert page.count("--base:url(data:image/webp") == page.count("--entropy:url(data:image/webp") == 7
+    assert page.count('<svg class="outlines"') == page.count('<i class="base">') >= 3 * 8 + 4 * 6
+    assert len(re.findall(r'<img src="data:image/webp', page)) == 3 + 2
+
+
+def test_viewer(written):
+    root, _, page = written
+    path = viewer_path(scans_of(root, "01")[0])
+    assert f'href="{path.relative_to(root).as_posix()}"' in page
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 8e6
+    data = json.loads(re.search(r"const DATA = (.*);", text)[1])
+    packed = dict(re.findall(r'id="volume-(\w+)">([^<]*)<', text))
+    volumes = {
+        name: np.cumsum(np.frombuffer(gzip.decompress(base64.b64decode(text)), np.uint8), dtype=np.uint8)
+        .reshape(data["shape"], order="F")
+        for name, text in packed.items()
+    }  # fmt: skip
+    assert volumes.keys() == {"t1w", "aseg", "hippoFS60", "entropy"}
+    labels = scans_of(root, "01")[0].image("conformed_aseg")
+    left = next(one for one in data["layers"][0]["structures"] if one["name"] == "Left-Putamen")
+    own = np.asarray(labels.dataobj) == 12
+    assert (volumes["aseg"] == left["index"]).sum() == own.sum()
+    # Its middle, in mm, is a voxel of the putamen.
+    mm = np.array(data["origin"]) + np.array(left["middle"]) * data["zooms"]
+    voxel = np.rint(np.linalg.inv(labels.affine) @ [*mm, 1])[:3].astype(int)
+    assert own[tuple(voxel)]
+
+
+def test_files_are_linked_and_opened_by_commands(written):
+    root, _, page = written
+    for href in re.findall(r'<li><a href="([^"]+)"', page):
+        assert (root / href).is_file(), href
+    assert f"freeview -v sub-01/ses-a/anat/{PREFIX}_space-conform_desc-preproc_T1w.nii.gz" in page
+    assert f"itksnap -g sub-01/ses-a/anat/{PREFIX}_space-conform_desc-preproc_T1w.nii.gz -s " in page
 
 
 def test_page_needs_nothing_else(written):
     _, _, page = written
     sources = re.findall(r'(?:src|href)="([^"]{0,20})', page)
     assert sources
-    assert all(one.startswith(("data:", "#")) for one in sources)
+    assert all(one.startswith(("data:", "#", "sub-01/")) for one in sources)  # links, not loaded
     assert "@import" not in page
-    assert "url(" not in page
+    assert all(target.startswith(("data:image/", "var(")) for target in re.findall(r"url\(([^)]{0,20})", page))
+    assert "://" not in re.sub(r"<p[ >].*?</p>|<div class=.note.*?</div>", "", page)
 
 
 def test_flags_are_written_and_shown(written):

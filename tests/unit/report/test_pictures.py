@@ -1,11 +1,21 @@
 """What pictures show, by value: sides, positions, colours, surfaces."""
 
+import importlib.util
+import re
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 
+from medsegmamba_bids.image.labels import load_label_table, side_of
 from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.viz import slices, surfaces
-from medsegmamba_bids.viz.encoding import colors_of
+from medsegmamba_bids.viz.encoding import color_differences, colors_of, dashes_of
+
+_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
 
 WHOLE = (slice(0, 6), slice(0, 8), slice(0, 10))
 
@@ -32,36 +42,92 @@ def test_left_is_left_and_up_is_up(plane, at, row, column):
 
 
 def test_slices_stand_in_rows():
-    mosaic = slices.Mosaic(2, (2, 5, 7), WHOLE, 2, 1.0)
-    assert mosaic.shape == (2 * 8 + 2, 2 * 6 + 2)
-    assert np.argwhere(mosaic.compose(marked(0, 7, 7))).tolist() == [[8 + 2, 0]]
+    mosaic = slices.Mosaic(2, (2, 5, 7), WHOLE, 2, 3.0)
+    picture = slices.draw_base(mosaic, marked(0, 7, 7), 1.0)
+    assert picture.shape == (2 * 8 * 3, 2 * 6 * 3)
+    rows, columns = np.nonzero(picture > 128)  # the third slice, its upper left voxel
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (24, 26, 0, 2)
+    assert mosaic.positions(np.diag([1.0, 1, 2, 1])) == [4, 10, 14]
+
+
+def points_of(path):
+    """Return the points of an SVG path's first line, voxels."""
+    start, steps = re.match(r"M(-?\d+ -?\d+)l([-\d ]+)z", path).groups()
+    numbers = np.array(f"{start} {steps}".split(), float).reshape(-1, 2)
+    return numbers.cumsum(0) / 10
 
 
 def test_outlines_lie_around_their_label():
     labels = np.zeros((40, 40, 4), np.int32)
     labels[10:20, 15:30] = 10
-    mosaic = slices.Mosaic(2, (1,), (slice(0, 40), slice(0, 40), slice(0, 4)), 1, 5.0)
-    picture = slices.draw_outlines(mosaic, labels, {10: "#00760e"})
-    assert picture.shape == (200, 200, 4)
-    rows, columns = np.nonzero(picture[..., 3] > 128)
+    paths = slices.outline_paths(slices.Mosaic(2, (1,), (slice(0, 40), slice(0, 40), slice(0, 4)), 1, 5.0), labels, 0)
+    assert paths.keys() == {10}
+    x, y = points_of(paths[10]).T
     # Row 0 is the voxel of index 39; outlines run along the outer faces of the voxels.
-    assert (rows.min() / 5, rows.max() / 5) == pytest.approx((10, 25), abs=0.5)
-    assert (columns.min() / 5, columns.max() / 5) == pytest.approx((10, 20), abs=0.5)
-    assert picture[75, 50, :3] == pytest.approx([0, 118, 14], abs=12)
-    assert not picture[88, 75, 3]  # within
+    assert (y.min(), y.max()) == pytest.approx((10, 25), abs=0.5)
+    assert (x.min(), x.max()) == pytest.approx((10, 20), abs=0.5)
 
 
 def test_the_smallest_label_is_drawn():
     labels = marked(3, 3, 3).astype(np.int32) * 26
-    mosaic = slices.Mosaic(2, (3,), WHOLE, 1, 8.0)
-    assert slices.draw_outlines(mosaic, labels, {26: "#ffa500"})[..., 3].max() > 128
+    x, y = points_of(slices.outline_paths(slices.Mosaic(2, (3,), WHOLE, 1, 8.0), labels, 0)[26]).T
+    assert (x.mean(), y.mean()) == pytest.approx((3.5, 4.5), abs=0.1)
+    assert np.ptp(x) > 0.5
 
 
-def test_entropy_is_clear_where_the_network_is_sure():
-    entropy = marked(3, 3, 3) * 1.0
-    picture = slices.draw_entropy(slices.Mosaic(2, (3,), WHOLE, 1, 5.0), entropy)
-    assert picture[22, 17, 3] > 215
-    assert picture[2, 2, 3] == 0
+@pytest.mark.parametrize(("bits", "opacity"), [(0.0, 0), (1.0, 0), (1.25, 102), (2.0, 230), (4.0, 230)])
+def test_entropy_is_clear_up_to_that_of_a_border(bits, opacity):
+    picture = slices.draw_entropy(slices.Mosaic(2, (3,), WHOLE, 1, 5.0), marked(3, 3, 3) * bits)
+    assert picture[4, 3, 3] == pytest.approx(opacity, abs=1)
+    assert not picture[0, 0, 3]
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A brain of balls with subfields, RAS+ order."""
+    labels, affine = fake.blob_labels(112)
+    image = nib.as_closest_canonical(nib.Nifti1Image(labels, affine))
+    parts = nib.as_closest_canonical(nib.Nifti1Image(fake.blob_subfields(labels), affine))
+    return {"aseg": np.asarray(image.dataobj), "hippoFS60": np.asarray(parts.dataobj)}
+
+
+@pytest.mark.parametrize("name", ["aseg", "hippoFS60"])
+@pytest.mark.parametrize("plane", slices.PLANES)
+def test_every_structure_is_in_two_slices_of_each_plane(head, name, plane):
+    axis = slices.PLANES[plane]
+    chosen = list(slices.covering(head[name], axis, 8, 16))
+    assert 8 <= len(chosen) <= 16
+    for label in np.unique(head[name])[1:]:
+        own = np.moveaxis(head[name] == label, axis, 0).any((1, 2))
+        assert own[chosen].sum() >= min(2, own.sum()), label
+
+
+def test_no_labels_need_no_slices():
+    assert slices.covering(np.zeros((3, 3, 3), int), 0, 4, 8) == ()
+
+
+def test_similar_colours_have_different_dashes():
+    dashes, colors = dashes_of("aseg_brain"), colors_of("aseg_brain")
+    assert dashes[5] != dashes[77]  # Inf-Lat-Vent and WM-hypointensities
+    assert dashes[26] != dashes[8]  # Accumbens-area and Cerebellum-Cortex
+    assert dashes[17] == dashes[53]  # both hippocampi
+    apart = color_differences(list(colors.values()))
+    names = dict(zip(load_label_table("aseg_brain").labels, load_label_table("aseg_brain").names, strict=True))
+    labels = list(colors)
+    pairs = [(labels[i], labels[j]) for i, j in np.argwhere(apart < 12)]
+    alike = [pair for pair in pairs if len({side_of(names[label])[1] for label in pair}) == 2]
+    assert len(alike) > 4
+    assert all(dashes[one] != dashes[other] for one, other in alike)
+
+
+def test_specks_are_not_drawn():
+    labels = np.zeros((30, 30, 30), np.int32)
+    labels[4:14, 4:14, 4:14] = 7
+    alone = surfaces.label_surfaces(labels, np.eye(4), {7: "#ff0000"})[0].points
+    labels[22:25, 22:25, 22:25] = 7  # 27 of 1027 voxels
+    assert surfaces.label_surfaces(labels, np.eye(4), {7: "#ff0000"})[0].points.max() == alone.max()
+    labels[20:25, 20:25, 20:25] = 7  # 125 of 1125
+    assert surfaces.label_surfaces(labels, np.eye(4), {7: "#ff0000"})[0].points.max() > 24
 
 
 def test_painted_labels():
