@@ -154,11 +154,15 @@ def _check_description(path: Path) -> None:
 
 def _check_participants(dataset: BIDSFolder, config: RunConfig) -> list[str]:
     there = dataset.participants
-    unknown = [label for label in config.participant_label if label not in there]
+    excluded = set(config.exclude_participant_label)
+    unknown = [label for label in (*config.participant_label, *sorted(excluded)) if label not in there]
     if unknown:
         some = ", ".join(there[:10]) + (" …" if len(there) > 10 else "")
         raise BIDSError(f"{config.bids_dir}: no participant {', '.join(unknown)}; there are {some}")
-    return sorted(set(config.participant_label)) or there
+    wanted = [label for label in sorted(set(config.participant_label)) or there if label not in excluded]
+    if not wanted:
+        raise BIDSError(f"{config.bids_dir}: --exclude-participant-label leaves none of the participants")
+    return wanted
 
 
 class _Index:

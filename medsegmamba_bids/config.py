@@ -43,6 +43,8 @@ class RunConfig:
     level : {"participant", "group"}
     participant_label, session_label, run_label : tuple of str
         Without ``sub-``, ``ses-``, ``run-``; empty for all.
+    exclude_participant_label : tuple of str
+        Participants that are left out.
     bids_filter_file : Path or None
         JSON whose entry ``t1w`` holds more entities to select by.
     skip_bids_validation : bool
@@ -83,6 +85,12 @@ class RunConfig:
         JSON that replaces some of the package's thresholds of quality flags.
     group_long, allow_mixed_weights, allow_mixed_versions : bool
         Of the group level.
+    dry_run : bool
+        Process and write nothing; tell what would be done.
+    stop_on_first_crash : bool
+        Start nothing more once a step has failed.
+    resource_monitor : bool
+        Write what is in use of memory and processors.
     verbose : int
     run_id : str
         Names the run's folders of logs.
@@ -94,6 +102,7 @@ class RunConfig:
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     run_label: tuple[str, ...] = ()
+    exclude_participant_label: tuple[str, ...] = ()
     bids_filter_file: Path | None = None
     skip_bids_validation: bool = False
     bids_database_dir: Path | None = None
@@ -125,6 +134,9 @@ class RunConfig:
     group_long: bool = False
     allow_mixed_weights: bool = False
     allow_mixed_versions: bool = False
+    dry_run: bool = False
+    stop_on_first_crash: bool = False
+    resource_monitor: bool = False
     verbose: int = 0
     run_id: str = ""
 
@@ -216,6 +228,8 @@ def _check_numbers(config: RunConfig) -> None:
             raise ConfigError(f"{_option(name)} is {value}; it must be {lowest} or more")
     if not config.mem_gb > 0:
         raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
+    if config.dry_run and config.level == "group":
+        raise ConfigError("--dry-run is for the participant level; the group level takes seconds")
     if config.omp_nthreads > config.nprocs:
         raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")
 
@@ -262,6 +276,8 @@ def check_folders(config: RunConfig) -> None:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder (--derivatives)")
     check_output_folder(config.output_dir)
+    if config.dry_run:
+        return
     _require_writable(config.output_dir, "output")
     if config.level == "participant":
         _require_writable(config.work_dir, "work")

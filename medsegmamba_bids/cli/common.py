@@ -9,11 +9,12 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.cli.arguments import Parser, add_print_completion
 from medsegmamba_bids.cli.surroundings import prepare
 from medsegmamba_bids.errors import ImageError, UserError, reason
 
@@ -23,41 +24,8 @@ _PACKAGE = "medsegmamba_bids"
 _TERMINAL = "medsegmamba-terminal"
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows default values, but none where the help says what happens without the option; keeps lines as written."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default is None or action.default is False or action.default == [] or action.nargs == 0
-        return action.help if told else super()._get_help_string(action)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" not in text:
-            return super()._fill_text(text, width, indent)
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-
-class Parser(argparse.ArgumentParser):
-    """The form of all commands and their subcommands.
-
-    Takes ``--work_dir`` for ``--work-dir``, and so on, without a second name of each option in the help.
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **settings})
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse with dashes in the names of options."""
-        given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args([_with_dashes(argument) for argument in given], namespace)
-
-
-def _with_dashes(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
 def make_parser(prog: str, description: str, **settings: Any) -> Parser:
-    """Return a command's parser, with ``--version``.
+    """Return a command's parser, with ``--version`` and ``--print-completion``.
 
     Parameters
     ----------
@@ -70,6 +38,7 @@ def make_parser(prog: str, description: str, **settings: Any) -> Parser:
     """
     parser = Parser(prog=prog, description=description, **settings)
     parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    add_print_completion(parser)
     return parser
 
 

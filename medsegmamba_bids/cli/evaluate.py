@@ -36,24 +36,49 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "(SynthSeg's output, plain files), one file, or a pattern such as 'FOLDER/{participant}_labels.nii.gz'. "
         "Exit code 1 if a scan could not be compared.",
     )
-    command.add_argument("--reference", metavar="PLACE", help="label images that count as right")
-    command.add_argument("--method", metavar="NAME=PLACE", action="append", help="label images to compare; repeatable")
-    command.add_argument("--out", type=Path, required=True, help="folder of the tables, the figures and the page")
+    command.add_argument(
+        "--reference", metavar="PLACE", help="label images that count as right (default: --study names them)"
+    )
+    command.add_argument(
+        "--method",
+        metavar="NAME=PLACE",
+        action="append",
+        help="label images to compare; repeatable (default: --study names them)",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="folder of the tables, the figures and the page"
+    )
     command.add_argument(
         "--table",
         choices=TABLES,
         default=ASEG.published,
         help="structures: 31 of aseg, these with cerebral white matter and cortex, or 24 hippocampal subfields",
     )
-    command.add_argument("--without", type=int, nargs="+", metavar="LABEL", help="structures to leave out")
-    command.add_argument("--background", type=int, nargs="+", metavar="LABEL", help="further labels that mean nothing")
+    command.add_argument(
+        "--without",
+        type=int,
+        nargs="+",
+        action="extend",
+        metavar="LABEL",
+        help="structures to leave out (default: none)",
+    )
+    command.add_argument(
+        "--background",
+        type=int,
+        nargs="+",
+        action="extend",
+        metavar="LABEL",
+        help="further labels that mean nothing (default: none)",
+    )
     command.add_argument(
         "--correction",
         choices=("none", "bonferroni", "holm", "fdr"),
         default="none",
         help="of the tests for multiple comparisons",
     )
-    command.add_argument("--nprocs", type=int, default=1, help="scans that are compared at the same time")
+    command.add_argument(
+        "--nprocs", "--nthreads", type=int, metavar="N", default=1, help="scans that are compared at the same time"
+    )
     _add_figures(command)
     _add_datasets(command)
 
@@ -63,18 +88,30 @@ def _add_figures(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--images",
         metavar="PLACE",
-        help="T1-weighted images; by default those beside the reference's or methods' labels",
+        help="T1-weighted images (default: those beside the reference's or methods' labels)",
     )
-    group.add_argument("--show", metavar="SCAN", help="scan that is drawn; by default the one of median Dice")
+    group.add_argument("--show", metavar="SCAN", help="scan that is drawn (default: the one of median Dice)")
     group.add_argument("--no-figures", action="store_true", help="write the tables alone")
 
 
 def _add_datasets(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("several datasets")
-    group.add_argument("--dataset", default="dataset", help="name of the dataset, where it is one")
-    group.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
-    group.add_argument("--dataset-column", help="its column with the dataset, such as site")
-    group.add_argument("--study", type=Path, help="TOML file with [[dataset]] tables instead of --reference, --method")
+    group.add_argument("--dataset", metavar="NAME", default="dataset", help="name of the dataset, where it is one")
+    group.add_argument(
+        "--participants",
+        type=Path,
+        metavar="FILE",
+        help="participants.tsv that says who is of which dataset (default: not needed for one)",
+    )
+    group.add_argument(
+        "--dataset-column", metavar="NAME", help="its column with the dataset, such as site (default: none)"
+    )
+    group.add_argument(
+        "--study",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with [[dataset]] tables instead of --reference, --method (default: none)",
+    )
 
 
 def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
@@ -86,27 +123,47 @@ def _add_fastsurfer(commands: argparse._SubParsersAction) -> None:
         "Runs run_fastsurfer.sh --seg_only for every image that is not segmented yet.",
     )
     command.add_argument("--images", metavar="PLACE", required=True, help="T1-weighted images, such as a BIDS dataset")
-    command.add_argument("--out", type=Path, required=True, help="folder of subjects to write into")
-    command.add_argument("--participant-label", nargs="+", metavar="LABEL", help="only these participants")
-    command.add_argument("--fastsurfer", type=Path, help="run_fastsurfer.sh; by default from PATH or $FASTSURFER_HOME")
+    command.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder of subjects to write into")
+    command.add_argument(
+        "--participant-label",
+        nargs="+",
+        action="extend",
+        metavar="LABEL",
+        help="only these participants (default: all)",
+    )
+    command.add_argument(
+        "--fastsurfer", type=Path, metavar="FILE", help="run_fastsurfer.sh (default: from PATH or $FASTSURFER_HOME)"
+    )
     command.add_argument(
         "--options",
         metavar="TEXT",
-        help="further options of FastSurfer, such as --options='--device cpu --no_cereb'",
+        help="further options of FastSurfer, such as --options='--device cpu --no_cereb' (default: none)",
     )
 
 
 def _add_model_card(commands: argparse._SubParsersAction) -> None:
     text = "measure weights on real cases and write their model card"
     command = add_command(commands, "model-card", text, model_card)
-    command.add_argument("--data-dir", type=Path, required=True, help="folder that the cases are relative to")
-    command.add_argument("--out", type=Path, required=True, help="card to write (.md); its numbers go beside it (.tsv)")
-    command.add_argument("--cases", nargs="+", help="only these; others keep the numbers that they have")
     command.add_argument(
-        "--case-table", type=Path, default=data_path("evaluation/cases.tsv"), help="table of the cases"
+        "--data-dir", type=Path, metavar="DIR", required=True, help="folder that the cases are relative to"
     )
-    command.add_argument("--weights", help="aseg weights; those of the package by default")
-    command.add_argument("--hippocampus-weights", help="subfield weights; those of the package by default")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", required=True, help="card to write (.md); its numbers go beside it (.tsv)"
+    )
+    command.add_argument(
+        "--cases",
+        nargs="+",
+        action="extend",
+        metavar="CASE",
+        help="only these; others keep the numbers that they have (default: all)",
+    )
+    command.add_argument(
+        "--case-table", type=Path, metavar="FILE", default=data_path("evaluation/cases.tsv"), help="table of the cases"
+    )
+    command.add_argument("--weights", metavar="WEIGHTS", help="aseg weights (default: those of the package)")
+    command.add_argument(
+        "--hippocampus-weights", metavar="WEIGHTS", help="subfield weights (default: those of the package)"
+    )
     command.add_argument("--no-hippocampus", action="store_true", help="leave the subfields out")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument("--aseg-hours", default="?", help="how long the training took")

@@ -15,6 +15,7 @@ from types import FrameType
 from medsegmamba_bids.cli.common import set_up_logging, user_errors
 from medsegmamba_bids.cli.machine import memory_gb
 from medsegmamba_bids.cli.parser import parse_config
+from medsegmamba_bids.cli.progress import duration
 from medsegmamba_bids.config import RunConfig, check_folders
 from medsegmamba_bids.errors import UserError
 
@@ -52,10 +53,14 @@ def run_level(config: RunConfig) -> int:
     from medsegmamba_bids.cli.progress import Progress
     from medsegmamba_bids.execution.machine_check import check_machine
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
+    from medsegmamba_bids.execution.resource_monitor import resource_monitor
 
     _check_files(config)
+    if config.dry_run:
+        return _tell_plan(config)
     check_machine(config)
-    with _log(config), Progress() as progress:
+    watched = config.log_dir if config.resource_monitor else None
+    with _log(config), resource_monitor(watched), Progress() as progress:
         _tell_memory(config)
         outcomes = _outcomes(config, progress)
         table = outcome_table(outcomes)
@@ -64,6 +69,21 @@ def run_level(config: RunConfig) -> int:
     print(f"results: {config.output_dir}")
     print(f"log:     {config.log_dir}")
     return exit_code(outcomes)
+
+
+def _tell_plan(config: RunConfig) -> int:
+    """Print what would be done and for how long; 1 where something would be skipped."""
+    from medsegmamba_bids.bids import collect_inputs
+    from medsegmamba_bids.execution.dry_run import plan_run, plan_text, seconds_of_networks, seconds_of_run
+
+    set_up_logging(config.verbose)
+    plan = plan_run(collect_inputs(config), config)
+    print(plan_text(plan))
+    if plan.process:
+        network_s, device = seconds_of_networks(plan, config)
+        took = seconds_of_run(len(plan.process), network_s, config, device == "cpu")
+        print(f"for about {duration(took)} here: the networks take {duration(network_s)} a T1w of an adult ({device})")
+    return int(bool(plan.skipped))
 
 
 def _check_files(config: RunConfig) -> None:

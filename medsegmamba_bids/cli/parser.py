@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def start_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add all options of the app."""
-    for add in (_add_selection, _add_processing, _add_outputs, _add_group, _add_performance, _add_run):
+    for add in (_add_selection, _add_processing, _add_outputs, _add_group, _add_performance, _add_run, _add_accepted):
         add(parser)
 
 
@@ -69,15 +70,24 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
             *names,
             dest={"sub": "participant_label", "ses": "session_label", "run": "run_label"}[prefix],
             nargs="+",
+            action="extend",
             type=_label_type(prefix),
             metavar="LABEL",
-            help=f"only these {what}; '{prefix}-' may be left out",
+            help=f"only these {what}; '{prefix}-' may be left out (default: all)",
         )
+    group.add_argument(
+        "--exclude-participant-label",
+        nargs="+",
+        action="extend",
+        type=_label_type("sub"),
+        metavar="LABEL",
+        help="all but these participants (default: none is left out)",
+    )
     group.add_argument(
         "--bids-filter-file",
         type=Path,
         metavar="FILE",
-        help='JSON that selects by other entities, as for fMRIPrep: {"t1w": {"acquisition": "mprage"}}',
+        help='JSON that selects by other entities, as for fMRIPrep: {"t1w": {"acquisition": "mprage"}} (default: none)',
     )
     group.add_argument(
         "--skip-bids-validation",
@@ -85,16 +95,33 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help="also take images whose names are not valid BIDS, and datasets without dataset_description.json",
     )
     group.add_argument(
-        "--bids-database-dir", type=Path, metavar="DIR", help="keep pybids' index here and use it again; it must fit"
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep pybids' index here and use it again; it must fit (default: the folders are read)",
     )
     group.add_argument(
         "-d",
         "--derivatives",
         nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="results of fMRIPrep, sMRIPrep or FreeSurfer; their brain masks are used",
+        action="extend",
+        type=dataset_path,
+        metavar="[NAME=]DIR",
+        help="results of fMRIPrep, sMRIPrep or FreeSurfer, whose brain masks are used; a name may stand "
+        "before each, as for fMRIPrep, and changes nothing (default: none)",
     )
+
+
+def dataset_path(text: str) -> Path:
+    """Return the folder of ``NAME=FOLDER``, or of a folder alone.
+
+    Examples
+    --------
+    >>> dataset_path("fmriprep=/data/out").as_posix(), dataset_path("/data/a=b").as_posix()
+    ('/data/out', '/data/a=b')
+    """
+    name, _, folder = text.partition("=")
+    return Path(folder if folder and re.fullmatch(r"[\w.-]+", name) and not Path(text).exists() else text)
 
 
 def _label_type(prefix: str) -> Any:
@@ -173,7 +200,8 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "--quality-thresholds",
         type=Path,
         metavar="FILE",
-        help="JSON that replaces some limits of the quality flags; its form is that of data/quality/thresholds.json",
+        help="JSON that replaces some limits of the quality flags; its form is that of data/quality/thresholds.json "
+        "(default: the package's)",
     )
     group.add_argument(
         "--group-long", action="store_true", help="also write the group's tables with a row per T1w and structure"
@@ -195,7 +223,9 @@ def _add_performance(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="patches at once (default: 4 on a GPU, 1 on a CPU)")
     group.add_argument("--low-memory", action="store_true", help="take less than 2 GiB of a GPU's memory; slower")
-    group.add_argument("--nprocs", "--n-cpus", type=int, metavar="N", help="processors in all (default: all there are)")
+    group.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N", help="processors in all (default: all there are)"
+    )
     group.add_argument(
         "--omp-nthreads", type=int, metavar="N", help="threads of one step (default: --nprocs, at most 8)"
     )
@@ -209,10 +239,18 @@ def _add_performance(parser: argparse.ArgumentParser) -> None:
         "machine's, or of what its control group or Slurm job allows)",
     )
     group.add_argument(
-        "--mem-mb", dest="mem_gb", type=amount_of_mb, metavar="MB", help="the same in MB, as fMRIPrep counts"
+        "--mem-mb",
+        dest="mem_gb",
+        type=amount_of_mb,
+        metavar="MB",
+        help="the same in MB, as fMRIPrep counts (default: --mem)",
     )
     group.add_argument(
-        "--use-plugin", type=Path, metavar="FILE", help="JSON or YAML with 'plugin' and 'plugin_args' for Nipype"
+        "--use-plugin",
+        type=Path,
+        metavar="FILE",
+        help="JSON or YAML with 'plugin' and 'plugin_args' for Nipype (default: its "
+        "processes, a lasting one for the networks)",
     )
 
 
@@ -238,11 +276,40 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--config-file",
         type=Path,
         metavar="FILE",
-        help="JSON of options, such as the config.json of an earlier run; options on the command line win",
+        help="JSON of options, such as the config.json of an earlier run; options on the command line win "
+        "(default: none)",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="process nothing and write nothing: say what would be processed, what not and why, and for how long by "
+        "this machine's speed, which a patch is measured for",
+    )
+    group.add_argument(
+        "--stop-on-first-crash",
+        action="store_true",
+        help="start nothing more once a step has failed; else the other images are processed all the same",
+    )
+    group.add_argument(
+        "--resource-monitor",
+        action="store_true",
+        help="write memory and processors in use, a row a second, into resources.tsv beside the log",
     )
     group.add_argument(
         "-v", "--verbose", action="count", help="more about what is being done (-vv: details); the log file has it all"
     )
+
+
+def _add_accepted(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("taken as other apps have them, without effect")
+    group.add_argument("--notrack", action="store_true", help="nothing is ever reported to anyone, with or without it")
+    group.add_argument(
+        "--fs-license-file",
+        type=Path,
+        metavar="FILE",
+        help="FreeSurfer is not run, so no licence is read (default: none)",
+    )
+    group.add_argument("--anat-only", action="store_true", help="anatomical images are all that is processed anyway")
 
 
 def parse_config(argv: list[str] | None = None) -> RunConfig:

@@ -83,3 +83,19 @@ def describe(node: Any) -> str:
     *outer, step = node.fullname.split(".")
     where = next((part for part in outer if part.startswith("T1w_")), outer[-1])
     return f"{where.removesuffix('_wf').removeprefix('T1w_')}: {step}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    Examples
+    --------
+    >>> duration(42.4), duration(150), duration(4 * 3600 + 61)
+    ('42 s', '2.5 min', '4 h 1 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.2g} min" if seconds < 600 else f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"

@@ -39,26 +39,32 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_weights(parser: argparse.ArgumentParser) -> None:
     package = "(default: those of the package)"
     parser.add_argument("--weights", metavar="NAME|FILE", help=f"what medsegmamba-weights lists, or a file {package}")
-    parser.add_argument("--hippocampus-out", type=Path, metavar="FILE", help="write the hippocampal subfields as well")
+    parser.add_argument(
+        "--hippocampus-out", type=Path, metavar="FILE", help="write the hippocampal subfields as well (default: not)"
+    )
     parser.add_argument("--hippocampus-weights", metavar="NAME|FILE", help=f"weights for the subfields {package}")
 
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tables")
-    group.add_argument("--volumes", type=Path, metavar="OUT.tsv", help="write volumes, a row per structure")
-    group.add_argument("--fs-stats", type=Path, metavar="OUT.stats", help="write FreeSurfer's aseg.stats")
+    group.add_argument(
+        "--volumes", type=Path, metavar="OUT.tsv", help="write volumes, a row per structure (default: not)"
+    )
+    group.add_argument(
+        "--fs-stats", type=Path, metavar="OUT.stats", help="write FreeSurfer's aseg.stats (default: not)"
+    )
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the network runs")
     group.add_argument("--device", default="auto", help="auto (a GPU that works, else the CPU), cpu, cuda, cuda:N, mps")
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="float16 is for GPUs")
-    for option, text in (
-        ("--step-size", "voxels between patches; smaller is slower (default: by the weights)"),
-        ("--batch-size", "patches at once (default: 4 on a GPU, 1 on a CPU)"),
-        ("--threads", "threads on the CPU (default: as many as there are processors)"),
+    for options, text in (
+        (["--step-size"], "voxels between patches; smaller is slower (default: by the weights)"),
+        (["--batch-size"], "patches at once (default: 4 on a GPU, 1 on a CPU)"),
+        (["--threads", "--nthreads"], "threads on the CPU (default: as many as there are processors)"),
     ):
-        group.add_argument(option, type=_positive, metavar="N", help=text)
+        group.add_argument(*options, type=_positive, metavar="N", help=text)
     window = group.add_mutually_exclusive_group()
     for option, gaussian, text in (
         ("--gaussian", True, "weight the middle of a patch more in the average (default: by the weights)"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.cli.common import user_errors
+from medsegmamba_bids.cli.main import run_level
 from medsegmamba_bids.cli.parser import add_options, make_config, start_parser, stored_options
 from medsegmamba_bids.config import RunConfig, check_folders
 from medsegmamba_bids.errors import ConfigError
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image",
         type=Path,
         metavar="FILE",
-        help="Singularity or Apptainer image to run in, on a GPU if there is one",
+        help="Singularity or Apptainer image to run in, on a GPU if there is one (default: none)",
     )
     add_options(parser)
     return parser
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     config = make_config(stored, {**arguments, "level": "participant"})
     chosen = stored.keys() | arguments.keys()
     _check(own, config)
+    if config.dry_run:
+        return run_level(config)
     jobs = _plan(own, config, chosen, sbatch)
     if jobs is None:
         return 0

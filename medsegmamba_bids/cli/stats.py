@@ -38,12 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--posteriors",
         type=Path,
         metavar="FILE",
-        help="probabilities of all classes of the table, 4D, on the same grid",
+        help="probabilities of all classes of the table, 4D, on the same grid (default: none)",
     )
     parser.add_argument(
         "--table", choices=[kind.name for kind in SEGMENTATIONS], default=ASEG.name, help="whose structures are listed"
     )
-    parser.add_argument("--fs-stats", type=Path, metavar="OUT.stats", help="also write FreeSurfer's aseg.stats")
+    parser.add_argument(
+        "--fs-stats", type=Path, metavar="OUT.stats", help="also write FreeSurfer's aseg.stats (default: not)"
+    )
     parser.add_argument(
         "--sum", action="store_true", help="end with sums: whole hippocampi without the fissure, or all structures"
     )

@@ -26,16 +26,23 @@ _CONFIG = "TOML or YAML file, or the name of a configuration of the package"
 
 def _add_running(command: argparse.ArgumentParser) -> None:
     """Add what both kinds of training take."""
-    command.add_argument("config", help=_CONFIG)
-    command.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, the log and the cache")
+    command.add_argument("config", metavar="CONFIG", help=_CONFIG)
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the checkpoint, the log and the cache"
+    )
     _add_machine(command)
-    command.add_argument("--weights-out", type=Path, help="weights file (.safetensors) to write at the end")
+    command.add_argument(
+        "--weights-out",
+        type=Path,
+        metavar="FILE",
+        help="weights file (.safetensors) to write at the end (default: none)",
+    )
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
     """Add on what it runs."""
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    command.add_argument("--threads", type=int, help="CPU threads; all by default")
+    command.add_argument("--threads", "--nthreads", type=int, metavar="N", help="CPU threads (default: all)")
 
 
 def _add_synthetic(commands: argparse._SubParsersAction) -> None:
@@ -44,16 +51,19 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
         commands, "synthetic", text, train_synthetic, "Run it again to resume from the last checkpoint."
     )
     _add_running(command)
-    command.add_argument("--data-dir", type=Path, required=True, help="folder that the label maps are relative to")
     command.add_argument(
-        "--initial", metavar="WEIGHTS", help="weights file or name to begin with, instead of the configuration's"
+        "--data-dir", type=Path, metavar="DIR", required=True, help="folder that the label maps are relative to"
+    )
+    command.add_argument(
+        "--initial", metavar="WEIGHTS", help="weights file or name to begin with (default: the configuration's)"
     )
     command.add_argument(
         "--leave-out",
         nargs="+",
-        default=(),
+        action="extend",
+        default=[],
         metavar="LABELS",
-        help="label maps of [[sources]] to do without, as the configuration names them, to be judged on those",
+        help="label maps of [[sources]] to do without, as they are named there, to be judged on those (default: none)",
     )
 
 
@@ -73,12 +83,30 @@ def _add_pairs(commands: argparse._SubParsersAction) -> None:
 def _add_pair_places(command: argparse.ArgumentParser) -> None:
     """Add where the images and labels are, and which set each participant is in."""
     data = command.add_mutually_exclusive_group(required=True)
-    data.add_argument("--subjects-dir", type=Path, help="FreeSurfer's folder of subjects")
-    data.add_argument("--bids-dir", type=Path, help="BIDS dataset with T1-weighted images")
-    command.add_argument(
-        "--derivatives", type=Path, nargs="+", default=[], help="BIDS derivatives with *_seg-aseg*_dseg label images"
+    data.add_argument(
+        "--subjects-dir",
+        type=Path,
+        metavar="DIR",
+        help="FreeSurfer's folder of subjects (default: --bids-dir is given)",
     )
-    command.add_argument("--split", type=Path, required=True, help="which participant is in which set (see split)")
+    data.add_argument(
+        "--bids-dir",
+        type=Path,
+        metavar="DIR",
+        help="BIDS dataset (default: --subjects-dir is given)",
+    )
+    command.add_argument(
+        "--derivatives",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="DIR",
+        help="BIDS derivatives with *_seg-aseg*_dseg label images (default: none)",
+    )
+    command.add_argument(
+        "--split", type=Path, metavar="FILE", required=True, help="which participant is in which set (see split)"
+    )
 
 
 def _add_experiment(commands: argparse._SubParsersAction) -> None:
@@ -92,36 +120,56 @@ def _add_experiment(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("configs", nargs="+", metavar="CONFIG", help=_CONFIG)
     command.add_argument(
-        "--out", type=Path, required=True, help="folder of the trainings, the weights, the segmentations and the tables"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        required=True,
+        help="folder of the trainings, the weights, the segmentations and the tables",
     )
     _add_machine(command)
     _add_pair_places(command)
     command.add_argument(
-        "--reference", type=Path, help="labels to compare with (default: the subjects or the first derivatives)"
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="labels to compare with (default: the subjects or the first derivatives)",
     )
     command.add_argument(
-        "--method", metavar="NAME=PLACE", action="append", default=[], help="other segmentations to compare; repeatable"
+        "--method",
+        metavar="NAME=PLACE",
+        action="append",
+        default=[],
+        help="other segmentations to compare; repeatable (default: none)",
     )
-    command.add_argument("--participants", type=Path, help="participants.tsv that says who is of which dataset")
-    command.add_argument("--dataset-column", default="dataset", help="its column with the dataset")
+    command.add_argument(
+        "--participants",
+        type=Path,
+        metavar="FILE",
+        help="participants.tsv that says who is of which dataset (default: none)",
+    )
+    command.add_argument("--dataset-column", metavar="NAME", default="dataset", help="its column with the dataset")
 
 
 def _add_split(commands: argparse._SubParsersAction) -> None:
     text = "divide participants 3:1:1 into training, validation and test, balanced by age and sex"
     command = add_command(commands, "split", text, split)
-    command.add_argument("participants", type=Path, help="BIDS dataset or participants.tsv")
-    command.add_argument("--out", type=Path, required=True, help="file to write, .tsv or .json")
-    command.add_argument("--seed", type=int, default=0, help="of the random choices")
-    command.add_argument("--age-column", default="age", help="column with ages in years")
-    command.add_argument("--sex-column", default="sex", help="column with sexes")
+    command.add_argument("participants", type=Path, metavar="PARTICIPANTS", help="BIDS dataset or participants.tsv")
+    command.add_argument("--out", type=Path, metavar="FILE", required=True, help="file to write, .tsv or .json")
+    command.add_argument("--seed", type=int, metavar="N", default=0, help="of the random choices")
+    command.add_argument("--age-column", metavar="NAME", default="age", help="column with ages in years")
+    command.add_argument("--sex-column", metavar="NAME", default="sex", help="column with sexes")
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:
     text = "write the weights file of a training as its last checkpoint stands"
     command = add_command(commands, "export", text, export)
-    command.add_argument("checkpoint", type=Path, help="checkpoint, or the output folder that holds it")
-    command.add_argument("config", help="the training's configuration; its [weights] table may have changed")
-    command.add_argument("--out", type=Path, required=True, help="weights file to write (.safetensors)")
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint, or the output folder that holds it"
+    )
+    command.add_argument(
+        "config", metavar="CONFIG", help="the training's configuration; its [weights] table may have changed"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", required=True, help="weights file to write (.safetensors)")
 
 
 def train_synthetic(options: argparse.Namespace) -> None:

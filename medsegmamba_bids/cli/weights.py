@@ -27,16 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
         ("verify", verify, "load weights files completely and check them"),
     ):
         action = add_command(actions, name, text, run)
-        action.add_argument("weights", nargs="+", help="a weights file, or a name from the list")
+        action.add_argument("weights", nargs="+", metavar="WEIGHTS", help="a weights file, or a name from the list")
     return parser
 
 
 def _add_import(actions: argparse._SubParsersAction) -> None:
     text = "turn a PyTorch checkpoint of the authors of MedSegMamba or TABSurfer into a weights file"
     action = add_command(actions, "import", text, import_checkpoint)
-    action.add_argument("checkpoint", type=Path, help="the authors' .pt file")
+    action.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the authors' .pt file")
     action.add_argument("--task", choices=TASKS, required=True, help="what it was trained for")
-    action.add_argument("--name", help="what to call it (default: the file's name)")
+    action.add_argument("--name", metavar="NAME", help="what to call it (default: the file's name)")
     action.add_argument("--overwrite", action="store_true", help="replace weights of this name")
 
 

@@ -18,6 +18,7 @@ from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS
 
 DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
 FINISHED = "finished"  # before this run
+NOT_THERE = "its results are not there; the log file may say why"
 _WIDTH = 110
 
 
@@ -55,7 +56,7 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
         return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
     table = config.output_dir / output_name(image.prefix, ASEG.stats)
     if error or not table.is_file():
-        return Outcome(name, FAILED, (error or "its results are not there; the log file may say why",))
+        return Outcome(name, FAILED, (error or NOT_THERE,))
     notes = [note for kind in SEGMENTATIONS for note in notes_of(image.prefix, kind.stats, config)]
     return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
 

@@ -9,7 +9,7 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nipype.pipeline.engine import Workflow
 
@@ -23,6 +23,7 @@ from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
     DONE,
     FAILED,
+    NOT_THERE,
     SKIPPED,
     Outcome,
     finished_before,
@@ -45,6 +46,8 @@ from medsegmamba_bids.workflows.participants import (
 from medsegmamba_bids.workflows.t1w import DRAW
 
 logger = logging.getLogger(__name__)
+
+_STOPPED = "not processed: the run stopped at the first failure (--stop-on-first-crash)"
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback |
         means = Means(config, networks, template, runner)
         for batch in locked_batches(inputs.subjects(), config):
             with batch:
-                outcomes += process(batch, means)
+                stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
+                outcomes += not_begun(batch) if stopped else process(batch, means)
     return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
 
 
@@ -119,6 +123,8 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     plan = plan_of(batch, means)
     result = run_plan(plan, means)
     by_subject = judge(batch, plan, result, config)
+    if config.stop_on_first_crash and any(map(_has_failed, by_subject.values())):
+        return [outcome for subject in by_subject for outcome in stopped_early(by_subject[subject], plan, means)]
     # Where an image failed, the report did not wait for the others of the participant.
     late = {subject: [] for subject, images in plan.items() if images and _is_mixed(by_subject[subject])}
     reports = plan.keys() - {subject for subject, group in by_subject.items() if _has_failed(group)}
@@ -127,6 +133,37 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     outcomes += judge_reports(sorted(late), run_plan(late, means), config)
     _clean(by_subject, config)
     return outcomes
+
+
+def not_begun(batch: Batch) -> list[Outcome]:
+    """Say of all images of a batch that the run ended before them."""
+    return [
+        Outcome(f"{image.prefix}_T1w", SKIPPED, (_STOPPED,)) for group in batch.subjects.values() for image in group
+    ]
+
+
+def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list[Outcome]:
+    """Return outcomes of a participant in a run that was stopped: what did not fail may not be finished either.
+
+    Parameters
+    ----------
+    outcomes : list of Outcome
+        Of the images.
+    plan : dict
+        Participant -> images that were to be processed.
+    means : Means
+    """
+    config = replace(means.config, force=False)
+    planned = {f"{image.prefix}_T1w": image for images in plan.values() for image in images}
+    out = []
+    for outcome in outcomes:
+        image = planned.get(outcome.name)
+        ended = image is None or not why_unfinished(
+            image, made_from(image, config, means.networks, means.template), config
+        )
+        crashed = outcome.status == FAILED and outcome.reasons != (NOT_THERE,)
+        out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (_STOPPED,)))
+    return out
 
 
 def plan_of(batch: Batch, means: Means) -> Subjects:
@@ -213,7 +250,7 @@ def _is_mixed(outcomes: list[Outcome]) -> bool:
 def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
     """Write the reports of participants that are in the output folder; segment nothing."""
     there = BIDSFolder(config.output_dir).participants
-    chosen = sorted(set(config.participant_label)) or there
+    chosen = sorted({*(config.participant_label or there)} - {*config.exclude_participant_label})
     outcomes = [
         Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in chosen if subject not in there
     ]

@@ -31,7 +31,7 @@ _FOR_BOTH = {"--partition", "--account", "--qos", "--reservation", "--clusters",
 _SHORT = {"-p": "--partition", "-A": "--account", "-q": "--qos", "-M": "--clusters", "-a": "--array"}
 _OURS = {"--array", "--wrap"}
 # Options of a run that belong to this submission or to the machine where it is made.
-_NOT_STORED = {"bids_dir", "output_dir", "level", "participant_label", "run_id"}
+_NOT_STORED = {"bids_dir", "output_dir", "level", "participant_label", "exclude_participant_label", "run_id"}
 
 
 @dataclass(frozen=True)

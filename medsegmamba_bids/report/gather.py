@@ -78,7 +78,9 @@ class Gathered:
         return [scans[prefix] for prefix in sorted(scans)]
 
 
-def gather(output_dir: Path, participants_file: Path | None = None, labels: Iterable[str] = ()) -> Gathered:
+def gather(
+    output_dir: Path, participants_file: Path | None = None, labels: Iterable[str] = (), excluded: Iterable[str] = ()
+) -> Gathered:
     """Read all tables of an output folder; what cannot be read is named and left out.
 
     Parameters
@@ -88,6 +90,8 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
         ``participants.tsv``.
     labels : iterable of str
         Only these participants, without ``sub-``; empty for all.
+    excluded : iterable of str
+        Participants to leave out.
 
     Raises
     ------
@@ -95,9 +99,10 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
         There is nothing to gather.
     """
     results = Gathered()
-    wanted = set(labels)
+    wanted, unwanted = set(labels), set(excluded)
     folder = BIDSFolder(output_dir)
-    there = [subject for subject in folder.participants if not wanted or subject in wanted]
+    present = [subject for subject in folder.participants if not wanted or subject in wanted]
+    there = [subject for subject in present if subject not in unwanted]
     for name in folder.odd_folders if not wanted else ():
         results.failed[name] = "no participant's folder: labels are letters and digits"
     for subject in there:
@@ -105,8 +110,8 @@ def gather(output_dir: Path, participants_file: Path | None = None, labels: Iter
     results.participants = _read_participants(participants_file, results)
     listed = results.participants.labels if results.participants else []
     results.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
-    expected = [label for label in (sorted(wanted) or listed) if not wanted or label in wanted]
-    results.missing = [f"sub-{label}" for label in expected if label not in set(there)]
+    expected = sorted(wanted) or listed
+    results.missing = [f"sub-{label}" for label in expected if label not in {*there, *unwanted}]
     if not any(results.tables.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(results.failed.items())[:5])
         raise GroupError(

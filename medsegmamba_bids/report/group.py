@@ -46,7 +46,9 @@ def write_group(config: RunConfig) -> int:
     if not is_ours(page):
         raise GroupError(f"{page}: is not a page of medsegmamba_bids and is not replaced; move it")
     rule = load_thresholds(config.quality_thresholds)["outliers"]
-    results = gather(config.output_dir, _participants_file(config), config.participant_label)
+    results = gather(
+        config.output_dir, _participants_file(config), config.participant_label, config.exclude_participant_label
+    )
     for segmentation in results.tables:
         if not config.allow_mixed_weights:
             check_weights(results, segmentation)

@@ -81,7 +81,7 @@ def _execution(config: RunConfig, crashes: Path) -> dict[str, Any]:
     return {
         "crashdump_dir": str(crashes),
         "crashfile_format": "txt",
-        "stop_on_first_crash": False,
+        "stop_on_first_crash": config.stop_on_first_crash,
         "stop_on_first_rerun": False,
         "poll_sleep_duration": 0.05,
         "remove_unnecessary_outputs": False,

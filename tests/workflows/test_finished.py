@@ -11,8 +11,10 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.execution import run
 from medsegmamba_bids.execution import work_folders as work
-from medsegmamba_bids.execution.outcomes import exit_code, finished_before, outcome_table
+from medsegmamba_bids.execution.batches import Batch
+from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, finished_before, outcome_table
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
@@ -240,3 +242,21 @@ def test_the_record_knows_output_spaces_again(image, config):
     spaces = replace(config, output_spaces=("MNI152NLin2009cAsym",))
     finish(image, spaces)
     assert why(image, spaces) == ""
+
+
+# A run that stops at the first failure
+
+
+def test_a_stopped_run_tells_finished_images_from_others(config, image, done):
+    stopping = replace(config, force=True, stop_on_first_crash=True)
+    means = run.Means(stopping, networks(), TEMPLATE, None)
+    other = replace(image, prefix="sub-01_run-2", path=image.path.with_name("sub-01_run-2_T1w.nii.gz"))
+    plan = {"01": [image, other]}
+    crashed = Outcome("sub-01_run-3_T1w", "failed", ("conform: empty",))
+    absent = Outcome("sub-01_run-2_T1w", "failed", (NOT_THERE,))
+    begun = Outcome("sub-01_run-2_T1w", "done")
+    ended = Outcome("sub-01_T1w", "done")
+    told = run.stopped_early([ended, absent, crashed, begun], plan, means)
+    assert [outcome.status for outcome in told] == ["done", "skipped", "failed", "skipped"]
+    assert told[1].reasons == ("not processed: the run stopped at the first failure (--stop-on-first-crash)",)
+    assert [outcome.name for outcome in run.not_begun(Batch(plan))] == ["sub-01_T1w", "sub-01_run-2_T1w"]
