@@ -204,8 +204,7 @@ def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
         return labels.copy()
     winner = np.zeros(to_grid.shape, labels.dtype)
     matrix = to_grid.to_voxels_of(grid)
-    boxes = enumerate(ndimage.find_objects(labels.astype(np.int32)), 1)
-    sources = {label: Box(box).grow(1) for label, box in boxes if box}
+    sources = {label: box.grow(1) for label, box in Box.around_each(labels).items()}
     targets = {label: _target_box(box, matrix, to_grid.shape) for label, box in sources.items()}
     targets = {label: box for label, box in targets.items() if box}
     if not targets:

@@ -50,8 +50,35 @@ class Box(tuple):
         >>> Box.around(np.pad(np.ones((2, 2, 2)), 3), margin=1)
         (slice(2, 6, None), slice(2, 6, None), slice(2, 6, None))
         """
-        boxes = ndimage.find_objects((mask != 0).astype(np.uint8))
-        return cls(boxes[0]).grow(margin, mask.shape) if boxes else None
+        there, sides = (mask if mask.dtype == bool else mask != 0), []
+        for axis in range(there.ndim):
+            others = tuple(other for other in range(there.ndim) if other != axis)
+            found = np.flatnonzero(there.any(axis=others))
+            if not found.size:
+                return None
+            sides.append(slice(int(found[0]), int(found[-1]) + 1))
+            there = there[(slice(None),) * axis + (sides[-1],)]  # less is left to look through
+        return cls(sides).grow(margin, mask.shape)
+
+    @classmethod
+    def around_each(cls, labels: np.ndarray) -> dict[int, Box]:
+        """Return the smallest box around each label above 0 that is there.
+
+        Examples
+        --------
+        >>> Box.around_each(np.array([[0, 7], [5, 7]]))
+        {5: (slice(1, 2, None), slice(0, 1, None)), 7: (slice(0, 2, None), slice(1, 2, None))}
+        """
+        whole = cls.around(labels)
+        if whole is None:
+            return {}
+        inside = np.ascontiguousarray(labels[whole], np.int32)  # a fraction of what there is to search
+        boxes = enumerate(ndimage.find_objects(inside), 1)
+        return {
+            label: cls(slice(s.start + first, s.stop + first) for s, first in zip(box, whole.start, strict=True))
+            for label, box in boxes
+            if box
+        }
 
     @classmethod
     def hull(cls, boxes: Iterable[Sequence[slice]]) -> Box:

@@ -143,11 +143,11 @@ def hypointensity_sides(labels: np.ndarray) -> tuple[int, int]:
     labels : int (X, Y, Z)
         FreeSurfer labels.
     """
-    places = np.argwhere(labels == HYPOINTENSITIES)
-    if not len(places):
-        return 0, 0
     box = Box.around(labels == HYPOINTENSITIES, margin=_NEAR + 1)
+    if box is None:
+        return 0, 0
     part = labels[box]
+    places = np.argwhere(part == HYPOINTENSITIES) + box.start
     sign = np.isin(part, (LEFT_WHITE_MATTER, LEFT_CORTEX)).astype(np.float32)
     sign -= np.isin(part, (RIGHT_WHITE_MATTER, RIGHT_CORTEX))
     near = ndimage.uniform_filter(sign, 2 * _NEAR + 1, mode="constant")

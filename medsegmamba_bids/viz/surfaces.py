@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from scipy import ndimage
 
+from medsegmamba_bids.image.grid import Box
+
 #: Azimuth and elevation of what a page shows, by title.
 VIEWS = {"from the left front": (55, 18), "from the right back": (215, 18), "from above": (180, 89)}
 _PAD = 3  # voxels
@@ -88,9 +90,9 @@ def label_surfaces(
     Specks are left out, see ``SMALLEST_PIECE``: the quality flags count them.
     """
     solids = []
-    boxes = ndimage.find_objects(labels.astype(np.int32, copy=False), max_label=max(colors, default=1))
+    boxes = Box.around_each(labels)
     for label, color in colors.items():
-        box = boxes[label - 1]
+        box = boxes.get(label)
         if box is None:
             continue
         origin = affine[:3, 3] + np.array([side.start for side in box])
