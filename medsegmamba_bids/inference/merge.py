@@ -8,6 +8,7 @@ Shape letters: X, Y, Z conformed grid; x, y, z a box of the network's grid; C cl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,22 @@ from medsegmamba_bids.inference.rescale import AlignedGrids
 # softmax's floor, which would add up to a volume although nothing is there.
 _FLOOR = 1e-4
 _NEAR_VOXELS = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network says of the image on one grid; of several the probabilities are averaged.
+
+    Attributes
+    ----------
+    prediction : Prediction
+    grids : AlignedGrids
+        The conformed grid, the same in all views, and the view's own.
+    """
+
+    prediction: Prediction
+    grids: AlignedGrids
+
 
 #: Called for each class in order: index, box of the conformed grid, probabilities float32 in that box.
 #: Outside the box the probability is 0, that of the background (index 0) is 1.
@@ -90,20 +107,18 @@ def background_only(grid: Grid, labels: Sequence[int], notes: Sequence[str]) -> 
 
 
 def merge_posteriors(
-    prediction: Prediction,
-    grids: AlignedGrids,
+    views: Sequence[View],
     labels: Sequence[int],
     groups: Sequence[Sequence[int]] = (),
     notes: Sequence[str] = (),
     on_posterior: OnPosterior | None = None,
 ) -> Segmentation:
-    """Interpolate the probabilities of each class to the conformed grid and let the largest win.
+    """Interpolate the probabilities of each class to the conformed grid, average the views and let the largest win.
 
     Parameters
     ----------
-    prediction : Prediction
-        Its probabilities are changed if ``groups`` are given: what lies apart goes to the background.
-    grids : AlignedGrids
+    views : sequence of View
+        One or more. Their probabilities are changed if ``groups`` are given: what lies apart goes to the background.
     labels : sequence of int (C,)
         FreeSurfer label of each class; the first is the background.
     groups : sequence of sequences of int
@@ -111,11 +126,11 @@ def merge_posteriors(
     notes, on_posterior
         See :class:`Segmentation` and ``OnPosterior``.
     """
-    if not prediction.patches:
-        return background_only(grids.conformed, labels, notes)
-    for group in groups:
-        drop_islands(prediction.probabilities, group)
-    merger = _Merger(grids, prediction, len(labels))
+    if not any(view.prediction.patches for view in views):
+        return background_only(views[0].grids.conformed, labels, notes)
+    for view, group in itertools.product(views, groups):
+        drop_islands(view.prediction.probabilities, group)
+    merger = _Merger(views, len(labels))
     for index in range(len(labels)):
         box, posterior = merger.add(index)
         if on_posterior:
@@ -146,13 +161,23 @@ def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:
         probabilities[index].masked_fill_(far, 0)
 
 
+def _source(prediction: Prediction, index: int) -> Box:
+    """Return where in a view's grid a class is likely at all, one voxel wider; perhaps empty."""
+    if index == 0:
+        return prediction.box
+    likely = (prediction.probabilities[index] > _FLOOR).cpu().numpy()
+    box = Box.around(likely, margin=1) or Box.empty()
+    return box.out_of(prediction.box)
+
+
 class _Merger:
     """What is known at 1 mm after some of the classes."""
 
-    def __init__(self, grids: AlignedGrids, prediction: Prediction, n_classes: int) -> None:
-        self.grids, self.prediction = grids, prediction
-        self.box = grids.to_conformed_box(prediction.box)
-        shape, device = self.box.shape, prediction.probabilities.device
+    def __init__(self, views: Sequence[View], n_classes: int) -> None:
+        self.views = views
+        self.grid, self.ran_on = views[0].grids.conformed, views[0].prediction.device
+        self.box = Box.hull(view.grids.to_conformed_box(view.prediction.box) for view in views)
+        shape, device = self.box.shape, views[0].prediction.probabilities.device
         self.best = torch.zeros(shape, device=device)
         self.entropy = torch.zeros(shape, device=device)
         self.winner = torch.zeros(shape, dtype=torch.int16, device=device)
@@ -161,10 +186,11 @@ class _Merger:
 
     def add(self, index: int) -> tuple[Box, torch.Tensor]:
         """Interpolate a class and let it compete; return where it lies and its posterior there."""
-        source = self._source(index)
-        target = self.grids.to_conformed_box(source)
-        values = self.prediction.probabilities[(index, *source.within(self.prediction.box))]
-        posterior = self.grids.to_conformed(values, source, target)
+        sources = ((view, _source(view.prediction, index)) for view in self.views)
+        seen = [(view, source) for view, source in sources if math.prod(source.shape)]
+        boxes = [view.grids.to_conformed_box(source) for view, source in seen]
+        target = Box.hull(boxes) if boxes else Box.empty().out_of(self.box)
+        posterior = self._mean(index, seen, target)
         here = target.within(self.box)
         better = posterior > self.best[here]
         self.winner[here].masked_fill_(better, index)
@@ -175,13 +201,16 @@ class _Merger:
             self.background = posterior.cpu().numpy()
         return target, posterior
 
-    def _source(self, index: int) -> Box:
-        """Return where in the network's grid a class is likely at all, one voxel wider; perhaps empty."""
-        if index == 0:
-            return self.prediction.box
-        likely = (self.prediction.probabilities[index] > _FLOOR).cpu().numpy()
-        box = Box.around(likely, margin=1) or Box.empty()
-        return box.out_of(self.prediction.box)
+    def _mean(self, index: int, seen: Sequence[tuple[View, Box]], target: Box) -> torch.Tensor:
+        """Return the mean of the views' probabilities of a class in a box of the conformed grid.
+
+        ``seen`` holds the views that see the class, and where in their grid.
+        """
+        total = torch.zeros(target.shape, device=self.best.device)
+        for view, source in seen:
+            values = view.prediction.probabilities[(index, *source.within(view.prediction.box))]
+            total += view.grids.to_conformed(values.to(total.device), source, target)
+        return total / len(self.views)
 
     def drop_islands(self, groups: Sequence[Sequence[int]]) -> None:
         """Keep the largest component of each group; the rest becomes background."""
@@ -200,7 +229,7 @@ class _Merger:
         counts = np.bincount(winner.ravel(), minlength=len(labels))
         with np.errstate(invalid="ignore"):
             means = np.bincount(winner.ravel(), best.ravel(), minlength=len(labels)) / counts
-        grid = self.grids.conformed
+        grid = self.grid
         whole = grid.paste(labels.astype(np.uint16)[winner], self.box)
         return Segmentation(
             labels=whole,
@@ -213,7 +242,7 @@ class _Merger:
             brain_mask=fill_holes((whole > 0) & ~np.isin(whole, OUTSIDE_BRAIN))
             if covers_brain(labels.tolist())
             else None,
-            device=str(self.prediction.device),
+            device=str(self.ran_on),
             notes=tuple(notes),
         )
 

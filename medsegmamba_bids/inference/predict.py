@@ -62,14 +62,17 @@ class Patching:
     gaussian : bool
         Weight the middle of a patch more.
     mirror : int (C,) or None
-        Class of the same structure on the other side. If given, the probabilities are averaged with
-        those of each patch flipped along axis 0, sides exchanged.
+        Class of the same structure on the other side. If given, the network also sees each patch flipped along
+        axis 0, and the probabilities, sides exchanged back, are averaged.
+    plain : bool
+        The network sees the patches as they are; without it ``mirror`` must be given.
     """
 
     patch_size: int
     step: int
     gaussian: bool = False
     mirror: Sequence[int] | np.ndarray | None = None
+    plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def predict_volume(
     """
     resources = resources or Resources()
     plan = resources.plan()
-    _check(volume, plan, patching.mirror, n_classes)
+    _check(volume, plan, patching, n_classes)
     box = Box(box or Box.around(volume) or Box.whole(volume.shape))
     box = box.at_least(patching.patch_size, volume.shape)
     inside = torch.from_numpy(np.ascontiguousarray(volume[box], dtype=np.float32))
@@ -160,7 +163,7 @@ def predict_volume(
         background = torch.zeros((n_classes, 1, 1, 1))
         background[0] = 1
         return Prediction(background.expand(-1, *grid.shape), box, plan.run_on)
-    run = _Run(network, padded, grid, n_classes, patching.mirror, resources)
+    run = _Run(network, padded, grid, n_classes, patching, resources)
     mean = run.over(positions)
     if resources.low_memory:
         network.to(CPU)
@@ -175,12 +178,14 @@ def _check_finite(probabilities: torch.Tensor, precision: str) -> None:
         raise SegmentationError(f"the network gave probabilities that are not finite{advice}")
 
 
-def _check(volume: np.ndarray, plan: _Plan, mirror: Sequence[int] | np.ndarray | None, n_classes: int) -> None:
+def _check(volume: np.ndarray, plan: _Plan, patching: Patching, n_classes: int) -> None:
     if volume.ndim != 3:
         raise ValueError(f"a volume of shape {volume.shape}: three axes are needed")
     if plan.batch_size < 1:
         raise SegmentationError(f"batch size {plan.batch_size}: must be 1 or more")
-    if mirror is not None and sorted(mirror) != list(range(n_classes)):
+    if patching.mirror is None and not patching.plain:
+        raise ValueError("a network that sees neither the patches nor their mirror images")
+    if patching.mirror is not None and sorted(patching.mirror) != list(range(n_classes)):
         raise ValueError(f"mirror must hold each of the {n_classes} classes once")
     check_precision(plan.precision, plan.run_on.type)
 
@@ -218,14 +223,15 @@ class _Run:
         padded: torch.Tensor,
         grid: PatchGrid,
         n_classes: int,
-        mirror: Sequence[int] | np.ndarray | None,
+        patching: Patching,
         resources: Resources,
     ) -> None:
         self.network, self.padded, self.grid = network, padded, grid
         self.plan, self.resources = resources.plan(), resources
         self.device, self.other_scan = self.plan.run_on, False
         self.n_classes = n_classes
-        self.mirror = None if mirror is None else torch.as_tensor(np.asarray(mirror))
+        self.plain = patching.plain
+        self.mirror = None if patching.mirror is None else torch.as_tensor(np.asarray(patching.mirror))
         self.mean: PatchAverage | None = None
         self.done = 0
         self.notes: list[str] = []
@@ -278,11 +284,13 @@ class _Run:
             elif device.type == "cuda":  # TF32 keeps 10 bits: float32 must mean float32
                 exact = {"enabled": True, "deterministic": True, "allow_tf32": False}
                 stack.enter_context(torch.backends.cudnn.flags(**exact))
-            probabilities = self.network.probabilities(patches)
-            if self.mirror is not None:
-                flipped = self.network.probabilities(patches.flip(2)).flip(2)
-                probabilities = (probabilities + flipped[:, self.mirror.to(device)]) / 2
-        return probabilities
+            return self._probabilities(patches)
+
+    def _probabilities(self, patches: torch.Tensor) -> torch.Tensor:
+        if self.mirror is None:
+            return self.network.probabilities(patches)
+        flipped = self.network.probabilities(patches.flip(2)).flip(2)[:, self.mirror.to(patches.device)]
+        return (self.network.probabilities(patches) + flipped) / 2 if self.plain else flipped
 
     def _give_way(self, error: Exception) -> None:
         """Take the next plan that needs less memory; raises the error if there is none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
-from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, background_only, merge_posteriors
+from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, View, background_only, merge_posteriors
 from medsegmamba_bids.inference.predict import (
     Patching,
     Prediction,
@@ -268,10 +269,13 @@ class _Job:
         self.data = np.asanyarray(conformed.dataobj)
         self.device = choose_device(settings.device)
         self.grids = AlignedGrids(Grid.of(conformed), info.input.voxel_size)
-        # Both conventions ("conformed", "freesurfer") end with a division by 255.
-        self.volume = self.grids.to_network(self.data) / np.float32(255)
+        self.volume = self._volume(self.grids)
         self.notes: list[str] = []
         self.groups = class_groups(info)
+
+    def _volume(self, grids: AlignedGrids) -> np.ndarray:
+        # Both conventions ("conformed", "freesurfer") end with a division by 255.
+        return grids.to_network(self.data) / np.float32(255)
 
     def search_box(self) -> Box | None:
         """Return where in the network's grid the overlapping patches go; None if there is nothing."""
@@ -286,7 +290,7 @@ class _Job:
     def _find_brain(self, head: Box) -> Box | None:
         """Locate the brain in the box of a head by one pass with patches side by side."""
         side_by_side = Patching(self.info.input.patch_size, step=self.info.input.patch_size)
-        quick = self._predict(head, side_by_side, half_accumulator=True)
+        quick = self._predict(self.volume, head, side_by_side, half_accumulator=True)
         outside = [index for index, label in enumerate(self.info.labels) if label in (0, *OUTSIDE_BRAIN)]
         brain = ~np.isin(quick.probabilities.argmax(0).cpu().numpy(), outside)
         if self.groups:
@@ -295,8 +299,10 @@ class _Job:
         box = Box.around(brain)
         return box and box.out_of(quick.box).grow(margin, self.volume.shape)
 
-    def predict(self, box: Box) -> Prediction:
-        """Run the overlapping patches in a box of the network's grid."""
+    def predict(self, box: Box) -> list[View]:
+        """Run the overlapping patches in a box of the network's grid; those of the mirror image perhaps in smaller
+        voxels.
+        """
         spec, settings = self.info.input, self.settings
         patching = Patching(
             spec.patch_size,
@@ -304,16 +310,24 @@ class _Job:
             gaussian=spec.gaussian if settings.gaussian is None else settings.gaussian,
             mirror=self._mirror() if spec.mirror else None,
         )
-        return self._predict(box, patching, settings.half_accumulator)
+        if patching.mirror is None or spec.mirror_voxel_size is None:
+            return [View(self._predict(self.volume, box, patching, settings.half_accumulator), self.grids)]
+        fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
+        fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
+        plain, mirrored = replace(patching, mirror=None), replace(patching, plain=False)
+        return [
+            View(self._predict(self.volume, box, plain, settings.half_accumulator), self.grids),
+            View(self._predict(self._volume(fine), fine_box, mirrored, settings.half_accumulator), fine),
+        ]
 
-    def _predict(self, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
+    def _predict(self, volume: np.ndarray, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
         settings = self.settings
         batch = settings.batch_size or (1 if self.device.type == "cpu" else _GPU_BATCH)
         resources = Resources(
             self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
         )
         with scan_backend(settings.scan_backend):
-            prediction = predict_volume(self.network, self.volume, len(self.info.labels), patching, resources, box)
+            prediction = predict_volume(self.network, volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
         return prediction
 
@@ -325,10 +339,10 @@ class _Job:
             self.note(f"no averaging with the mirror image: {error}")
             return None
 
-    def finish(self, prediction: Prediction, on_posterior: OnPosterior | None) -> Segmentation:
+    def finish(self, views: Sequence[View], on_posterior: OnPosterior | None) -> Segmentation:
         """Bring the probabilities back to the conformed grid."""
         groups = self.groups if self.settings.largest_component else []
-        return merge_posteriors(prediction, self.grids, self.info.labels, groups, self.notes, on_posterior)
+        return merge_posteriors(views, self.info.labels, groups, self.notes, on_posterior)
 
     def note(self, note: str) -> None:
         """Keep a sentence for the user, and log it."""

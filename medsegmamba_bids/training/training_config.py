@@ -39,6 +39,7 @@ class WeightsTable:
     intensity: str = "conformed"
     gaussian: bool = False
     mirror: bool = False
+    mirror_voxel_size: float | None = None
     origin: str = ""
     licence: str = ""
     training_data: str = ""

@@ -48,6 +48,8 @@ class InputSpec:
         Weight a patch's centre more than its border when patches are averaged.
     mirror : bool
         Average with the prediction for the mirrored image.
+    mirror_voxel_size : float or None
+        Edge of the voxels in which the mirrored image is seen, mm; None is that of the image itself.
     """
 
     voxel_size: float = 1.0
@@ -57,11 +59,16 @@ class InputSpec:
     intensity: str = "conformed"
     gaussian: bool = False
     mirror: bool = False
+    mirror_voxel_size: float | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
         if not self.voxel_size > 0:
             raise WeightsError(f"its voxel size is {self.voxel_size} mm; it must be positive")
+        if self.mirror_voxel_size is not None and not (self.mirror and self.mirror_voxel_size > 0):
+            raise WeightsError(
+                f"its mirror voxel size is {self.mirror_voxel_size} mm; it must be positive, and mirror be true"
+            )
         if self.patch_size < 8 or self.patch_size % 8:
             raise WeightsError(f"its patch size is {self.patch_size}; it must be a multiple of 8")
         if not 1 <= self.step <= self.patch_size:

@@ -116,6 +116,7 @@ def _described(prefix: str, file: WeightsFile) -> dict[str, str]:
 def _input_text(info: WeightsInfo) -> str:
     spec = info.input
     mirror = ", averaged with the mirror image" if spec.mirror else ""
+    mirror += f" in voxels of {spec.mirror_voxel_size:g} mm" if spec.mirror_voxel_size else ""
     return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
 
 

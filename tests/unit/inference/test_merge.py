@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import label as components
 
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.inference.merge import background_only, drop_islands, merge_posteriors
+from medsegmamba_bids.inference.merge import View, background_only, drop_islands, merge_posteriors
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
 
@@ -58,7 +58,7 @@ def test_everything_follows_from_the_posteriors(ratio, part, dtype):
     box = (slice(2, 12), slice(1, 11), slice(3, 13)) if part else None
     prediction = prediction_of(grids, box, dtype=dtype)
     expected = at_once(prediction, grids)
-    found = merge_posteriors(prediction, grids, LABELS, notes=["a note"])
+    found = merge_posteriors([View(prediction, grids)], LABELS, notes=["a note"])
     sure = clear(expected)
     assert sure.mean() > 0.9
     winner = np.array(LABELS)[expected.argmax(0)]
@@ -81,7 +81,7 @@ def test_everything_follows_from_the_posteriors(ratio, part, dtype):
 
 def test_volumes_are_in_mm3():
     both = [AlignedGrids(Grid(affine, SHAPE), 1.0) for affine in (AFFINE, np.diag([2, 1, 1, 1.0]))]
-    one, two = (merge_posteriors(prediction_of(grids), grids, LABELS) for grids in both)
+    one, two = (merge_posteriors([View(prediction_of(grids), grids)], LABELS) for grids in both)
     for label in LABELS[1:]:
         assert two.soft_volumes[label] == pytest.approx(2 * one.soft_volumes[label])
         assert two.voxels[label] == one.voxels[label]
@@ -93,7 +93,7 @@ def test_posteriors_are_handed_over_class_by_class(ratio):
     prediction = prediction_of(grids, (slice(2, 12), slice(1, 11), slice(3, 13)))
     expected = at_once(prediction, grids)
     given = []
-    merge_posteriors(prediction, grids, LABELS, on_posterior=lambda *what: given.append(what))
+    merge_posteriors([View(prediction, grids)], LABELS, on_posterior=lambda *what: given.append(what))
     assert [index for index, _, _ in given] == [0, 1, 2, 3]
     for index, box, values in given:
         whole = np.full(grids.conformed.shape, index == 0, np.float32)
@@ -106,11 +106,49 @@ def test_a_class_that_is_nowhere_has_no_volume():
     grids = AlignedGrids(Grid(AFFINE, (8, 8, 8)), 1.0)
     probabilities = torch.zeros(4, 8, 8, 8)
     probabilities[0], probabilities[1] = 1 - 1e-6, 1e-6
-    found = merge_posteriors(Prediction(probabilities, Box.whole((8, 8, 8)), torch.device("cpu"), 1), grids, LABELS)
+    prediction = Prediction(probabilities, Box.whole((8, 8, 8)), torch.device("cpu"), 1)
+    found = merge_posteriors([View(prediction, grids)], LABELS)
     assert not found.labels.any()
     assert found.soft_volumes == {4: 0.0, 17: 0.0, 53: 0.0}
     assert found.voxels == {4: 0, 17: 0, 53: 0}
     assert all(math.isnan(value) for value in found.mean_posterior.values())
+
+
+# Several views
+
+
+def test_views_of_other_voxels_are_averaged():
+    coarse, fine = (AlignedGrids(Grid(AFFINE, (24, 24, 24)), ratio) for ratio in (1.5, 1.2))
+    views = [View(prediction_of(grids), grids) for grids in (coarse, fine)]
+    singles = [{}, {}]
+    for view, single in zip(views, singles, strict=True):
+        merge_posteriors([view], LABELS, on_posterior=_on_whole(single))
+    both = {}
+    merge_posteriors(views, LABELS, on_posterior=_on_whole(both))
+    for index in range(len(LABELS)):
+        np.testing.assert_allclose(both[index], (singles[0][index] + singles[1][index]) / 2, atol=2e-4)
+
+
+def test_a_class_that_one_view_alone_sees_has_half_its_probability():
+    grids = AlignedGrids(Grid(AFFINE, (8, 8, 8)), 1.0)
+    sees, does_not = torch.zeros(2, 4, 8, 8, 8)
+    sees[1, 2:6, 2:6, 2:6] = 0.9
+    sees[0] = 1 - sees[1]
+    does_not[0] = 1
+    views = [View(Prediction(p, Box.whole((8, 8, 8)), torch.device("cpu"), 1), grids) for p in (sees, does_not)]
+    found = merge_posteriors(views, LABELS)
+    assert found.soft_volumes == {4: pytest.approx(0.45 * 64, rel=1e-6), 17: 0.0, 53: 0.0}
+    assert not found.labels.any()  # 0.55 for the background
+
+
+def _on_whole(kept: dict[int, np.ndarray]):
+    """Return a callback that keeps each class's probabilities on the whole conformed grid."""
+
+    def keep(index, box, values):
+        kept[index] = np.full((24, 24, 24), float(index == 0), np.float32)
+        kept[index][box] = values
+
+    return keep
 
 
 # Islands
@@ -146,7 +184,7 @@ def test_each_group_keeps_its_largest_component():
 
     def merged(groups):
         prediction = Prediction(two_parts(), Box.whole((20, 10, 10)), torch.device("cpu"), 1)
-        return merge_posteriors(prediction, grids, LABELS, groups)
+        return merge_posteriors([View(prediction, grids)], LABELS, groups)
 
     kept = merged([])
     assert kept.labels[15, 4, 4] == 4
@@ -174,7 +212,7 @@ def test_the_brain_mask_is_filled():
     probabilities[:, 2:10, 2:10, 2:10] = torch.tensor([0, 0.1, 0.6, 0.2, 0.1])[:, None, None, None]
     probabilities[:, 5, 5, 5] = torch.tensor([1.0, 0, 0, 0, 0])
     prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
-    found = merge_posteriors(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0), labels)
+    found = merge_posteriors([View(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0))], labels)
     expected = np.zeros((12, 12, 12), bool)
     expected[2:10, 2:10, 2:10] = True
     assert found.labels[5, 5, 5] == 0
@@ -187,7 +225,7 @@ def test_nothing_found(labels):
     background = torch.zeros(len(labels), 6, 5, 4)
     background[0] = 1
     nothing = Prediction(background, Box.whole((6, 5, 4)), torch.device("cpu"), patches=0)
-    found = merge_posteriors(nothing, grids, labels, notes=["so"])
+    found = merge_posteriors([View(nothing, grids)], labels, notes=["so"])
     assert found.labels.shape == (6, 5, 4)
     assert not found.labels.any()
     assert (found.posterior == 1).all()
@@ -208,7 +246,7 @@ def test_fluid_outside_the_brain_is_not_in_the_brain_mask():
     probabilities[1, 3:9, 3:9, 3:9] = 1
     probabilities[0] = 1 - probabilities.sum(0)
     prediction = Prediction(probabilities, Box.whole((12, 12, 12)), torch.device("cpu"), 1)
-    found = merge_posteriors(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0), labels)
+    found = merge_posteriors([View(prediction, AlignedGrids(Grid(AFFINE, (12, 12, 12)), 1.0))], labels)
     brain = np.zeros((12, 12, 12), bool)
     brain[3:9, 3:9, 3:9] = True
     np.testing.assert_array_equal(found.labels == 2, brain)

@@ -171,6 +171,29 @@ def test_the_mirror_image_exchanges_the_sides(intensity_weights):
     assert mirrored.soft_volumes[17] == pytest.approx(mirrored.soft_volumes[53], rel=0.02)
 
 
+def test_the_mirror_image_may_be_seen_in_smaller_voxels(intensity_weights):
+    """A network that looks at each voxel alone says of the mirror image what it says of the image, sides exchanged."""
+    table = load_label_table("aseg")
+    levels = dict.fromkeys(map(int, table.labels), -1.0) | LEVELS
+    image = conformed(brain_labels())
+
+    def posteriors(**options):
+        kept = np.zeros((len(table.labels), *image.shape), np.float32)
+
+        def keep(index, box, values):
+            kept[index] = index == 0
+            kept[(index, *box)] = values
+
+        segment_conformed(*load_weights(intensity_weights("aseg", levels, **options)), image, on_posterior=keep)
+        return kept
+
+    coarse, fine = posteriors(voxel_size=4.0), posteriors(voxel_size=3.0)
+    both = posteriors(voxel_size=4.0, mirror=True, mirror_voxel_size=3.0)
+    inside = inner(brain_labels())
+    assert np.abs(coarse - fine)[:, inside].max() > 0.01
+    np.testing.assert_allclose(both[:, inside], ((coarse + fine[table.mirror]) / 2)[:, inside], atol=0.002)
+
+
 @pytest.mark.parametrize("value", [0, 5])
 def test_an_image_without_a_brain_is_background(network, value):
     data = np.zeros((SIDE,) * 3, np.uint8)
