@@ -192,7 +192,7 @@ def test_a_wrong_shape_is_named(file):
         ({"input": {"patch_size": 16, "step": 17}}, r"step is 17; it must lie in 1\.\.16"),
         ({"input": {"voxel_size": -1}}, "voxel size is -1 mm"),
         ({"input": {"intensity": "log"}}, "intensity convention is 'log'"),
-        ({"input": {"mirror_voxel_size": 1.25}}, "mirror voxel size is 1.25 mm; it must be positive, and mirror be true"),
+        ({"input": {"mirror_voxel_size": 1.25}}, "size is 1.25 mm; it must be positive, and mirror be true"),
         ({"input": {"mirror": True, "mirror_voxel_size": 0.0}}, "mirror voxel size is 0.0 mm"),
         ({"input": {"mirror": "yes"}}, "'?mirror'? is 'yes'; it must be true or false"),
     ],
