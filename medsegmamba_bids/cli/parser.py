@@ -179,9 +179,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--output-spaces",
         nargs="+",
+        action="extend",
         metavar="TEMPLATE",
         help="also write the labels in the space of these templates of TemplateFlow, such as MNI152NLin2009cAsym; "
-        "T1w and conform are written anyway",
+        "T1w and conform are written anyway (default: none)",
     )
     group.add_argument(
         "--fetch-templates",

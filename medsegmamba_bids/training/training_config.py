@@ -17,7 +17,7 @@ from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
 
 PRECISIONS = ("float32", "bfloat16")
 #: Decide how fast a training runs and how its result is described, not what it is.
-FREE_KEYS = ("workers", "save_every", "log_every", "weights")
+FREE_KEYS = ("workers", "save_every", "save_minutes", "log_every", "weights")
 #: Keys that came later: they count only where they are set, so that older checkpoints stay valid.
 LATER_SOURCE_KEYS = ("subfield_atlas", "subfield_volumes", "subfield_spread")
 
@@ -105,7 +105,10 @@ class _Config:
 
 @dataclass(frozen=True)
 class SynthesisConfig(_Config):
-    """Training on images synthesised from label maps."""
+    """Training on images synthesised from label maps.
+
+    ``save_every`` steps lie between checkpoints, and at most ``save_minutes`` (0: any time).
+    """
 
     name: str
     tissues: str
@@ -125,6 +128,7 @@ class SynthesisConfig(_Config):
     cross_entropy: float = 1.0
     workers: int = 1
     save_every: int = 200
+    save_minutes: float = 0.0
     log_every: int = 50
     weights: WeightsTable | None = None
 

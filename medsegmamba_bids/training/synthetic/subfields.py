@@ -12,17 +12,20 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.image.geometry import turn_to_lia
 from medsegmamba_bids.image.grid import Box
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # 50 MB that training on whole brains does without
 
 #: Subfield of every atlas name, without its head/body suffix: FreeSurfer's FS60 labels (Iglesias et al. 2015).
 #: The alveus is not an FS60 class; its voxels go to the nearest subfield.
@@ -176,6 +179,8 @@ def paint_subfields(labels: np.ndarray, atlas: SubfieldAtlas) -> np.ndarray:
 
 def propagate(atlas: SubfieldAtlas, mask: np.ndarray) -> np.ndarray:
     """Return subfields in a left hippocampus' mask (A, B, D): registration of distance maps, then nearest label."""
+    import SimpleITK as sitk
+
     fixed, moving = _distance_image(mask), _distance_image(atlas.labels > 0)
     transform = _register(fixed, moving)
     atlas_image = sitk.GetImageFromArray(atlas.labels.astype(np.int16))
@@ -187,6 +192,8 @@ def propagate(atlas: SubfieldAtlas, mask: np.ndarray) -> np.ndarray:
 
 def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
     """Register by moments, then affine, then demons; deterministic (every voxel is used)."""
+    import SimpleITK as sitk
+
     start = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
     )
@@ -209,6 +216,8 @@ def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
 
 def _distance_image(mask: np.ndarray) -> sitk.Image:
     """Return the signed distance to the surface in mm, limited to +-FAR_MM: the shape and its surroundings."""
+    import SimpleITK as sitk
+
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
     return sitk.GetImageFromArray(np.clip(outside - inside, -FAR_MM, FAR_MM).astype(np.float32))
 

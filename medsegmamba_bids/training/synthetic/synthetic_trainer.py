@@ -86,7 +86,7 @@ class Trainer:
         stage, config = self.config.stages[number], self.config
         learner = self._learner(stage.patch_size)
         step, last = self.state["step"], first + stage.steps
-        losses, start = [], time.perf_counter()
+        losses, start, saved = [], time.perf_counter(), time.monotonic()
         loader = self._loader(stage, step, last - step)
         for batch in tqdm(loader, desc=f"stage {number}", initial=step - first, total=stage.steps, disable=None):
             rate = _rate(stage, step, first)
@@ -98,9 +98,11 @@ class Trainer:
                     stage=number, step=step, loss=float(np.mean(losses)), rate=rate, seconds_per_step=seconds
                 )
                 losses, start = [], time.perf_counter()
-            if step % config.save_every == 0 or step == last:
+            overdue = 0 < 60 * config.save_minutes < time.monotonic() - saved
+            if step % config.save_every == 0 or step == last or overdue:
                 self.state = {"step": step, **learner.state()}
                 self.run_folder.save(self.state)
+                saved = time.monotonic()
 
     def _loader(self, stage: Stage, step: int, steps: int) -> DataLoader:
         settings = stage_settings(stage)

@@ -111,7 +111,7 @@ def test_sources_make_it_synthesis(tmp_path):
 
 def test_digest_is_of_what_decides_the_result(tmp_path):
     digest = read_config(write(tmp_path, SYNTHESIS)).digest
-    for free in ("workers = 3\n", "log_every = 7\n", "save_every = 9\n"):
+    for free in ("workers = 3\n", "log_every = 7\n", "save_every = 9\n", "save_minutes = 1.5\n"):
         assert read_config(write(tmp_path, free + SYNTHESIS)).digest == digest
     with_weights = SYNTHESIS + '[weights]\nname = "a"\nunweighted = 0.5\n'
     assert read_config(write(tmp_path, with_weights)).digest == digest
