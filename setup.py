@@ -27,6 +27,7 @@ REQUIRES = [
     "scipy>=1.10",
     "shtab>=1.6",
     "SimpleITK>=2.2",
+    "templateflow>=24.2",
     "tomli>=2.0; python_version < '3.11'",
     "torch>=2.4",
     "tqdm>=4.60",

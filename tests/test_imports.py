@@ -45,6 +45,7 @@ for _name in MAY_IMPORT.keys() - {"__init__", "anatomy", "data", "devices", "err
 # Third-party package -> the subpackages that know it at all.
 MAY_KNOW = {
     "argparse": {"cli"},
+    "templateflow": {"datasets"},
     "bids": {"bids"},
     "nipype": {"cli", "execution", "interfaces", "workflows"},
     "torch": {"cli", "evaluation", "inference", "interfaces", "networks", "training", "weights"},

@@ -48,6 +48,19 @@ def output_folder(prefix: str) -> str:
     return f"sub-{entities['sub']}/{session}anat"
 
 
+def folder_start(prefix: str, name: str) -> str:
+    """Return what precedes the names of files that a node made as a folder, relative to the output's root.
+
+    Examples
+    --------
+    >>> folder_start("sub-01_ses-a", "aseg_meshes"), folder_start("sub-01", "template_0")
+    ('sub-01/ses-a/meshes/sub-01_ses-a_', 'sub-01/anat/sub-01_')
+    """
+    anat = output_folder(prefix)
+    start = _table()["folders"][name.rstrip("0123456789")]
+    return start.format(anat=anat, session=anat.removesuffix("/anat"), prefix=prefix)
+
+
 def output_name(prefix: str, name: str, extension: str | None = None, **fill: str) -> str:
     """Return the path of a product of a T1w, relative to the output's root.
 

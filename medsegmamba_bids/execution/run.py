@@ -17,6 +17,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
+from medsegmamba_bids.datasets.space_templates import find_templates
 from medsegmamba_bids.execution.batches import Batch, Subjects, locked_batches
 from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
@@ -106,6 +107,7 @@ def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback |
         Weights or the plugin cannot be used.
     """
     networks, template = choose_networks(config), find_template()
+    find_templates(config.output_spaces, config.fetch_templates)  # what is not there is said before any work
     write_dataset_files(config)
     outcomes = [Outcome(name, SKIPPED, (reason,)) for name, reason in inputs.skipped.items()]
     with open_runner(config, status) as runner:

@@ -27,6 +27,7 @@ class WriteRecordInputSpec(BaseInterfaceInputSpec):
     in_files = traits.Dict(mandatory=True, desc="name -> path, size and time of a file that was read")
     aseg_files = traits.List(traits.Str, mandatory=True, desc="what was written")
     hippocampus_files = traits.List(traits.Str, desc="what was written of the subfields")
+    more_files = traits.List(traits.Str, desc="what was written on request")
 
 
 class WriteRecordOutputSpec(TraitedSpec):
@@ -48,7 +49,8 @@ class WriteRecord(SimpleInterface):
         if changed := [name for name, now in inputs.items() if not _as_before(now, self.inputs.in_files[name])]:
             logger.warning("%s: the %s changed during the run; run it again", self.inputs.prefix, ", ".join(changed))
             return runtime
-        written = [Path(path) for path in [*self.inputs.aseg_files, *(self.inputs.hippocampus_files or [])]]
+        files = [self.inputs.aseg_files, self.inputs.hippocampus_files, self.inputs.more_files]
+        written = [Path(path) for part in files for path in part or []]
         outputs = {path.relative_to(root).as_posix(): fingerprint(path) for path in written}
         record = {"MadeFrom": self.inputs.made_from, "Inputs": inputs, "Outputs": outputs}
         path = record_path(root, self.inputs.prefix)

@@ -11,7 +11,7 @@ from typing import Any
 from nipype.interfaces.base import DynamicTraitedSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 from nipype.interfaces.io import add_traits
 
-from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.data.names import folder_start, output_name
 from medsegmamba_bids.image.io import atomic_path
 
 #: Appended to the name of a product: a file with metadata of its own, which join the fixed ones.
@@ -61,6 +61,8 @@ class WriteOutputs(SimpleInterface):
         return runtime
 
     def _write(self, name: str, source: Path) -> list[Path]:
+        if source.is_dir():
+            return self._write_folder(name, source)
         fill = {"template": self.inputs.template}
         folder, prefix = Path(self.inputs.output_dir), self.inputs.prefix
         path = folder / output_name(prefix, name, **fill)
@@ -74,6 +76,14 @@ class WriteOutputs(SimpleInterface):
         sidecar = folder / output_name(prefix, name, extension=".json", **fill)
         write_new(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", sidecar)
         return [path, sidecar]
+
+    def _write_folder(self, name: str, source: Path) -> list[Path]:
+        """Copy all files of a folder, behind what the table of names puts before theirs."""
+        start = folder_start(self.inputs.prefix, name)
+        written = [(path, Path(self.inputs.output_dir, start + path.name)) for path in sorted(source.iterdir())]
+        for path, there in written:
+            copy_new(path, there)
+        return [there for _, there in written]
 
 
 def copy_new(source: Path, path: Path) -> bool:

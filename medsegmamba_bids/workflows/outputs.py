@@ -15,7 +15,7 @@ from medsegmamba_bids.data.names import output_name, product
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.interfaces.sink import WriteOutputs
-from medsegmamba_bids.segmentations import SEGMENTATIONS
+from medsegmamba_bids.segmentations import SEGMENTATIONS, SegmentationKind
 from medsegmamba_bids.weights.info import WeightsFile
 
 RAW = "raw"  # names the input dataset in BIDS URIs
@@ -83,6 +83,11 @@ def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Wei
     return metadata
 
 
+def label_sources(image: T1wImage, kind: SegmentationKind) -> list[str]:
+    """Return the URIs of what labels of a segmentation in another space were made from."""
+    return [_uri(image, kind.conformed), _uri(image, "conformed")]
+
+
 def _fill(value: Any, image: T1wImage) -> Any:
     """Replace ``{product}`` by the product's URI."""
     if not (isinstance(value, str) and value.startswith("{")):
@@ -97,9 +102,10 @@ def _uri(image: T1wImage, name: str) -> str:
 def _mask_uri(image: T1wImage, config: RunConfig) -> str:
     if config.brain_mask:
         return f"bids:{MASKS}:{image.mask.relative_to(mask_folder(config.brain_mask)).as_posix()}"
-    folders = {derivative_link(number): folder for number, folder in enumerate(config.derivatives)}
-    name = next(name for name, folder in folders.items() if image.mask.is_relative_to(folder))
-    return f"bids:{name}:{image.mask.relative_to(folders[name]).as_posix()}"
+    for number, folder in enumerate(config.derivatives):
+        if image.mask.is_relative_to(folder):
+            return f"bids:{derivative_link(number)}:{image.mask.relative_to(folder).as_posix()}"
+    return image.mask.as_uri()  # of no dataset that the options name
 
 
 def _label_map(network: WeightsFile) -> list[str]:

@@ -14,11 +14,12 @@ from medsegmamba_bids.interfaces.draw import DrawPictures
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
-from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
+from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import WeightsFile
 from medsegmamba_bids.workflows.ingredients import files_now, made_from
 from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.workflows.on_request import add_more_forms
 from medsegmamba_bids.workflows.results import init_aseg_results_wf, init_results_wf
 from medsegmamba_bids.workflows.steps import mask_network_step, network_step, step
 
@@ -112,6 +113,8 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
         _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish, draw)
         subfields = workflow.get_node(f"{HIPPOCAMPUS.task}_results_wf")
         workflow.connect(results, "statistics_aseg.measures", subfields, "statistics_hippocampus.whole_brain")
+    found = {kind.task: node for kind in SEGMENTATIONS if (node := workflow.get_node(kind.task))}
+    add_more_forms(workflow, image, config, found, normalize, (mask, chain.mask_output), finish)
     return workflow
 
 
