@@ -25,7 +25,7 @@ OWN_SPACES = ("native", "T1w", "anat", "conform")
 _TEMPLATE = re.compile(r"[A-Za-z0-9]+(:cohort-[A-Za-z0-9]+)?(:res-[A-Za-z0-9]+)?")
 
 _PATHS = {"bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin"}
-_PATHS |= {"quality_thresholds"}
+_PATHS |= {"ratings", "quality_thresholds"}
 
 
 def new_run_id() -> str:
@@ -83,7 +83,9 @@ class RunConfig:
         Templates that are not there may be downloaded.
     quality_thresholds : Path or None
         JSON that replaces some of the package's thresholds of quality flags.
-    group_long, allow_mixed_weights, allow_mixed_versions : bool
+    ratings : Path or None
+        Table of ratings of T1w images, for the group level.
+    group_long, exclude_discarded, allow_mixed_weights, allow_mixed_versions : bool
         Of the group level.
     dry_run : bool
         Process and write nothing; tell what would be done.
@@ -131,6 +133,8 @@ class RunConfig:
     reports_only: bool = False
     write_graph: bool = False
     quality_thresholds: Path | None = None
+    ratings: Path | None = None
+    exclude_discarded: bool = False
     group_long: bool = False
     allow_mixed_weights: bool = False
     allow_mixed_versions: bool = False

@@ -19,6 +19,7 @@ from medsegmamba_bids.cli.progress import duration
 from medsegmamba_bids.config import RunConfig, check_folders
 from medsegmamba_bids.errors import UserError
 
+_MOST_LINES = 3  # of reasons of each image on the terminal; the log has all
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -65,8 +66,9 @@ def run_level(config: RunConfig) -> int:
         outcomes = _outcomes(config, progress)
         table = outcome_table(outcomes)
         logging.getLogger(__name__).info("what became of each image:\n%s", table)
-    print(table)
+    print(outcome_table(outcomes, _MOST_LINES))
     print(f"results: {config.output_dir}")
+    _tell_viewers(config, outcomes)
     print(f"log:     {config.log_dir}")
     return exit_code(outcomes)
 
@@ -84,6 +86,17 @@ def _tell_plan(config: RunConfig) -> int:
         took = seconds_of_run(len(plan.process), network_s, config, device == "cpu")
         print(f"for about {duration(took)} here: the networks take {duration(network_s)} a T1w of an adult ({device})")
     return int(bool(plan.skipped))
+
+
+def _tell_viewers(config: RunConfig, outcomes: list) -> None:
+    """Print commands that open the first T1w that is done; the reports have those of all."""
+    from medsegmamba_bids.report.derivatives import Scan
+    from medsegmamba_bids.report.participant import viewer_commands
+
+    prefixes = [outcome.name.removesuffix("_T1w") for outcome in outcomes if outcome.name.endswith("_T1w")]
+    found = (viewer_commands(Scan(config.output_dir, prefix), config.output_dir) for prefix in prefixes)
+    for command in next(filter(None, found), {}).values():
+        print(f"look:    {command}")
 
 
 def _check_files(config: RunConfig) -> None:

@@ -208,6 +208,16 @@ def _add_group(parser: argparse.ArgumentParser) -> None:
         "--group-long", action="store_true", help="also write the group's tables with a row per T1w and structure"
     )
     group.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FILE",
+        help="table of ratings (keep, maybe, discard) that the participants' pages save, for the group level to show "
+        "(default: none)",
+    )
+    group.add_argument(
+        "--exclude-discarded", action="store_true", help="leave T1w images out that --ratings says to discard"
+    )
+    group.add_argument(
         "--allow-mixed-weights", action="store_true", help="put volumes by different weights into one table"
     )
     group.add_argument(

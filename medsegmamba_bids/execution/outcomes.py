@@ -58,7 +58,7 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
     if error or not table.is_file():
         return Outcome(name, FAILED, (error or NOT_THERE,))
     notes = [note for kind in SEGMENTATIONS for note in notes_of(image.prefix, kind.stats, config)]
-    return Outcome(name, FLAGGED if notes else DONE, tuple(dict.fromkeys(notes)))
+    return Outcome(name, DONE, tuple(dict.fromkeys(notes)))
 
 
 def finished_before(image: T1wImage, by_another: bool) -> Outcome:
@@ -75,7 +75,7 @@ def finished_before(image: T1wImage, by_another: bool) -> Outcome:
 
 
 def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[Outcome]:
-    """Add the quality flags that the reports found to T1w images that are done."""
+    """Add the quality flags that the reports found to T1w images that are done; notes of a run are no flags."""
     messages: dict[str, dict[str, list[str]]] = {}
     out = []
     for outcome in outcomes:
@@ -86,8 +86,9 @@ def with_quality_flags(outcomes: Iterable[Outcome], config: RunConfig) -> list[O
         subject = split_prefix(prefix)["sub"]
         if subject not in messages:
             messages[subject] = flag_messages(config.output_dir, subject)
-        reasons = tuple(dict.fromkeys([*outcome.reasons, *messages[subject].get(prefix, [])]))
-        out.append(Outcome(outcome.name, FLAGGED if reasons else DONE, reasons))
+        flags = messages[subject].get(prefix, [])
+        reasons = tuple(dict.fromkeys([*flags, *outcome.reasons]))
+        out.append(Outcome(outcome.name, FLAGGED if flags else DONE, reasons))
     return out
 
 
@@ -112,8 +113,14 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
     return int(any(outcome.status in (FAILED, SKIPPED) for outcome in outcomes))
 
 
-def outcome_table(outcomes: Sequence[Outcome]) -> str:
+def outcome_table(outcomes: Sequence[Outcome], most: int | None = None) -> str:
     """Return a table for people: a row per outcome, with its reasons below each other, and the sums.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    most : int, optional
+        Lines of reasons of each; the last one says how many are not shown. Failures are shown whole.
 
     Examples
     --------
@@ -128,6 +135,8 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         head = f"{outcome.name:<{width}}  {outcome.status:<{states}}  "
         texts = [part for reason in outcome.reasons for part in textwrap.wrap(reason, _WIDTH, subsequent_indent="  ")]
+        if most and len(texts) > most and outcome.status not in (FAILED, SKIPPED):
+            texts = [*texts[: most - 1], f"and {len(texts) - most + 1} more lines in the report and the log"]
         lines += [(head if number == 0 else " " * len(head)) + text for number, text in enumerate(texts or [""])]
     counts = Counter(outcome.status for outcome in outcomes)
     sums = [f"{counts[status]} {status}" for status in (DONE, FLAGGED, FAILED, SKIPPED)]

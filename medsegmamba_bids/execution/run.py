@@ -19,7 +19,6 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.space_templates import find_templates
 from medsegmamba_bids.execution.batches import Batch, Subjects, locked_batches
-from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
     DONE,
@@ -34,6 +33,7 @@ from medsegmamba_bids.execution.outcomes import (
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runner
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
+from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import made_from
 from medsegmamba_bids.workflows.networks import Networks, choose_networks

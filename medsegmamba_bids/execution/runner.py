@@ -12,8 +12,8 @@ from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import ConfigError
-from medsegmamba_bids.execution.crashes import last_error
 from medsegmamba_bids.records import read_mapping, unknown_keys
+from medsegmamba_bids.report.crashes import last_error
 
 logger = logging.getLogger(__name__)
 

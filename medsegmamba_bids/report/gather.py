@@ -13,9 +13,11 @@ import pandas as pd
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.participants_table import Participants, read_participants
 from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
+from medsegmamba_bids.report.crashes import last_error
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, strangers_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
 from medsegmamba_bids.report.quality import read_flags
+from medsegmamba_bids.report.ratings import Rating, read_ratings
 from medsegmamba_bids.segmentations import ASEG, of_name
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,10 @@ class Gathered:
         Participants with results that ``participants.tsv`` does not name, where there is one.
     participants : Participants or None
         ``participants.tsv``.
+    ratings : dict of str to Rating
+        By T1w, by people.
+    discarded : list of str
+        T1w images that were left out for their ratings.
     """
 
     tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {kind.name: [] for kind in SEGMENTATIONS})
@@ -70,6 +76,8 @@ class Gathered:
     missing: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     participants: Participants | None = None
+    ratings: dict[str, Rating] = field(default_factory=dict)
+    discarded: list[str] = field(default_factory=list)
 
     @property
     def scans(self) -> list[Scan]:
@@ -165,7 +173,9 @@ def _fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
 def _why_empty(folder: Path) -> str:
     crashes = sorted(folder.glob("log/*/crash-*"))
     if crashes:
-        return f"it has no results; it failed, see {crashes[-1].relative_to(folder.parent)}"
+        place = crashes[-1].relative_to(folder.parent)
+        why = last_error(crashes[-1].read_text(encoding="utf-8", errors="replace"))
+        return f"it has no results; it failed: {why} (see {place})"
     return "it has no results"
 
 
@@ -180,6 +190,30 @@ def _read_participants(path: Path | None, results: Gathered) -> Participants | N
     except TableError as error:
         _fail(results, path.name, error, path.parent)
         return None
+
+
+def rate(results: Gathered, path: Path, exclude: bool) -> None:
+    """Read ratings of T1w images; leave those out that are to be discarded, if that is asked for.
+
+    Raises
+    ------
+    TableError
+        The ratings cannot be used.
+    GroupError
+        Nothing is left.
+    """
+    results.ratings = read_ratings(path, results.scans)
+    for prefix, rating in results.ratings.items():
+        if rating.others:
+            logger.warning("%s_T1w is rated differently (%s); the latest counts", prefix, ", ".join(rating.others))
+    if not exclude:
+        return
+    discarded = {prefix for prefix, rating in results.ratings.items() if rating.rating == "discard"}
+    for name, tables in results.tables.items():
+        results.tables[name] = [table for table in tables if table.scan.prefix not in discarded]
+    results.discarded = sorted(discarded)
+    if not any(results.tables.values()):
+        raise GroupError(f"{path}: every T1w with results is rated to be discarded; nothing is left to gather")
 
 
 def keep_one_version(results: Gathered, segmentation: str) -> None:

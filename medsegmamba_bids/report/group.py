@@ -11,7 +11,7 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.image.io import atomic_path
 from medsegmamba_bids.ownership import is_ours
-from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version
+from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version, rate
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
 from medsegmamba_bids.report.thresholds import load_thresholds
@@ -39,16 +39,22 @@ def write_group(config: RunConfig) -> int:
     Raises
     ------
     GroupError
-        There is nothing to gather, or volumes were made with different weights, or intracranial volumes with different
-        templates.
+        There is nothing to gather, or nothing is left, or volumes were made with different weights, or intracranial
+        volumes with different templates.
+    TableError
+        The ratings cannot be used.
     """
     page = config.output_dir / "group.html"
     if not is_ours(page):
         raise GroupError(f"{page}: is not a page of medsegmamba_bids and is not replaced; move it")
+    if config.exclude_discarded and config.ratings is None:
+        raise GroupError("--exclude-discarded needs --ratings, which says what to discard")
     rule = load_thresholds(config.quality_thresholds)["outliers"]
     results = gather(
         config.output_dir, _participants_file(config), config.participant_label, config.exclude_participant_label
     )
+    if config.ratings is not None:
+        rate(results, config.ratings, config.exclude_discarded)
     for segmentation in results.tables:
         if not config.allow_mixed_weights:
             check_weights(results, segmentation)
@@ -98,6 +104,8 @@ def _tell(results: Gathered) -> None:
     """Name what is not in the tables."""
     for name, reason in results.failed.items():
         logger.warning("%s: %s", name, reason)
+    if results.discarded:
+        logger.warning("left out as --ratings says: %s", ", ".join(results.discarded))
     if results.missing:
         some = ", ".join(results.missing[:20]) + (" …" if len(results.missing) > 20 else "")
         logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(results.missing), some)

@@ -53,6 +53,7 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
         "segmentations": segmentations,
         "thumbnails": _thumbnails(scans, sorted(outliers | flagged)),
         "limit": rule["limit"],
+        "failed": results.failed,
     }
     weights = {
         (of_name(name).title, table.weights.label, table.weights.origin)
@@ -70,6 +71,7 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
         outliers=len(outliers),
         failed=results.failed,
         missing=results.missing,
+        discarded=results.discarded,
         weights=sorted(weights),
         rule=rule,
         columns=[column["name"] for column in data["columns"]],
@@ -84,7 +86,14 @@ def _scan(scan: Scan, results: Gathered, output_dir: Path) -> dict[str, Any]:
         "name": scan.prefix,
         "href": f"{report}#{scan.prefix}" if (output_dir / report).is_file() else "",
         "flags": [message for _, message in results.flags.get(scan.prefix, [])],
+        **_rated(scan, results),
     }
+
+
+def _rated(scan: Scan, results: Gathered) -> dict[str, Any]:
+    """Return a T1w's rating; without --ratings the page asks the browser, in which the participants' pages keep it."""
+    rating = results.ratings.get(scan.prefix)
+    return {} if rating is None else {"rating": rating.rating, "note": rating.note, "rater": rating.rater}
 
 
 def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: list[Scan]) -> dict[str, Any]:

@@ -100,14 +100,29 @@ def wide_table(results: Gathered, segmentation: str, rule: dict[str, Any]) -> pd
     """Return a row per T1w: who, columns of ``participants.tsv``, volumes, measures, flags, outliers and weights."""
     tables = results.tables[segmentation]
     ids, volumes, measures = identity(tables), volume_matrix(tables), measure_matrix(tables)
+    etiv = _head_sizes(results) if segmentation != ASEG.name else None
     outliers = outliers_of(robust_z(volumes), rule)
     quality = pd.DataFrame(index=ids.index)
     quality["flags"] = ["; ".join(_flags(results, prefix, segmentation)) or None for prefix in ids.index]
     quality["outliers"] = ["; ".join(outliers[prefix]) or None for prefix in ids.index]
+    if results.ratings:
+        quality["rating"] = [_rating(results, prefix, "rating") for prefix in ids.index]
+        quality["rating_note"] = [_rating(results, prefix, "note") for prefix in ids.index]
     quality["weights"] = [table.weights.label for table in tables]
-    taken = {*ids, *volumes, *measures, *quality}
+    taken = {*ids, *volumes, *measures, *quality} | ({"eTIV"} if etiv is not None else set())
     people = join_participants(ids, results.participants, taken)
+    if etiv is not None:
+        measures = measures.assign(eTIV=etiv.reindex(ids.index))
     return pd.concat([ids, people, volumes.round(3), measures.round(6), quality], axis=1)
+
+
+def _head_sizes(results: Gathered) -> pd.Series | None:
+    """Return eTIV in mm3 by T1w, from the tables of the whole brain; None where no table has it."""
+    return measure_matrix(results.tables[ASEG.name]).get("eTIV")
+
+
+def _rating(results: Gathered, prefix: str, part: str) -> str | None:
+    return getattr(results.ratings[prefix], part) or None if prefix in results.ratings else None
 
 
 def _flags(results: Gathered, prefix: str, segmentation: str) -> list[str]:
@@ -139,6 +154,8 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
     tables = results.tables[segmentation]
     structures = set(tables[0].rows["StructName"]) if tables else set()
     measures = {name: entry for first in tables[:1] for name, entry in one_measures(first).items()}
+    if "eTIV" in table and "eTIV" not in measures:
+        measures["eTIV"] = {"Description": "Estimated total intracranial volume, of the aseg table", "Units": "mm3"}
     described: dict[str, Any] = {
         "participant_id": {"Description": "Participant"},
         "session_id": {"Description": "Session"},
@@ -148,6 +165,8 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
             "Description": f"Structures whose robust z within this table exceeds {rule['limit']:g}",
             "Source": rule["source"],
         },
+        "rating": {"Description": "What a person says of the T1w: keep, maybe or discard"},
+        "rating_note": {"Description": "Why"},
         "weights": {"Description": "Name of the weights and beginning of their checksum"},
     }
     columns = {}
@@ -185,6 +204,7 @@ def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
         "GeneratedBy": {"Name": "medsegmamba_bids", "Version": __version__},
         "Failed": results.failed,
         "Missing": results.missing,
+        "Discarded": results.discarded,
     }
     if segmentation == HIPPOCAMPUS.name and any(made_by.from_atlas for made_by in weights.values()):
         out["Note"] = ATLAS_NOTE

@@ -380,9 +380,15 @@ def read_flags(output_dir: Path, subject: str) -> pd.DataFrame:
 
 
 def flag_messages(output_dir: Path, subject: str) -> dict[str, list[str]]:
-    """Return a participant's flags as sentences, by the T1w's name; none where the table is absent or damaged."""
+    """Return a participant's flags as sentences, by the T1w's name, a verdict first where there is one; none where the
+    table is absent or damaged.
+    """
     try:
         rows = read_flags(output_dir, subject)
     except ThresholdError:
         return {}
-    return {str(scan): part["message"].tolist() for scan, part in rows.groupby("scan", sort=False)}
+    messages = {}
+    for scan, part in rows.groupby("scan", sort=False):
+        first = verdict([Flag(**row) for row in part.to_dict("records")])
+        messages[str(scan)] = [first] * bool(first) + part["message"].tolist()
+    return messages

@@ -11,8 +11,8 @@ import pytest
 import medsegmamba_bids
 from medsegmamba_bids import errors
 from medsegmamba_bids.cli.common import sentence_of
-from medsegmamba_bids.execution.crashes import last_error
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.report.crashes import last_error
 
 OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 BUILT_IN = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}

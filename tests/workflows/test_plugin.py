@@ -14,8 +14,8 @@ from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.plugins import multiproc
 
 import medsegmamba_bids
-from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, interrupts_later, visible_devices
+from medsegmamba_bids.report.crashes import read_crashes
 
 
 class InputSpec(BaseInterfaceInputSpec):

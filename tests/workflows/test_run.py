@@ -12,10 +12,10 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import batches
-from medsegmamba_bids.execution.crashes import read_crashes
 from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
 from medsegmamba_bids.execution.outcomes import judge_image
 from medsegmamba_bids.execution.runner import read_plugin
+from medsegmamba_bids.report.crashes import read_crashes
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform
@@ -60,11 +60,11 @@ def test_results_of_an_earlier_run_do_not_hide_a_failure(config, image):
     assert judge_image(image, {}, "ImportError: no plugin", config).status == "failed"
 
 
-def test_notes_make_a_flag_and_absence_a_failure(config, image):
+def test_notes_are_told_and_make_no_flag_and_absence_is_a_failure(config, image):
     assert judge_image(image, {}, "", config).status == "failed"
     write_stats(config, ["not found: Left-Thalamus"])
     outcome = judge_image(image, {}, "", config)
-    assert (outcome.status, outcome.reasons) == ("flagged", ("not found: Left-Thalamus",))
+    assert (outcome.status, outcome.reasons) == ("done", ("not found: Left-Thalamus",))
 
 
 def test_batches_hold_every_participant_once(config):

@@ -3,7 +3,11 @@
   const byId = (id) => document.getElementById(id);
   const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#5b6770", "#8c564b", "#2ca02c", "#bcbd22", "#17becf", "#999999"];
   const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 208, 32]];
-  const EDGE = 8, NEAR = 9, LEFT = 218;
+  const EDGE = 8, NEAR = 9, wide = innerWidth > 640, LEFT = wide ? 218 : 132;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const SHADES = { "#5c6776": "#a3b1bb", "#1b2330": "#dde5ea", "#e6eaef": "#2b3944", "#b9c4ce": "#53636f", "#fff": "#17222a",
+    "rgba(16,32,43,.06)": "rgba(220,230,240,.10)", "rgba(16,32,43,.55)": "rgba(220,230,240,.6)", "rgba(16,32,43,.022)": "rgba(220,230,240,.04)", "#10202b": "#e8eef2" };
+  const shade = (colour) => (dark.matches && SHADES[colour]) || colour;
   const state = { segmentation: 0, structure: 0, colour: -1, found: -1 };
   const scans = DATA.scans;
   const thin = scans.length > 800;
@@ -123,7 +127,7 @@
       if (scan < 0) return;
       const own = this.points.filter((point) => point.scan === scan);
       if (this.joined && own.length) {
-        context.strokeStyle = "rgba(16,32,43,.55)";
+        context.strokeStyle = shade("rgba(16,32,43,.55)");
         context.lineWidth = 1.2;
         context.beginPath();
         own.forEach((p, i) => i ? context.lineTo(p.x, p.y) : context.moveTo(p.x, p.y));
@@ -132,10 +136,10 @@
       for (const p of own) {
         context.beginPath();
         context.arc(p.x, p.y, 5, 0, 7);
-        context.fillStyle = "#fff";
+        context.fillStyle = shade("#fff");
         context.fill();
         context.lineWidth = 2.5;
-        context.strokeStyle = "#10202b";
+        context.strokeStyle = shade("#10202b");
         context.stroke();
       }
     }
@@ -166,37 +170,44 @@
     context.arc(x, y, outlier ? radius + 1 : radius, 0, 7);
     context.fillStyle = colour;
     context.fill();
-    if (outlier) { context.globalAlpha = 1; context.lineWidth = 1.8; context.strokeStyle = "#d11d1d"; context.stroke(); }
+    if (outlier) { context.globalAlpha = 1; context.lineWidth = 1.8; context.strokeStyle = shade("#d11d1d"); context.stroke(); }
   };
   const text = (context, content, x, y, align = "left", colour = "#5c6776", size = 12.5) => {
     context.font = `${size}px system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif`;
     context.textAlign = align;
     context.textBaseline = "middle";
-    context.fillStyle = colour;
+    context.fillStyle = shade(colour);
     context.fillText(content, x, y);
   };
 
+  // A name as far as there is room for it.
+  const shorter = (context, name) => {
+    context.font = '11px system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif';
+    let short = name;
+    while (short.length > 4 && context.measureText(`${short}…`).width > LEFT - 30) short = short.slice(0, -1);
+    return short === name ? name : `${short}…`;
+  };
   const drawAll = (chart) => {
     const structures = DATA.segmentations[state.segmentation].structures, row = 19, top = 24;
     const context = chart.size(top + structures.length * row + 6);
     const x = (z) => LEFT + (Math.min(Math.max(z, -EDGE), EDGE) + EDGE) / (2 * EDGE) * (chart.width - LEFT - 14);
     for (let z = -EDGE; z <= EDGE; z += 2) {
-      context.fillStyle = z ? "#e6eaef" : "#b9c4ce";
+      context.fillStyle = shade(z ? "#e6eaef" : "#b9c4ce");
       context.fillRect(x(z), top - 6, 1, chart.height);
       text(context, String(z).replace("-", "−"), x(z), 9, "center", "#5c6776", 11.5);
     }
-    context.fillStyle = "rgba(209,29,29,.045)";
+    context.fillStyle = shade("rgba(209,29,29,.045)");
     context.fillRect(LEFT, top - 6, x(-DATA.limit) - LEFT, chart.height);
     context.fillRect(x(DATA.limit), top - 6, chart.width - 14 - x(DATA.limit), chart.height);
     structures.forEach((structure, i) => {
       const y = top + (i + .5) * row, outliers = new Set(structure.outliers);
-      if (i % 2) { context.fillStyle = "rgba(16,32,43,.022)"; context.fillRect(0, y - row / 2, chart.width, row); }
+      if (i % 2) { context.fillStyle = shade("rgba(16,32,43,.022)"); context.fillRect(0, y - row / 2, chart.width, row); }
       context.fillStyle = structure.color;
-      context.strokeStyle = "rgba(0,0,0,.25)";
+      context.strokeStyle = shade("rgba(0,0,0,.25)");
       context.lineWidth = 1;
       context.fillRect(4, y - 5, 10, 10);
       context.strokeRect(4.5, y - 4.5, 9, 9);
-      text(context, structure.name, 22, y, "left", "#1b2330", 12.5);
+      text(context, wide ? structure.name : shorter(context, structure.name), 22, y, "left", "#1b2330", wide ? 12.5 : 11);
       structure.z.forEach((z, scan) => {
         if (z === null) return;
         const at = { x: x(z), y: y + jitter[scan] * row * .6, scan, structure };
@@ -237,7 +248,7 @@
     low -= pad; high += pad;
     const y = (value) => bottom - (value - low) / (high - low) * (bottom - top);
     for (const tick of ticks(low, high, 6)) {
-      context.fillStyle = "#e6eaef";
+      context.fillStyle = shade("#e6eaef");
       context.fillRect(left, y(tick), right - left, 1);
       text(context, number(tick, share ? 3 : 1), left - 8, y(tick), "right");
     }
@@ -262,9 +273,9 @@
       filled.forEach((group, g) => {
         const centre = left + (g + .5) * width, sorted = group.scans.map((i) => values[i]).sort((a, b) => a - b);
         const [q1, q2, q3] = [.25, .5, .75].map((q) => quantile(sorted, q));
-        context.fillStyle = "rgba(16,32,43,.06)";
+        context.fillStyle = shade("rgba(16,32,43,.06)");
         context.fillRect(centre - spreadX / 2 - 8, y(q3), spreadX + 16, Math.max(1, y(q1) - y(q3)));
-        context.fillStyle = "rgba(16,32,43,.55)";
+        context.fillStyle = shade("rgba(16,32,43,.55)");
         context.fillRect(centre - spreadX / 2 - 8, y(q2) - 1, spreadX + 16, 2);
         swarm(group.scans, values, y, spreadX, radius).forEach(([scan, dx]) => put(scan, centre + dx));
         text(context, group.name, centre, bottom + 18, "center", "#1b2330", 13);
@@ -325,17 +336,53 @@
     made.target = "_blank";
     return made;
   };
-  const body = document.querySelector("#looks tbody");
-  for (const i of marked.slice(0, 200)) {
-    const row = element("tr"), first = element("td");
-    first.append(link(scans[i]));
-    const reasons = [...scans[i].flags.map((flag) => `⚑ ${flag}`), ...marks[i].outliers];
-    row.append(first, element("td", scans[i].flags.length || "", "n"), element("td", marks[i].outliers.length || "", "n"),
-      element("td", marks[i].largest ? marks[i].largest.toFixed(1) : "", "n"),
-      element("td", reasons.slice(0, 6).join("; ") + (reasons.length > 6 ? `; and ${reasons.length - 6} more` : ""), "small"));
-    body.append(row);
-  }
-  byId("more").textContent = !marked.length ? "No T1w has a flag or an outlying volume." : marked.length > 200 ? `The first 200 of ${number(marked.length)}; the tables list all.` : "";
+  // Ratings of --ratings, or those that this browser keeps.
+  const kept = RATINGS.all();
+  const ratingOf = (scan) => scan.rating ? scan : kept[`${scan.name}_T1w`] || {};
+  const entries = scans.map((scan, i) => {
+    const { rating = "", note = "" } = ratingOf(scan);
+    const reasons = [...(note ? [`“${note}”`] : []), ...scan.flags.map((flag) => `⚑ ${flag}`), ...marks[i].outliers];
+    return { name: scan.name, link: scan, cells: [scan.name, rating, scan.flags.length, marks[i].outliers.length, marks[i].largest, reasons], failed: false };
+  });
+  for (const [name, reason] of Object.entries(DATA.failed)) entries.push({ name, cells: [name, "", 0, 0, 0, [`failed: ${reason}`]], failed: true });
+  const order = { column: 4, down: true };
+  const SHOWN = 200;
+  const selection = () => {
+    const wanted = byId("filter").value.trim().toLowerCase(), which = byId("which").value;
+    const kinds = { marked: (one) => one.cells[2] || one.cells[3], failed: (one) => one.failed, unrated: (one) => !one.cells[1] && !one.failed };
+    const fits = (one) => (!which || (kinds[which] || ((entry) => entry.cells[1] === which))(one)) && (!wanted || one.cells.flat().join(" ").toLowerCase().includes(wanted));
+    const value = (one) => order.column === 5 ? one.cells[5].join("; ") : one.cells[order.column];
+    const compare = (x, y) => typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true });
+    const sign = order.down ? -1 : 1;
+    return entries.filter(fits).sort((x, y) => sign * compare(value(x), value(y)) || y.failed - x.failed || y.cells[2] - x.cells[2] || compare(x.name, y.name));
+  };
+  const fillTable = () => {
+    const chosen = selection();
+    document.querySelector("#looks tbody").replaceChildren(...chosen.slice(0, SHOWN).map((one) => {
+      const row = element("tr"), first = element("td"), [, rating, flags, outliers, largest, reasons] = one.cells;
+      first.append(one.link ? link(one.link) : element("span", one.name));
+      row.append(first, element("td", rating), element("td", flags || "", "n"), element("td", outliers || "", "n"), element("td", largest ? largest.toFixed(1) : "", "n"),
+        element("td", reasons.slice(0, 6).join("; ") + (reasons.length > 6 ? `; and ${reasons.length - 6} more` : ""), "small"));
+      return row;
+    }));
+    byId("count").textContent = `${number(chosen.length)} of ${number(entries.length)}`;
+    byId("more").textContent = chosen.length > SHOWN ? `The first ${SHOWN} are shown; a saved table has all.` : "";
+    document.querySelectorAll("#looks th").forEach((head, i) => head.setAttribute("aria-sort", i === order.column ? (order.down ? "descending" : "ascending") : "none"));
+  };
+  document.querySelectorAll("#looks th button").forEach((button, i) => button.addEventListener("click", () => {
+    order.down = order.column === i ? !order.down : i > 1 && i < 5;
+    order.column = i;
+    fillTable();
+  }));
+  byId("filter").addEventListener("input", fillTable);
+  byId("which").addEventListener("change", fillTable);
+  byId("save").addEventListener("click", () => {
+    const plain = (text) => String(text).replace(/\s+/g, " ") || "n/a";
+    const lines = selection().map((one) => one.cells.map((cell, i) => i === 4 ? (cell ? cell.toFixed(2) : "n/a") : plain(i === 5 ? cell.join("; ") : cell)).join("\t"));
+    saveFile("selection.tsv", ["scan\trating\tflags\toutliers\tlargest_z\twhat", ...lines].join("\n") + "\n");
+  });
+  byId("save-ratings").addEventListener("click", () => RATINGS.save());
+  fillTable();
 
   // Pictures are decoded when they come into view.
   const watcher = new IntersectionObserver((entries) => entries.forEach((entry) => {
@@ -352,7 +399,7 @@
       if (scans[i].href) { tile.href = scans[i].href; tile.target = "_blank"; }
       if (DATA.thumbnails[i]) {
         const image = element("img");
-        image.alt = scans[i].name;
+        image.alt = "";
         image.dataset.scan = i;
         tile.append(image);
       } else tile.append(element("div", "no picture here", "none"));
@@ -366,5 +413,6 @@
   redraw();
   drawTiles();
   let waiting;
+  dark.addEventListener("change", redraw);
   window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
 })();

@@ -77,6 +77,47 @@ def test_every_column_is_explained(out):
     assert [one["Name"] for one in sidecar["Weights"]] == ["embedded-aseg"]
 
 
+def test_ratings_are_shown_and_those_to_discard_can_be_left_out(out):
+    path = out.parent / "ratings.tsv"
+    path.write_text("participant\tsession\trun\trating\tnote\nsub-02\t\t\tdiscard\tit moved\nsub-01\tb\t\tkeep\t\n")
+    write_group(config(out, ratings=path))
+    rows = pd.read_csv(out / ASEG, sep="\t", na_values="n/a").set_index("scan")
+    assert rows["rating"].fillna("").to_dict() == {
+        "sub-01_ses-a_run-1_T1w": "", "sub-01_ses-b_T1w": "keep", "sub-02_T1w": "discard"
+    }  # fmt: skip
+    assert rows.loc["sub-02_T1w", "rating_note"] == "it moved"
+    assert '"rating":"discard","note":"it moved"' in (out / "group.html").read_text()
+    write_group(config(out, ratings=path, exclude_discarded=True))
+    assert set(pd.read_csv(out / ASEG, sep="\t")["scan"]) == {"sub-01_ses-a_run-1_T1w", "sub-01_ses-b_T1w"}
+    assert json.loads((out / ASEG).with_suffix(".json").read_text())["Discarded"] == ["sub-02"]
+    with pytest.raises(GroupError, match="--exclude-discarded needs --ratings"):
+        write_group(config(out, exclude_discarded=True))
+    path.write_text("participant\tsession\trun\trating\nsub-02\t\t\tdiscard\n01\tb\t\tdiscard\n01\ta\t1\tdiscard\n")
+    with pytest.raises(GroupError, match="nothing is left to gather"):
+        write_group(config(out, ratings=path, exclude_discarded=True))
+
+
+def test_subfields_have_head_sizes(out):
+    add(out, "sub-02", 600, task="hippocampus")
+    write_group(config(out))
+    assert pd.read_csv(out / HIPPOCAMPUS, sep="\t")["eTIV"].tolist() == [1.6e6]
+    assert json.loads((out / HIPPOCAMPUS).with_suffix(".json").read_text())["eTIV"]["Units"] == "mm3"
+
+
+def test_failures_are_listed_with_their_reason(out):
+    crash = out / "sub-03" / "log" / "run" / "crash-1.txt"
+    crash.parent.mkdir(parents=True)
+    crash.write_text("Node: a.b\nTraceback\nmedsegmamba_bids.errors.ImageError: a.nii: empty\n")
+    assert write_group(config(out)) == 1
+    assert "it failed: a.nii: empty (see sub-03/log/run/crash-1.txt)" in (out / "group.html").read_text()
+
+
+def test_one_t1w_is_no_group(out):
+    shutil.rmtree(out / "sub-01")
+    write_group(config(out))
+    assert "There is one T1w, and so no group" in (out / "group.html").read_text()
+
+
 def test_a_column_of_flags(out):
     flags = [
         Flag("sub-02", "", "voxel_size", "", 2, "<= 1.5", "mm", "voxels are 2 mm"),

@@ -10,15 +10,19 @@ import pytest
 from medsegmamba_bids.errors import ThresholdError
 from medsegmamba_bids.report.quality import (
     COLUMNS,
+    Flag,
     QualityInputs,
     border_area,
+    checks_in_words,
     contrast,
+    flag_messages,
     flags_path,
     flags_to_tsv,
     load_thresholds,
     quality_flags,
     read_flags,
     stray_shares,
+    verdict,
     white_to_gray,
 )
 from medsegmamba_bids.stats.tables import COLUMNS as TABLE_COLUMNS
@@ -183,3 +187,43 @@ def test_table_of_flags_there_and_back(tmp_path):
     path.write_text("a\tb\n1\t2\n")
     with pytest.raises(ThresholdError, match=r"desc-quality_stats\.tsv: cannot be read"):
         read_flags(tmp_path, "01")
+
+
+#: The largest asymmetry of each structure in 20 label maps of adult heads (FreeSurfer) but one, in which a hippocampus
+#: is a third of the other, and of subfields in 7 heads segmented by this package.
+ORDINARY = {"Cerebral-White-Matter": 0.07, "Cerebral-Cortex": 0.13, "Lateral-Ventricle": 0.73, "Thalamus": 0.21,
+            "Caudate": 0.15, "Putamen": 0.17, "Pallidum": 0.59, "Hippocampus": 0.33, "Amygdala": 0.42,
+            "Accumbens-area": 0.44, "VentralDC": 0.12, "presubiculum": 0.17, "subiculum": 0.21, "CA1": 0.20,
+            "CA3": 0.45, "CA4": 0.29, "GC-DG": 0.28, "fimbria": 0.34, "molecular_layer_HP": 0.32,
+            "hippocampal_fissure": 0.36, "HP_tail": 0.13, "parasubiculum": 1.41, "HATA": 0.99}  # fmt: skip
+
+
+@pytest.mark.parametrize(("structure", "asymmetry"), ORDINARY.items())
+def test_ordinary_heads_are_not_flagged(structure, asymmetry):
+    entry = load_thresholds()["checks"]["asymmetry"]
+    assert structure in entry["except"] or asymmetry < entry["limits"].get(structure, entry["limit"])
+
+
+def flag(check, number=0):
+    return Flag("sub-01", "aseg", check, f"structure {number}", 0.0, ">= 1", "voxel", f"{check} {number}")
+
+
+def test_one_verdict_where_all_is_wrong(tmp_path):
+    missing = [flag("missing", number) for number in range(18)]
+    sentence = "this does not look like a T1w of an adult brain: 18 structures not found, 18 flags in all"
+    assert verdict(missing) == sentence
+    inverted = [*(flag("confidence", number) for number in range(9)), flag("t1_weighting")]
+    assert "white matter is not brighter than gray matter" in verdict(inverted)
+    assert verdict(missing[:4]) == verdict([flag("confidence", number) for number in range(20)]) == ""
+    path = flags_path(tmp_path, "01")
+    path.parent.mkdir()
+    path.write_text(flags_to_tsv(missing))
+    assert flag_messages(tmp_path, "01")["sub-01"][:2] == [sentence, "missing 0"]
+
+
+def test_what_is_checked_is_told_with_limits_and_sources():
+    words = {entry["text"]: entry for entry in checks_in_words(load_thresholds())}
+    entry = words["Longest edge of the T1w's voxels"]
+    assert entry["allowed"] == "at most 1.5 mm"
+    assert "FreeSurfer asks for voxels of about 1 mm" in entry["source"]
+    assert all(entry["source"] and entry["allowed"] for entry in words.values())
