@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ import pytest
 
 from medsegmamba_bids.cli.main import main
 from medsegmamba_bids.data.names import _table, output_name
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.stats.tables import read_tsv
 from medsegmamba_bids.weights.files import read_info
@@ -23,6 +25,8 @@ from medsegmamba_bids.weights.files import read_info
 from .conftest import is_gone
 
 PREFIXES = ["sub-01", "sub-02_ses-b_run-1"]
+# What a participant with one T1w may cost; of the nodes it is the number itself.
+MOST = {"nodes": 15, "processes": 0, "images read": 32, "searches for a box": 90, "images between steps": 10, "MB": 90}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,34 @@ def digests(folder, pattern="*"):
     """Time of change and content of files."""
     files = (path for path in folder.rglob(pattern) if path.is_file() and "log" not in path.parts[-3])
     return {path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+
+
+@pytest.fixture(scope="module")
+def work_counted(finished, tmp_path_factory, linear):
+    """What one T1w costs, without a clock: a run over one participant, all of whose nodes run in this process."""
+    root, options, _, _ = finished
+    counted = Counter()
+    folder = tmp_path_factory.mktemp("counted")
+
+    def counting(name, function):
+        def call(*arguments, **named):
+            counted[name] += 1
+            return function(*arguments, **named)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nibabel.load", counting("images read", nib.load))
+        patch.setattr(subprocess, "Popen", counting("processes", subprocess.Popen))
+        patch.setattr(os, "fork", counting("processes", os.fork))
+        patch.setattr(Box, "around", counting("searches for a box", Box.around))
+        rest = [*options[2:], "--participant-label", "01", "-w", folder / "work"]
+        run(root / "bids", folder / "out", *rest, *linear)
+    counted["nodes"] = len(list((folder / "work").rglob("_node.pklz")))
+    counted["images between steps"] = len(list((folder / "work").rglob("*.nii*")))
+    files = [path for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts]
+    counted["MB"] = sum(path.stat().st_size for path in files) / 1e6
+    return counted
 
 
 def test_each_image_has_its_line(finished):
@@ -317,3 +349,10 @@ def test_an_interrupted_run_goes_on(tmp_path, dataset, weights):
     assert again.returncode == 0, again.stderr
     assert "aseg done, as before" in again.stderr
     assert "0 done, 2 flagged, 0 failed, 0 skipped" in again.stdout
+
+
+def test_a_participant_costs_no_more_than_it_did(work_counted):
+    """Counts, so that no other load on the machine matters. A number may be raised on purpose, and lowered gladly."""
+    assert {name: work_counted[name] for name in MOST if work_counted[name] > MOST[name]} == {}
+    assert work_counted["nodes"] == MOST["nodes"]
+    assert work_counted["images read"] > MOST["images read"] / 2  # they are counted at all
