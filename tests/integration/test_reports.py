@@ -99,21 +99,63 @@ def test_a_request_and_an_error_would_be_seen(tmp_path):
 
 def test_participant(out, tmp_path):
     actions = """
-      document.querySelector('input[data-show="entropy"]').click();
-      seen.entropy = getComputedStyle(document.querySelector("img.entropy")).visibility;
-      document.querySelector('input[data-show="outlines"]').click();
-      seen.outlines = getComputedStyle(document.querySelector("img.outlines")).visibility;
-      document.querySelector(".layers").click();
+      const style = (selector, what) => getComputedStyle(document.querySelector(selector))[what];
+      const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      press("u");
+      seen.entropy = style("i.entropy", "visibility");
+      press("o");
+      seen.outlines = style("svg.outlines", "visibility");
+      press("o");
+      [...document.querySelectorAll(".legend button")].find((one) => one.textContent.trim() === "Putamen").click();
+      seen.isolated = [".tile .s12", ".tile .s11"].map((one) => style(one, "opacity"));
+      press("2");
+      seen.rating = RATINGS.all()["sub-01_T1w"].rating;
+      const first = document.querySelector("button.tile");
+      const wide = () => document.querySelector(".stage .tile").getBoundingClientRect().width;
+      first.click();
       seen.enlarged = document.querySelector("dialog").open;
+      const before = wide();
+      press("+");
+      seen.zoomed = wide() / before;
+      const label = () => document.querySelector("dialog p").textContent, one = label();
+      press("0");
+      press("ArrowRight");
+      seen.turned = label() !== one;
+      seen.pictures = document.querySelectorAll("button.tile:not(.solid)").length;
+      seen.next = document.querySelector("a[rel=next]").getAttribute("href");
     """
     seen, console, asked = open_page(out / "sub-01.html", tmp_path, actions)
     assert console == []
     assert asked == set()
     assert seen["requests"] == []
-    # Three planes and four close-ups with two layers above each, three views and two of the subfields.
-    assert len(seen["images"]) == 7 * 3 + 5
+    assert len(seen["images"]) == 5  # three views and two of the subfields
     assert all(width > 100 and height > 50 for _, width, height in seen["images"])
     assert (seen["entropy"], seen["outlines"], seen["enlarged"]) == ("visible", "hidden", True)
+    assert seen["isolated"] == ["1", "0.06"]
+    assert seen["zoomed"] == pytest.approx(1.5, abs=0.01)
+    assert seen["turned"]
+    assert seen["pictures"] >= 3 * 8 + 4 * 6
+    assert (seen["rating"], seen["next"]) == ("maybe", "sub-02.html")
+    assert seen["width"] <= 0
+
+
+def test_viewer(out, tmp_path):
+    actions = """
+      const where = () => document.getElementById("where").textContent, canvas = document.querySelector("canvas");
+      seen.start = where();
+      canvas.focus();
+      for (const key of ["PageUp", "e"]) canvas.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      const only = document.getElementById("only");
+      only.value = [...only.options].find((one) => one.text === "Right-Putamen").value;
+      only.dispatchEvent(new Event("change"));
+      seen.scale = document.getElementById("scale").textContent;
+    """
+    seen, console, asked = open_page(next(out.glob("sub-01/figures/*viewer*.html")), tmp_path, actions)
+    assert console == []
+    assert asked == set()
+    assert seen["start"].startswith("Left-Hippocampus")
+    assert min(seen["canvases"]) > 20
+    assert seen["scale"] == "1 bit2 bit and more"
     assert seen["width"] <= 0
 
 
@@ -140,7 +182,7 @@ def test_group(out, tmp_path):
     assert console == []
     assert asked == set()
     assert seen["requests"] == []
-    assert seen["images"] == [["sub-01", *seen["images"][0][1:]]]
+    assert seen["images"] == [["", *seen["images"][0][1:]]]
     assert seen["images"][0][1] > 150
     # The lower canvases hold dots and text; those above are empty until a dot is pointed at.
     assert min(seen["canvases"][0], seen["canvases"][2]) > 20

@@ -48,6 +48,7 @@
     const reach = (zoom - 1) / 2;
     x = Math.min(Math.max(x, -reach * stage.clientWidth), reach * stage.clientWidth);
     y = Math.min(Math.max(y, -reach * stage.clientHeight), reach * stage.clientHeight);
+    stage.style.setProperty("--zoom", zoom);
     stage.firstElementChild.style.transform = `translate(${x}px, ${y}px) scale(${zoom})`;
   };
   const scale = (factor, atX = 0, atY = 0) => {
@@ -65,7 +66,7 @@
     large.style.cssText = `${picture.closest("figure").getAttribute("style") || ""};${picture.getAttribute("style") || ""}`;
     stage.style.setProperty("--ratio", ratio);
     stage.replaceChildren(large);
-    dialog.querySelector("p").textContent = picture.getAttribute("aria-label");
+    dialog.querySelector("p").textContent = picture.getAttribute("aria-label").replace(": enlarge", "");
     zoom = 1; x = y = 0;
     if (!dialog.open) dialog.showModal();
     place();
