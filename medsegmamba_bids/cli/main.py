@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from medsegmamba_bids.cli.common import set_up_logging, user_errors
 from medsegmamba_bids.cli.machine import memory_gb
@@ -68,9 +71,15 @@ def run_level(config: RunConfig) -> int:
         logging.getLogger(__name__).info("what became of each image:\n%s", table)
     print(outcome_table(outcomes, _MOST_LINES))
     print(f"results: {config.output_dir}")
+    print(f"reports: {config.output_dir / 'sub-*.html'}")
     _tell_viewers(config, outcomes)
     print(f"log:     {config.log_dir}")
+    print(f"next:    medsegmamba {_quoted(config.bids_dir)} {_quoted(config.output_dir)} group   (tables of all)")
     return exit_code(outcomes)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _tell_plan(config: RunConfig) -> int:
@@ -119,7 +128,7 @@ def _tell_memory(config: RunConfig) -> None:
         )
 
 
-def _outcomes(config: RunConfig, progress: object) -> list:
+def _outcomes(config: RunConfig, progress: Any) -> list:
     from medsegmamba_bids.execution.run import run_participants, write_reports
 
     if config.reports_only:
@@ -127,7 +136,8 @@ def _outcomes(config: RunConfig, progress: object) -> list:
     from medsegmamba_bids.bids import collect_inputs
 
     inputs = collect_inputs(config)
-    return run_participants(inputs, config, progress)
+    progress.total = len(inputs.subjects())
+    return run_participants(inputs, config, progress, progress.passed)
 
 
 @contextmanager
@@ -140,7 +150,8 @@ def _log(config: RunConfig) -> Iterator[None]:
     write_new(config.to_json(), config.log_dir / "config.json")
     terminal = set_up_logging(config.verbose)
     to_file = log_to_file(str(config.log_dir / LOG_FILE))  # that has it all
-    terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")  # shown already
+    if sys.stderr.isatty():  # steps are shown already
+        terminal.addFilter(lambda record: record.name != "medsegmamba_bids.cli.progress")
     package = logging.getLogger("medsegmamba_bids")
     refused = False
     try:

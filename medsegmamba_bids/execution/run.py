@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from nipype.pipeline.engine import Workflow
@@ -51,6 +51,14 @@ logger = logging.getLogger(__name__)
 _STOPPED = "not processed: the run stopped at the first failure (--stop-on-first-crash)"
 
 
+#: Called with the participants, without ``sub-``, for whom nothing is left to do.
+Passed = Callable[[Iterable[str]], None]
+
+
+def _tell_nobody(participants: Iterable[str]) -> None:
+    """Stand for a callback where there is none."""
+
+
 @dataclass(frozen=True)
 class Means:
     """What participants are processed with, resolved once for a run."""
@@ -59,6 +67,7 @@ class Means:
     networks: Networks
     template: Template
     runner: Runner
+    passed: Passed = _tell_nobody
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,9 @@ def _is_of_report(step: str) -> bool:
     return step == REPORT or step.endswith(f".{DRAW}")
 
 
-def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
+def run_participants(
+    inputs: Inputs, config: RunConfig, status: StatusCallback | None = None, passed: Passed = _tell_nobody
+) -> list[Outcome]:
     """Process T1w images that are not finished, and write reports; return what became of each.
 
     Raises
@@ -111,7 +122,7 @@ def run_participants(inputs: Inputs, config: RunConfig, status: StatusCallback |
     write_dataset_files(config)
     outcomes = [Outcome(name, SKIPPED, (reason,)) for name, reason in inputs.skipped.items()]
     with open_runner(config, status) as runner:
-        means = Means(config, networks, template, runner)
+        means = Means(config, networks, template, runner, passed)
         for batch in locked_batches(inputs.subjects(), config):
             with batch:
                 stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
@@ -123,6 +134,7 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     """Plan, run and judge a batch of participants."""
     config = means.config
     plan = plan_of(batch, means)
+    means.passed(batch.subjects.keys() - plan.keys())
     result = run_plan(plan, means)
     by_subject = judge(batch, plan, result, config)
     if config.stop_on_first_crash and any(map(_has_failed, by_subject.values())):

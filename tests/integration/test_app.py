@@ -334,6 +334,7 @@ def test_an_interrupted_run_goes_on(tmp_path, dataset, weights):
     bids = dataset(tmp_path / "bids", ["sub-01", "sub-02"])
     command = [sys.executable, "-m", "medsegmamba_bids", bids, tmp_path / "out", "participant", "-w", tmp_path / "work"]
     command += ["--aseg-weights", weights["aseg"], "--hippocampus-weights", "none", "--device", "cpu", "--nprocs", "2"]
+    command += ["-v"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         for line in process.stderr:
             if "aseg done" in line:

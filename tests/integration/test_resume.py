@@ -19,7 +19,7 @@ KILLED_AFTER = ("conform", "aseg", "normalize")
 
 def command(root, weights, *options):
     arguments = [root / "bids", root / "out", "participant", "-w", root / "work", "--aseg-weights", weights["aseg"]]
-    arguments += ["--hippocampus-weights", "none", "--device", "cpu", "--nprocs", "2", *options]
+    arguments += ["--hippocampus-weights", "none", "--device", "cpu", "--nprocs", "2", "-v", *options]
     return [sys.executable, "-m", "medsegmamba_bids", *map(str, arguments)]
 
 

@@ -134,7 +134,41 @@ def test_progress_names_image_and_step():
         progress(node, "start")
         progress(node, "end")
         progress(node, "exception")
-    first, second = stream.getvalue().splitlines()
-    assert first.startswith("[00:00] sub_01_ses_a: aseg done, 0.")
-    assert second == "[00:00] sub_01_ses_a: aseg FAILED, as before"
+    # Elsewhere than on a terminal: what failed, and a line a participant.
+    assert stream.getvalue().splitlines() == [
+        "[00:00] sub_01_ses_a: aseg FAILED, as before",
+        "[00:00] sub-01 FAILED",
+    ]
     assert (progress.done, progress.failed) == (1, 1)
+
+
+def test_progress_counts_participants_and_tells_the_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("medsegmamba_bids.cli.progress.time.monotonic", lambda: now[0])
+
+    def node(name):
+        return SimpleNamespace(fullname=f"medsegmamba_wf.{name}")
+
+    for terminal in (False, True):
+        stream, now[0] = StringIO(), 0.0
+        stream.isatty = lambda terminal=terminal: terminal
+        progress = Progress(stream)
+        progress.total = 4
+        progress.passed(["04"])
+        progress(node("sub_01_wf.T1w_sub_01_wf.aseg"), "start")
+        now[0] = 120.0
+        progress(node("sub_01_wf.T1w_sub_01_wf.aseg"), "end")
+        progress(node("sub_01_wf.report"), "end")
+        progress(node("sub_02_wf.report"), "start")
+        lines = stream.getvalue().replace("\r\x1b[K", "\n" if terminal else "").split("\n")
+        done = "[02:00] sub-01 done, 2 of 4 participants, about 4 min left"
+        if terminal:
+            assert lines[1:4] == [
+                "[00:00] 1 of 4 participants sub_01: aseg …",
+                "[02:00] 1 of 4 participants sub_01: aseg done, 120.0 s",
+                "[02:00] 1 of 4 participants sub_01: report done, as before",
+            ]
+            assert done in lines
+            assert lines[-1] == "[02:00] 2 of 4 participants, about 4 min left sub_02: report …"
+        else:
+            assert lines == [done, ""]
