@@ -27,6 +27,24 @@ device=$("$python" -c "import torch; print('cuda' if torch.cuda.is_available() e
 [ "$device" = cuda ] || [ $small ] || { say "no CUDA device: nothing was done (--small tries the script on a CPU)"; exit 1; }
 say "device $device, $(nproc) cores, limit $limit s"
 
+data=runs/gpu/data
+sed -e "s/^batch_size = .*/batch_size = $([ $small ] && echo 2 || echo 8)/" \
+    -e "s/^save_every = .*/save_every = 1000000\nsave_minutes = 1\nworkers = $(nproc)\nlog_every = $([ $small ] && echo 1 || echo 20)/" \
+    -e 's/^image = "mni152"/image = "mni152.nii.gz"/' \
+    medsegmamba_bids/data/training/embedded_aseg2_base.toml >runs/gpu/session.toml
+[ $small ] && sed -i -e 's/^patch_size = .*/patch_size = 32/' -e 's/^step = 40/step = 16/' \
+    -e 's/^voxel_size = \[.*/voxel_size = [2.9, 3.1]/' runs/gpu/session.toml
+# Label maps are prepared by one core meanwhile, some seconds each.
+[ -d $data/synthesis_labels ] && "$python" -c "
+from pathlib import Path
+from medsegmamba_bids.training.synthetic.sources import load_sources
+from medsegmamba_bids.training.synthetic.tissues import load_tissue_table
+from medsegmamba_bids.training.training_config import read_synthesis_config
+config = read_synthesis_config(Path('runs/gpu/session.toml'))
+load_sources(config, Path('$data'), Path('runs/gpu/training/maps'), load_tissue_table(config.tissues))
+" >"$OUT/maps.log" 2>&1 &
+maps=$!
+
 # 1. The kernels against the reference. Warm-up compiles them, which later steps need too.
 timeout $((limit / 4)) "$python" -m pytest -q -p no:cacheprovider tests/gpu >"$OUT/tests.log" 2>&1
 say "tests/gpu ended with $?: $(tail -1 "$OUT/tests.log")"
@@ -47,22 +65,16 @@ timeout $((limit * 2 / 5)) "$python" benchmarks/gpu.py "${options[@]}" >"$OUT/gp
 say "benchmarks/gpu.py ended with $?"
 
 # 3. Training for the time that is left, with half a minute to write the weights.
-data=runs/gpu/data
 if [ ! -d $data/synthesis_labels ]; then say "no training: $data is missing (benchmarks/gpu_prepare.sh)"; exit 0; fi
-sed -e "s/^batch_size = .*/batch_size = $([ $small ] && echo 2 || echo 8)/" \
-    -e "s/^save_every = .*/save_every = 1000000\nsave_minutes = 1\nworkers = $(nproc)\nlog_every = $([ $small ] && echo 1 || echo 20)/" \
-    -e 's/^image = "mni152"/image = "mni152.nii.gz"/' \
-    medsegmamba_bids/data/training/embedded_aseg2_base.toml >runs/gpu/session.toml
-[ $small ] && sed -i -e 's/^patch_size = .*/patch_size = 32/' -e 's/^step = 40/step = 16/' \
-    -e 's/^voxel_size = \[.*/voxel_size = [2.9, 3.1]/' runs/gpu/session.toml
 weights() {
     "$python" -m medsegmamba_bids.cli.train export runs/gpu/training runs/gpu/session.toml --out "$OUT/base-aseg.safetensors" \
         >>"$OUT/train.log" 2>&1 && cp runs/gpu/training/log.* "$OUT" 2>/dev/null
 }
+wait $maps; say "label maps prepared: $(ls runs/gpu/training/maps 2>/dev/null | wc -l)"
 seconds=$(($(left) - 30)); [ $seconds -gt 20 ] || { say "no time is left for training"; exit 0; }
-timeout --signal=INT --kill-after=15 $seconds "$python" -m medsegmamba_bids.cli.train synthetic runs/gpu/session.toml \
+timeout --kill-after=15 $seconds "$python" -m medsegmamba_bids.cli.train synthetic runs/gpu/session.toml \
     --initial training_state/base-aseg.safetensors --data-dir $data --out runs/gpu/training --device "$device" \
-    >"$OUT/train.log" 2>&1 &
+    >>"$OUT/train.log" 2>&1 &
 training=$!
 while sleep $([ $small ] && echo 20 || echo 60) && kill -0 $training 2>/dev/null; do weights; done
 wait $training; say "training ended with $?"
