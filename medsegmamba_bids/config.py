@@ -73,6 +73,8 @@ class RunConfig:
     force : bool
         Also process what is finished, and from the start.
     save_posteriors, fs_stats, reports_only, write_graph : bool
+    longitudinal : bool
+        Also process all sessions of a participant together.
     fs_subfields : bool
         Write the subfields also as FreeSurfer does, a file per side.
     meshes : bool
@@ -124,6 +126,7 @@ class RunConfig:
     step_size: int | None = None
     precision: str = "float32"
     force: bool = False
+    longitudinal: bool = False
     save_posteriors: bool = False
     fs_stats: bool = True
     fs_subfields: bool = False

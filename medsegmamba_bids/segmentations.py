@@ -107,6 +107,11 @@ class SegmentationKind:
         return f"{self.task}_stats"
 
     @property
+    def changes(self) -> str:
+        """Product: the table of a participant's visits."""
+        return f"{self.task}_changes"
+
+    @property
     def table_file(self) -> str:
         """Name of the label table at the root of an output folder."""
         return f"seg-{self.name}_dseg.tsv"

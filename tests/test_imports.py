@@ -30,7 +30,9 @@ MAY_IMPORT = {
     "viz": {"data", "image"},
     "report": {"anatomy", "config", "data", "datasets", "image", "segmentations", "stats", "viz", "ownership"},
     "bids": {"config", "data", "datasets", "image"},
+    "longitudinal": {"anatomy", "data", "datasets", "image", "segmentations", "stats"},
 }
+MAY_IMPORT["report"] |= {"longitudinal"}
 MAY_IMPORT["interfaces"] = MAY_IMPORT["report"] | MAY_IMPORT["inference"] | {"inference", "report"}
 MAY_IMPORT["workflows"] = MAY_IMPORT["interfaces"] | {"bids", "interfaces"}
 MAY_IMPORT["execution"] = MAY_IMPORT["workflows"] | {"workflows"}

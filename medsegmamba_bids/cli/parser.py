@@ -154,6 +154,11 @@ def _add_processing(parser: argparse.ArgumentParser) -> None:
         "--step-size", type=int, metavar="N", help="voxels between patches; smaller is slower (default: by the weights)"
     )
     group.add_argument(
+        "--longitudinal",
+        action="store_true",
+        help="also process the sessions of each participant who has several together, for what changed between them",
+    )
+    group.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="what the network computes in; bfloat16 and float16 are faster and differ a little (default: float32)",

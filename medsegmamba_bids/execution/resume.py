@@ -9,11 +9,13 @@ from typing import Any
 from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.datasets.visit_times import visit_times
 from medsegmamba_bids.interfaces.record import fingerprint, is_unchanged, read_record, record_path
 from medsegmamba_bids.interfaces.sink import write_new
-from medsegmamba_bids.stats.intracranial import find_template
+from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import files_read, made_from
-from medsegmamba_bids.workflows.networks import choose_networks
+from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, visits_made_from, visits_read
+from medsegmamba_bids.workflows.networks import Networks, choose_networks
 
 
 def why_unfinished(image: T1wImage, made: dict[str, Any], config: RunConfig) -> str:
@@ -26,15 +28,41 @@ def why_unfinished(image: T1wImage, made: dict[str, Any], config: RunConfig) -> 
         As :func:`~medsegmamba_bids.workflows.ingredients.made_from` returns it for this run.
     config : RunConfig
     """
+    return _why_not_as_recorded(record_path(config.output_dir, image.prefix), made, files_read(image), config)
+
+
+def why_visits_unfinished(visits: Visits, made: dict[str, Any], config: RunConfig) -> str:
+    """Say why the visits of a participant must be processed together; empty where the same would come out.
+
+    Parameters
+    ----------
+    visits : Visits
+    made : dict
+        As :func:`~medsegmamba_bids.workflows.longitudinal.visits_made_from` returns it for this run.
+    config : RunConfig
+    """
+    path = record_path(config.output_dir, visits.prefix, RECORD)
+    before, now = (set(entry.get("Visits", ())) for entry in (read_record(path).get("MadeFrom", {}), made))
+    if before and not config.force and before != now:
+        told = [f"{what} {', '.join(sorted(names))}" for what, names in _moves(before, now) if names]
+        return f"the visits changed: {'; '.join(told)}"
+    return _why_not_as_recorded(path, made, visits_read(visits, config), config)
+
+
+def _moves(before: set[str], now: set[str]) -> list[tuple[str, set[str]]]:
+    return [("new is", now - before), ("gone is", before - now)]
+
+
+def _why_not_as_recorded(path: Path, made: dict[str, Any], read: dict[str, Path], config: RunConfig) -> str:
+    """Say in what a record differs from what is asked for now; empty where it does not."""
     if config.force:
         return "it was asked for (--force)"
-    record = read_record(record_path(config.output_dir, image.prefix))
+    record = read_record(path)
     before, inputs, outputs = (record.get(key) for key in ("MadeFrom", "Inputs", "Outputs"))
     if not all(isinstance(entry, dict) for entry in (before, inputs, outputs)):
         return "it was not finished before"
     if different := sorted(key for key in made.keys() | before.keys() if made.get(key) != before.get(key)):
         return f"it was made with another {' and another '.join(map(str.lower, different))}"
-    read = files_read(image)
     if read.keys() != inputs.keys():
         return "it was made with another mask"
     if changed := [name for name, path in read.items() if not is_unchanged(path, inputs[name])]:
@@ -55,9 +83,26 @@ def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[s
     remaining = {}
     for subject, images in subjects.items():
         left = [i for i in images if why_unfinished(i, made_from(i, config, networks, template), config)]
-        if left or not report_is_current(subject, config):
+        if left or not report_is_current(subject, config) or _visits_left(subject, images, config, networks, template):
             remaining[subject] = left
     return remaining
+
+
+def _visits_left(
+    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: Template
+) -> bool:
+    """Return whether visits are to be processed together and are not yet."""
+    if not config.longitudinal or len({image.session for image in images if image.session}) < 2:
+        return False
+    visits = visits_of(subject, images, config)
+    return bool(why_visits_unfinished(visits, visits_made_from(visits, config, networks, template), config))
+
+
+def visits_of(subject: str, images: list[T1wImage], config: RunConfig) -> Visits:
+    """Return what of a participant is processed together: images that belong to a session, and when they were made."""
+    chosen = tuple(image for image in images if image.session)
+    times = visit_times(config.bids_dir, subject, [(image.session, image.relative) for image in chosen])
+    return Visits(subject, chosen, times)
 
 
 def _report_record(subject: str, config: RunConfig) -> Path:

@@ -32,15 +32,18 @@ from medsegmamba_bids.execution.outcomes import (
 )
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runner
+from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import made_from
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.networks import Networks, choose_networks
 from medsegmamba_bids.workflows.participants import (
     REPORT,
     ROOT,
     init_medsegmamba_wf,
+    init_visits_wf,
     participant_wf_name,
     participant_work_dir,
 )
@@ -90,6 +93,11 @@ class Result:
         start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
         steps = {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
         return {step: text for step, text in steps.items() if step != DRAW}
+
+    def of_visits(self, subject: str) -> dict[str, str]:
+        """Return step -> what it failed with, of the visits that were processed together."""
+        start = f"{ROOT}.{participant_wf_name(subject)}.{LONGITUDINAL}."
+        return {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
 
     def of_report(self, subject: str) -> str:
         """Return why a participant's report was not written, or not drawn; empty if it was, or was not tried."""
@@ -145,7 +153,9 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     outcomes = [outcome for group in by_subject.values() for outcome in group]
     outcomes += judge_reports(sorted(reports), result, config)
     outcomes += judge_reports(sorted(late), run_plan(late, means), config)
-    _clean(by_subject, config)
+    together = process_visits(batch.subjects, by_subject, means) if config.longitudinal else {}
+    outcomes += [outcome for group in together.values() for outcome in group]
+    _clean({subject: [*group, *together.get(subject, [])] for subject, group in by_subject.items()}, config)
     return outcomes
 
 
@@ -178,6 +188,17 @@ def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list
         crashed = outcome.status == FAILED and outcome.reasons != (NOT_THERE,)
         out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (_STOPPED,)))
     return out
+
+
+def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means: Means) -> dict[str, list[Outcome]]:
+    """Process visits together that were processed one by one; return by participant what became of it."""
+    config = means.config
+    plan, told = plan_of_visits(subjects, outcomes, config, means.networks, means.template)
+    if not plan:
+        return told
+    workflow = init_visits_wf(plan, config, means.networks, means.template)
+    result = _result(means.runner.run(workflow), [visits.subject for visits in plan], config)
+    return told | {v.subject: [judge_visits(v, result.of_visits(v.subject), result.error, config)] for v in plan}
 
 
 def plan_of(batch: Batch, means: Means) -> Subjects:

@@ -139,6 +139,31 @@ def merge_posteriors(
     return merger.segmentation(np.asarray(labels), notes)
 
 
+def merge_probabilities(
+    probabilities: np.ndarray,
+    box: Box,
+    grid: Grid,
+    labels: Sequence[int],
+    groups: Sequence[Sequence[int]] = (),
+    on_posterior: OnPosterior | None = None,
+) -> Segmentation:
+    """Let the largest of probabilities win that lie on the conformed grid already.
+
+    Parameters
+    ----------
+    probabilities : float32 (C, X, Y, Z)
+        In ``box`` of the grid. They are changed if ``groups`` are given.
+    box : Box
+    grid : Grid
+        The conformed one.
+    labels, groups, on_posterior
+        As :func:`merge_posteriors` takes them.
+    """
+    prediction = Prediction(torch.from_numpy(probabilities), box, torch.device("cpu"), patches=1)
+    view = View(prediction, AlignedGrids(grid, 1.0))
+    return merge_posteriors([view], labels, groups, on_posterior=on_posterior)
+
+
 def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:
     """Give to the background what a group of classes has away from its largest component, in place.
 

@@ -135,10 +135,11 @@ class Segmenter:
         conformed: nib.spatialimages.SpatialImage,
         weights: Weights = None,
         on_posterior: OnPosterior | None = None,
+        brain: Box | None = None,
     ) -> Segmentation:
         """Segment a conformed image; see `segment_conformed`."""
         network, info = self.load(weights, ASEG.task)
-        return segment_conformed(network, info, conformed, self.settings, on_posterior)
+        return segment_conformed(network, info, conformed, self.settings, on_posterior, brain)
 
     def segment_hippocampus(
         self,
@@ -158,6 +159,7 @@ def segment_conformed(
     conformed: nib.spatialimages.SpatialImage,
     settings: InferenceSettings | None = None,
     on_posterior: OnPosterior | None = None,
+    brain: Box | None = None,
 ) -> Segmentation:
     """Segment a conformed image with a network.
 
@@ -175,6 +177,8 @@ def segment_conformed(
     settings : InferenceSettings, optional
     on_posterior : callable, optional
         Called for each class in order with its index, the box and the probabilities float32 in it.
+    brain : Box, optional
+        Where in the image the brain lies, if that is known: it is not looked for then.
 
     Raises
     ------
@@ -182,7 +186,7 @@ def segment_conformed(
         If the image is not conformed.
     """
     job = _Job(network, info, conformed, settings or InferenceSettings())
-    box = job.search_box()
+    box = job.box_of_brain(brain) if brain else job.search_box()
     if box is None:
         job.note("nothing was found to segment: all of it is background")
         return background_only(job.grids.conformed, info.labels, job.notes)
@@ -286,6 +290,11 @@ class _Job:
                 self.note(_WHOLE_FOR_STRIPPED.format(name=self.info.name, litres=litres))
             return Box.around(self.volume)
         return self._find_brain(self.grids.to_network_box(Box.around(head_mask(self.data))))
+
+    def box_of_brain(self, brain: Box) -> Box:
+        """Return where in the network's grid the overlapping patches go for a brain that was found already."""
+        margin = int(np.ceil(_BRAIN_MARGIN_MM / self.grids.ratio))
+        return self.grids.to_network_box(brain).grow(margin, self.volume.shape)
 
     def _find_brain(self, head: Box) -> Box | None:
         """Locate the brain in the box of a head by one pass with patches side by side."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
@@ -22,6 +22,9 @@ class ToNativeInputSpec(StepInputSpec):
     native_affine = traits.List(traits.List(traits.Float), mandatory=True, desc="affine (4, 4) of the T1w, mm")
     native_shape = traits.List(traits.Int, mandatory=True, desc="sides of the T1w's grid")
     segmentation = traits.Str("", usedefault=True, desc="whose labels these are; empty for a mask")
+    transform = traits.List(
+        traits.List(traits.Float), desc="affine (4, 4) from the T1w's points to those of the labels, mm, if they differ"
+    )
 
 
 class ToNativeOutputSpec(StepOutputSpec):
@@ -40,6 +43,7 @@ class ToNative(StepInterface):
         """Load, resample, save."""
         image = nib.load(self.inputs.in_file)
         native = Grid(self.inputs.native_affine, self.inputs.native_shape)
-        moved = labels_to_grid(np.asanyarray(image.dataobj), Grid.of(image), native)
+        seen = Grid(self.inputs.transform @ native.affine, native.shape) if isdefined(self.inputs.transform) else native
+        moved = labels_to_grid(np.asanyarray(image.dataobj), Grid.of(image), seen)
         path = save_image(moved, native.affine, folder / "native.nii.gz", segmentation=self.inputs.segmentation)
         return {"out_file": str(path)}

@@ -32,6 +32,7 @@ class PosteriorFile:
     def __init__(self, path: Path, grid: Grid, n_classes: int) -> None:
         self.grid, self.n_classes = grid, n_classes
         self.done = 0
+        self.path = path
         self._context = atomic_path(path)
 
     def __enter__(self) -> PosteriorFile:

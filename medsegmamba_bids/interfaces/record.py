@@ -23,6 +23,7 @@ class WriteRecordInputSpec(BaseInterfaceInputSpec):
 
     output_dir = traits.Str(mandatory=True)
     prefix = traits.Str(mandatory=True, desc="name of the T1w without suffix and extension")
+    suffix = traits.Str("T1w", usedefault=True, desc="ends the record's name")
     made_from = traits.Dict(mandatory=True, desc="weights, options, version")
     in_files = traits.Dict(mandatory=True, desc="name -> path, size and time of a file that was read")
     aseg_files = traits.List(traits.Str, mandatory=True, desc="what was written")
@@ -53,7 +54,7 @@ class WriteRecord(SimpleInterface):
         written = [Path(path) for part in files for path in part or []]
         outputs = {path.relative_to(root).as_posix(): fingerprint(path) for path in written}
         record = {"MadeFrom": self.inputs.made_from, "Inputs": inputs, "Outputs": outputs}
-        path = record_path(root, self.inputs.prefix)
+        path = record_path(root, self.inputs.prefix, self.inputs.suffix)
         write_new(json.dumps(record, indent=1) + "\n", path)
         self._results["out_file"] = str(path)
         return runtime
@@ -63,15 +64,15 @@ def _as_before(now: dict[str, Any], before: dict[str, Any]) -> bool:
     return all(now.get(key) == before.get(key) for key in ("Size", "Modified"))
 
 
-def record_path(output_dir: Path, prefix: str) -> Path:
-    """Return the path of a T1w's record.
+def record_path(output_dir: Path, prefix: str, suffix: str = "T1w") -> Path:
+    """Return the path of the record of a T1w, or of what is called otherwise.
 
     Examples
     --------
     >>> record_path(Path("out"), "sub-01_ses-a").as_posix()
     'out/sub-01/log/sub-01_ses-a_T1w.json'
     """
-    return output_dir / f"sub-{split_prefix(prefix)['sub']}" / "log" / f"{prefix}_T1w.json"
+    return output_dir / f"sub-{split_prefix(prefix)['sub']}" / "log" / f"{prefix}_{suffix}.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -77,9 +77,9 @@ class SegmentAseg(StepInterface):
 
             check_not_empty(segmentation, "the image")
             notes += filter(None, [describe_contrast(np.asanyarray(image.dataobj), segmentation.labels)])
-        results = _save(segmentation, folder, of_task(info.task).name)
+        results = save_segmentation(segmentation, folder, of_task(info.task).name)
         if posteriors is not None:
-            results["posteriors_file"] = str(folder / "posteriors.nii.gz")
+            results["posteriors_file"] = str(posteriors.path)
         return {**results, "notes": notes, "details": self._details(segmentation, info)}
 
     def _segment(self, image: Any, info: WeightsInfo, posteriors: PosteriorFile | None) -> Segmentation:
@@ -145,7 +145,7 @@ class SegmentHippocampus(SegmentAseg):
         return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors)
 
 
-def _save(segmentation: Segmentation, folder: Path, name: str) -> dict[str, Any]:
+def save_segmentation(segmentation: Segmentation, folder: Path, name: str) -> dict[str, Any]:
     """Write the images and numbers of a segmentation of this name; return their files."""
     affine = segmentation.grid.affine
     results = {

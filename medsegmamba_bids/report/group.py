@@ -10,12 +10,16 @@ from typing import Any
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.longitudinal.change import COLUMNS as VISIT_COLUMNS
+from medsegmamba_bids.longitudinal.change import SLOPE_COLUMNS
+from medsegmamba_bids.longitudinal.change import to_tsv as changes_to_tsv
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version, rate
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
 from medsegmamba_bids.report.thresholds import load_thresholds
-from medsegmamba_bids.segmentations import of_name
+from medsegmamba_bids.report.visit_tables import visits_of_group
+from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import columns
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ def write_group(config: RunConfig) -> int:
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
+    _write_visits(results, config)
     _write(group_page(results, config.output_dir, rule), page)
     _tell(results)
     return int(bool(results.failed))
@@ -89,6 +94,23 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
             {**columns(of_name(segmentation).volumes), **z, **provenance_of(results, segmentation)},
             path.with_suffix(".json"),
         )
+
+
+def _write_visits(results: Gathered, config: RunConfig) -> None:
+    """Write tables of visits that were processed together, where there are any."""
+    subjects = list(dict.fromkeys(table.scan.entities["sub"] for table in results.tables.get(ASEG.name, [])))
+    for kind in SEGMENTATIONS:
+        found = visits_of_group(config.output_dir, config.bids_dir, kind, subjects, results.participants)
+        if found is None:
+            continue
+        for name, table, sidecar in (
+            ("longitudinal", found.long, VISIT_COLUMNS),
+            ("visits", found.wide, {}),
+            ("slopes", found.slopes, SLOPE_COLUMNS),
+        ):
+            path = config.output_dir / f"group_seg-{kind.name}_desc-{name}_stats.tsv"
+            _write(changes_to_tsv(table), path)
+            _write_json({**sidecar, **provenance_of(results, kind.name)}, path.with_suffix(".json"))
 
 
 def _write(text: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.write_report import PICTURES, WriteReport
 from medsegmamba_bids.stats.intracranial import Template
+from medsegmamba_bids.workflows.longitudinal import Visits, init_longitudinal_wf
 from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.t1w import DRAW, init_t1w_wf
 
@@ -43,6 +45,17 @@ def init_medsegmamba_wf(
     return workflow
 
 
+def init_visits_wf(plan: Iterable[Visits], config: RunConfig, networks: Networks, template: Template) -> Workflow:
+    """Build the workflow of participants whose visits are processed together; their T1w images are done."""
+    workflow = Workflow(name=ROOT, base_dir=str(config.work_dir))
+    workflow.config["execution"] = _execution(config, config.log_dir)
+    for visits in plan:
+        part = Workflow(name=participant_wf_name(visits.subject))
+        part.add_nodes([init_longitudinal_wf(visits, config, networks, template)])
+        workflow.add_nodes([_with_crashes_apart(part, visits.subject, config)])
+    return workflow
+
+
 def init_participant_wf(
     subject: str, images: list[T1wImage], config: RunConfig, networks: Networks | None, template: Template | None
 ) -> Workflow:
@@ -54,6 +67,11 @@ def init_participant_wf(
     workflow.connect(
         [(part, report, [("finish.out_file", part.name), (f"{DRAW}.out_file", part.name + PICTURES)]) for part in parts]
     )
+    return _with_crashes_apart(workflow, subject, config)
+
+
+def _with_crashes_apart(workflow: Workflow, subject: str, config: RunConfig) -> Workflow:
+    """Make crash files of a participant's workflow go into its own folder; return it."""
     workflow.config["execution"] = _execution(config, config.participant_log_dir(subject))
     for node in workflow._get_all_nodes():
         node.config = deepcopy(workflow.config)

@@ -1,0 +1,124 @@
+"""When visits were: from ``scans.tsv``, ``sessions.tsv`` or, by age, from ``participants.tsv``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from medsegmamba_bids.datasets.participants_table import read_participants, read_table
+from medsegmamba_bids.errors import TableError
+
+logger = logging.getLogger(__name__)
+
+DAYS_A_YEAR = 365.25
+_DATE, _AGE = "acq_time", "age"
+
+
+@dataclass(frozen=True)
+class VisitTimes:
+    """Years of visits, counted from the first.
+
+    Attributes
+    ----------
+    years : tuple of float or None
+        None where it is not known.
+    source : str
+        Where they come from; empty where none is known.
+    """
+
+    years: tuple[float | None, ...]
+    source: str = ""
+
+
+def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) -> VisitTimes:
+    """Find when visits were.
+
+    The first of these that knows two visits or more: ``acq_time`` of the image in ``scans.tsv`` of its session,
+    ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where that has rows for sessions.
+    Dates may be shifted, as long as all of a participant are shifted alike.
+
+    Parameters
+    ----------
+    bids_dir : Path
+    subject : str
+        Without ``sub-``.
+    scans : sequence of (session, path)
+        Label without ``ses-``, and path of the image within the dataset.
+    """
+    sessions = _sessions(bids_dir, subject)
+    people = _people(bids_dir)
+    rows = [people.get((f"sub-{subject}", f"ses-{session}"), {}) for session, _ in scans]
+    found = {
+        "acq_time of scans.tsv": [_date(_of_scan(bids_dir, subject, *scan)) for scan in scans],
+        "acq_time of sessions.tsv": [_date(sessions.get(session, {}).get(_DATE)) for session, _ in scans],
+        "age of sessions.tsv": [_age(sessions.get(session, {}).get(_AGE)) for session, _ in scans],
+        "age of participants.tsv": [_age(row.get(_AGE)) for row in rows],
+    }
+    for source, times in found.items():
+        known = [time for time in times if time is not None]
+        if len(known) > 1:
+            return VisitTimes(tuple(None if time is None else time - min(known) for time in times), source)
+    return VisitTimes((None,) * len(scans))
+
+
+def _sessions(bids_dir: Path, subject: str) -> dict[str, dict[str, str]]:
+    """Return rows of ``sessions.tsv`` by session."""
+    rows = _rows(bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv", "session_id")
+    return {row["session_id"].removeprefix("ses-"): row for row in rows}
+
+
+def _of_scan(bids_dir: Path, subject: str, session: str, relative: str) -> str | None:
+    folder = f"sub-{subject}/ses-{session}"
+    rows = _rows(bids_dir / folder / f"sub-{subject}_ses-{session}_scans.tsv", "filename")
+    return next((row.get(_DATE) for row in rows if f"{folder}/{row['filename']}" == relative), None)
+
+
+def _people(bids_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
+    path = bids_dir / "participants.tsv"
+    if not path.is_file():
+        return {}
+    try:
+        people = read_participants(path)
+    except TableError as error:
+        logger.warning("%s; it is not used for times of visits", error)
+        return {}
+    column = people.session_column
+    return {(row["participant_id"], row[column]): row for row in people.rows.to_dict("records")} if column else {}
+
+
+def _rows(path: Path, key: str) -> list[dict[str, str]]:
+    """Return rows of a table; none, with a warning, where it cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        rows = read_table(path)
+    except TableError as error:
+        logger.warning("%s; it is not used for times of visits", error)
+        return []
+    return rows.to_dict("records") if key in rows else []
+
+
+def _date(text: str | None) -> float | None:
+    """Return a date in years; None where there is none.
+
+    Examples
+    --------
+    >>> _date("2020-01-01T12:00:00") - _date("2019-01-01T12:00:00") == 365 / 365.25, _date("n/a")
+    (True, None)
+    """
+    try:
+        moment = datetime.fromisoformat((text or "").removesuffix("Z"))
+    except ValueError:
+        return None
+    moment = moment.replace(tzinfo=None)
+    return (moment - datetime(1, 1, 1)).total_seconds() / 86400 / DAYS_A_YEAR
+
+
+def _age(text: str | None) -> float | None:
+    age = pd.to_numeric(text, errors="coerce") if text else None
+    return None if age is None or pd.isna(age) else float(age)

@@ -1,0 +1,123 @@
+"""Tables of the group about visits that were processed together: long, wide, and a slope per participant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.datasets.participants_table import Participants, read_table
+from medsegmamba_bids.errors import TableError
+from medsegmamba_bids.longitudinal.change import COLUMNS, annual_slopes
+from medsegmamba_bids.segmentations import SegmentationKind
+from medsegmamba_bids.stats.tables import MISSING
+
+logger = logging.getLogger(__name__)
+
+_KEY = ["participant_id", "session_id", "scan", "years"]
+
+
+@dataclass(frozen=True, eq=False)
+class VisitsOfGroup:
+    """Tables of visits of all participants of one segmentation.
+
+    Attributes
+    ----------
+    long : pandas.DataFrame
+        A row per participant, visit and structure.
+    wide : pandas.DataFrame
+        A row per participant and visit, a column of volumes per structure.
+    slopes : pandas.DataFrame
+        A row per participant and structure.
+    """
+
+    long: pd.DataFrame
+    wide: pd.DataFrame
+    slopes: pd.DataFrame
+
+
+def visits_of_group(
+    output_dir: Path,
+    bids_dir: Path,
+    kind: SegmentationKind,
+    subjects: Iterable[str],
+    participants: Participants | None,
+) -> VisitsOfGroup | None:
+    """Gather tables of visits; None where no participant has one.
+
+    Parameters
+    ----------
+    output_dir, bids_dir : Path
+        The latter may be absent; ``sessions.tsv`` lies in it.
+    kind : SegmentationKind
+    subjects : iterable of str
+        Without ``sub-``.
+    participants : Participants or None
+    """
+    tables = {}
+    for subject in subjects:
+        path = output_dir / output_name(f"sub-{subject}", kind.changes)
+        if path.is_file():
+            tables[subject] = read_changes(path)
+    if not tables:
+        return None
+    long = pd.concat([table.assign(participant_id=f"sub-{name}") for name, table in tables.items()], ignore_index=True)
+    known = {name: _known(bids_dir, name, participants, table) for name, table in tables.items()}
+    about = pd.concat(known.values(), ignore_index=True)
+    wide = long.pivot_table("Volume_mm3", _KEY[:3], "StructName", sort=False).reset_index()
+    years = long.drop_duplicates("scan").set_index("scan")["years"]
+    wide.insert(3, "years", wide["scan"].map(years))
+    slopes = pd.concat(
+        [annual_slopes(table).assign(participant_id=f"sub-{name}") for name, table in tables.items()], ignore_index=True
+    )
+    long = long[["participant_id", *COLUMNS]]
+    front = slopes[["participant_id", *slopes.columns.drop("participant_id")]]
+    keys = ["participant_id", "session_id"]
+    return VisitsOfGroup(long.merge(about, "left", keys), wide.merge(about, "left", keys), front)
+
+
+def read_changes(path: Path) -> pd.DataFrame:
+    """Read a participant's table of visits.
+
+    Raises
+    ------
+    TableError
+        The file cannot be read or lacks a column.
+    """
+    rows = read_table(path)
+    if absent := [name for name in COLUMNS if name not in rows]:
+        raise TableError(f"{path}: not a table of visits, it lacks the columns {', '.join(absent)}")
+    texts = ("session_id", "scan", "StructName")
+    for name in COLUMNS:
+        if name not in texts:
+            rows[name] = pd.to_numeric(rows[name].replace(MISSING, None), errors="coerce")
+    return rows[list(COLUMNS)]
+
+
+def _known(bids_dir: Path, subject: str, participants: Participants | None, table: pd.DataFrame) -> pd.DataFrame:
+    """Return what ``participants.tsv`` and ``sessions.tsv`` say of a participant's sessions, a row for each."""
+    sessions = list(dict.fromkeys(table["session_id"]))
+    rows = pd.DataFrame({"participant_id": f"sub-{subject}", "session_id": sessions})
+    taken = {*COLUMNS, *rows}
+    if participants is not None:
+        told = participants.of_scans((subject, session.removeprefix("ses-")) for session in sessions)
+        rows = rows.join(told.rename(columns={name: f"participants_{name}" for name in told if name in taken}))
+    path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+    if not path.is_file():
+        return rows
+    try:
+        told = read_table(path)
+    except TableError as error:
+        logger.warning("%s; it is not joined", error)
+        return rows
+    if "session_id" not in told:
+        return rows
+    told["session_id"] = [f"ses-{name.removeprefix('ses-')}" for name in told["session_id"]]
+    told = told.drop_duplicates("session_id").rename(
+        columns={name: f"sessions_{name}" for name in told if name in {*taken, *rows} and name != "session_id"}
+    )
+    return rows.merge(told, "left", "session_id")

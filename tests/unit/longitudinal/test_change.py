@@ -1,0 +1,84 @@
+"""Tables of visits, with numbers worked by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsegmamba_bids.longitudinal.change import (
+    VisitTable,
+    annual_slopes,
+    annual_symmetrized_change,
+    change_table,
+    in_time,
+    to_tsv,
+)
+
+
+def table(*volumes):
+    names = ("Left-Hippocampus", "Left-Caudate")
+    rows = {"SegId": [17, 11], "StructName": names, "Volume_mm3": volumes, "MeanPosterior": [0.9, 0.8]}
+    return pd.DataFrame(rows)
+
+
+def visit(session, years, *volumes):
+    return VisitTable(session, f"sub-1_ses-{session}_T1w", years, table(*volumes), table(*(v + 1 for v in volumes)))
+
+
+VISITS = [visit("b", 2.0, 3800.0, 4000.0), visit("a", 0.0, 4200.0, 4000.0), visit("c", 4.0, 3400.0, 4000.0)]
+
+
+def test_changes_are_from_the_first_in_time():
+    rows = change_table(VISITS)
+    hippocampus = rows[rows["SegId"] == 17].set_index("session_id")
+    assert list(hippocampus.index) == ["ses-a", "ses-b", "ses-c"]
+    assert hippocampus["Change_mm3"].tolist() == [0.0, -400.0, -800.0]
+    np.testing.assert_allclose(hippocampus["Change_percent"], [0, -400 / 42, -800 / 42])
+    # 200 mm3 a year, of means of 4000 and 3800
+    np.testing.assert_allclose(hippocampus["AnnualSymmetrizedChange_percent"][1:], [-5.0, -20000 / 3800])
+    assert np.isnan(hippocampus["AnnualSymmetrizedChange_percent"].iloc[0])
+    assert hippocampus["CrossSectionalVolume_mm3"].tolist() == [4201.0, 3801.0, 3401.0]
+    assert (rows.loc[rows["SegId"] == 11, "Change_mm3"] == 0).all()
+
+
+def test_the_order_of_visits_does_not_matter():
+    pd.testing.assert_frame_equal(change_table(VISITS), change_table(VISITS[::-1]))
+
+
+def test_without_all_times_names_tell_the_order_and_there_is_no_rate():
+    visits = [visit("b", 1.0, 90.0, 1.0), visit("a", None, 100.0, 1.0)]
+    assert [one.session for one in in_time(visits)] == ["a", "b"]
+    rows = change_table(visits)
+    assert rows["AnnualSymmetrizedChange_percent"].isna().all()
+    assert rows["Change_mm3"].tolist() == [0, 0, -10, 0]
+
+
+@pytest.mark.parametrize("years", [0.0, -1.0, float("nan")])
+def test_no_interval_gives_no_rate(years):
+    assert np.isnan(annual_symmetrized_change(np.array([1.0]), np.array([2.0]), years)).all()
+
+
+def test_swapping_visits_changes_the_sign_only():
+    first, second = np.array([4000.0]), np.array([3700.0])
+    forth, back = (annual_symmetrized_change(*pair, 1.5) for pair in ((first, second), (second, first)))
+    assert forth[0] == -back[0] == pytest.approx(100 * -200 / 3850)
+
+
+def test_of_nothing_there_is_no_percent():
+    rows = change_table([visit("a", 0.0, 0.0, 1.0), visit("b", 1.0, 5.0, 1.0)])
+    assert np.isnan(rows.loc[2, "Change_percent"])
+    assert rows.loc[2, "AnnualSymmetrizedChange_percent"] == 200
+
+
+def test_a_line_through_all_visits():
+    slopes = annual_slopes(change_table(VISITS)).set_index("SegId")
+    assert slopes.loc[17, "Slope_mm3"] == pytest.approx(-200)
+    assert slopes.loc[17, "Slope_percent"] == pytest.approx(100 * -200 / 3800)
+    assert slopes.loc[11, "Slope_mm3"] == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_missing_is_said():
+    text = to_tsv(change_table([visit("a", None, 1.0, 2.0), visit("b", None, 1.0, 2.0)]))
+    assert text.splitlines()[1].split("\t") == [
+        *("ses-a", "sub-1_ses-a_T1w", "n/a", "17", "Left-Hippocampus", "1.000", "2.000"),
+        *("0.000", "0.0000", "n/a", "0.90000"),
+    ]

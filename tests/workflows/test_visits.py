@@ -1,0 +1,135 @@
+"""Visits that are processed together: which, why again, and as which graph."""
+
+import json
+
+import pytest
+
+from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.datasets.visit_times import VisitTimes
+from medsegmamba_bids.execution.outcomes import DONE, FAILED, FLAGGED, Outcome
+from medsegmamba_bids.execution.resume import why_visits_unfinished
+from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.interfaces.record import record_path
+from medsegmamba_bids.stats.intracranial import find_template
+from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
+from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, init_longitudinal_wf, visits_made_from
+from medsegmamba_bids.workflows.networks import Networks
+
+
+def network(table, task, **spec):
+    labels = tuple(load_label_table(table).labels.tolist())
+    info = WeightsInfo(table, "medsegmamba", {"classes": len(labels)}, task, labels, InputSpec(**spec), checksum="abc")
+    return WeightsFile(table, info)
+
+
+NETWORKS = Networks(network("aseg_brain", "aseg"), network("hippoFS60", "hippocampus"))
+
+
+def image(session, bids):
+    prefix = f"sub-1_ses-{session}"
+    relative = f"sub-1/ses-{session}/anat/{prefix}_T1w.nii.gz"
+    return T1wImage(bids / relative, prefix, "1", session, relative)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(tmp_path / "bids", tmp_path / "out", work_dir=tmp_path / "work", longitudinal=True)
+
+
+def together(config, *sessions):
+    images = tuple(image(session, config.bids_dir) for session in sessions)
+    return Visits("1", images, VisitTimes((None,) * len(images)))
+
+
+def nodes_of(config, *sessions, networks=NETWORKS):
+    for session in sessions:
+        for name in ("conformed", "conformed_aseg", "conformed_mask", "aseg_stats", "hippocampus_stats"):
+            path = config.output_dir / output_name(f"sub-1_ses-{session}", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        path = image(session, config.bids_dir).path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    workflow = init_longitudinal_wf(together(config, *sessions), config, networks, find_template())
+    graph = workflow._create_flat_graph()
+    return {node.name: node for node in graph.nodes()}, graph
+
+
+def sources(graph, node):
+    return {(before.name, *pair) for before, _, edge in graph.in_edges(node, data=True) for pair in edge["connect"]}
+
+
+def test_every_visit_and_the_template_inform_each_visit(config):
+    nodes, graph = nodes_of(config, "a", "b", "c")
+    everyone = {before for before, *_ in sources(graph, nodes["all_aseg"])}
+    assert everyone == {"aseg_0", "aseg_1", "aseg_2", "aseg_template"}
+    for number in range(3):
+        given = sources(graph, nodes[f"fuse_aseg_{number}"])
+        assert {("all_aseg", "out", "all_files"), (f"aseg_{number}", "posteriors_file", "own_file")} <= given
+        # The same box for all visits, and one image each.
+        assert ("aseg_template", "labels_file", "around_file") in sources(graph, nodes[f"aseg_{number}"])
+        assert (f"midspace_{number}", "conformed_file", "in_file") in sources(graph, nodes[f"aseg_{number}"])
+        assert ("intracranial", "etiv", "etiv") in sources(graph, nodes[f"statistics_aseg_{number}"])
+
+
+def test_weights_for_stripped_brains_get_the_common_mask(config):
+    authors = Networks(network("aseg", "aseg", skull_stripped=True, intensity="freesurfer"))
+    nodes, graph = nodes_of(config, "a", "b", networks=authors)
+    given = sources(graph, nodes["aseg_1"])
+    assert {("align", "brain_file", "mask_file"), ("midspace_1", "norm_file", "in_file")} <= given
+    assert not any("hippocampus" in name for name in nodes)
+
+
+def plan(config, outcomes, *sessions):
+    images = [image(session, config.bids_dir) for session in sessions]
+    return plan_of_visits({"1": images}, {"1": outcomes}, config, NETWORKS, find_template())
+
+
+def test_one_session_is_left_to_itself(config):
+    assert plan(config, [], "a") == ([], {})
+
+
+def test_a_visit_that_failed_is_left_out_and_the_others_stand(config):
+    failed = [Outcome("sub-1_ses-b_T1w", FAILED)]
+    (visits,), told = plan(config, failed, "a", "b", "c")
+    assert [image.session for image in visits.images] == ["a", "c"]
+    assert not told
+
+
+def test_one_visit_that_is_left_is_a_failure_with_its_reason(config):
+    planned, told = plan(config, [Outcome("sub-1_ses-b_T1w", FAILED)], "a", "b")
+    assert not planned
+    assert told["1"] == [
+        Outcome(
+            "sub-1_longitudinal",
+            FAILED,
+            ("one session is left, as sub-1_ses-b_T1w failed; two and more are needed",),
+        )
+    ]
+
+
+def test_a_visit_that_is_added_is_named(config, caplog):
+    made = visits_made_from(together(config, "a", "b"), config, NETWORKS, find_template())
+    path = record_path(config.output_dir, "sub-1", RECORD)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"MadeFrom": made, "Inputs": {}, "Outputs": {}}))
+    now = together(config, "a", "b", "c")
+    why = why_visits_unfinished(now, visits_made_from(now, config, NETWORKS, find_template()), config)
+    assert why == "the visits changed: new is sub-1/ses-c/anat/sub-1_ses-c_T1w.nii.gz"
+    plan(config, [], "a", "b", "c")
+    assert "sub-1: its visits are processed together: the visits changed" in caplog.text
+
+
+@pytest.mark.parametrize(("notes", "status"), [([], DONE), (["another scanner"], FLAGGED)])
+def test_what_is_said_of_visits_flags_them(config, notes, status):
+    path = config.output_dir / output_name("sub-1", "aseg_changes", extension=".json")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"Notes": notes}))
+    assert judge_visits(together(config, "a", "b"), {}, "", config) == Outcome(
+        "sub-1_longitudinal", status, tuple(notes)
+    )
+    crashed = judge_visits(together(config, "a", "b"), {"align": "not the same head"}, "", config)
+    assert crashed.reasons == ("align: not the same head",)
