@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.image.labels import load_label_table
@@ -85,10 +86,11 @@ def _labels_layer(name: str, labels: np.ndarray) -> dict[str, Any]:
     """Return a segmentation as numbers of its structures, uint8, with their names, colours and middles in voxels."""
     table = load_label_table(of_name(name).widest)
     indices = table.to_indices(np.asarray(labels).astype(np.int64)).astype(np.uint8)
-    there = [int(index) for index in np.unique(indices) if index]
     structures = []
-    for index in there:
-        at = np.argwhere(indices == index)
+    for index, box in enumerate(ndimage.find_objects(indices), 1):
+        if box is None:
+            continue
+        at = np.argwhere(indices[box] == index) + [side.start for side in box]
         middle = at[np.abs(at - at.mean(0)).sum(1).argmin()]  # in the structure, though it may be curved
         row = table.table.iloc[index]
         structures.append({"index": index, "name": row["name"], "color": row["color"], "middle": middle.tolist()})
