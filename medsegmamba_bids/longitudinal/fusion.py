@@ -22,7 +22,7 @@ import numpy as np
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.longitudinal.class_files import PosteriorFolder
 
-#: How far a visit is drawn towards the others; chosen in docs/longitudinal.md.
+#: How far a visit is drawn towards the others: nine tenths of a change are left; docs/longitudinal.md says why.
 WEIGHT = 0.1
 _FLOOR = 1e-5  # probabilities below count as this: one visit's 0 must not forbid a class to all
 

@@ -18,7 +18,7 @@ SESSIONS = ("a", "b")
 
 def wide(seed):
     """A brain with air around, in which heads may lie elsewhere."""
-    return np.pad(make_brain(seed), 10)
+    return np.pad(make_brain(seed), 4)
 
 
 def app(bids, out, *options):
