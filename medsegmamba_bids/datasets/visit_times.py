@@ -108,8 +108,8 @@ def _date(text: str | None) -> float | None:
 
     Examples
     --------
-    >>> _date("2020-01-01T12:00:00") - _date("2019-01-01T12:00:00") == 365 / 365.25, _date("n/a")
-    (True, None)
+    >>> round((_date("2020-01-01T12:00:00") - _date("2019-01-01T12:00:00")) * 365.25, 6), _date("n/a")
+    (365.0, None)
     """
     try:
         moment = datetime.fromisoformat((text or "").removesuffix("Z"))

@@ -23,6 +23,7 @@ def both(tmp_path_factory, weights, dataset):
     dataset(root / "bids", [f"sub-{subject}" for subject in SUBJECTS])
     command = [sys.executable, "-m", "medsegmamba_bids", root / "bids", root / "out", "participant", "-w", root / "w"]
     command += ["--aseg-weights", weights["aseg"], "--hippocampus-weights", "none", "--device", "cpu", "--nprocs", "1"]
+    command += ["-v"]  # a line a step
     runs = [
         subprocess.Popen(map(str, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]

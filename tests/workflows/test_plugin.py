@@ -164,7 +164,7 @@ def test_what_most_others_wait_for_is_started_first(plugin):
     names = ["native_aseg", "intracranial", "native_mask", "normalize", "conform"]
     plugin.procs = [Node(Tell(), name=name) for name in names]
     assert [names[job] for job in plugin._sort_jobs(range(5))] == [
-        *("conform", "normalize", "intracranial", "native_aseg", "native_mask")
+        *("conform", "normalize", "native_aseg", "native_mask", "intracranial")
     ]
 
 
