@@ -123,7 +123,9 @@ def process(options: argparse.Namespace, bids: Path) -> None:
             else:
                 visits = visits_of(subject, images, config)
                 workflow.add_nodes([init_longitudinal_wf(visits, config, networks, template)])
-            workflow.config["execution"] |= {"crashdump_dir": str(options.out / "crashes")}
+            # Classes lie as files beside the one that is an output, as in the app.
+            kept = {"remove_unnecessary_outputs": False}
+            workflow.config["execution"] |= {"crashdump_dir": str(options.out / "crashes"), **kept}
             workflow.run(plugin="Linear")
 
 
