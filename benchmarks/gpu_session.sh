@@ -30,6 +30,7 @@ say "device $device, $(nproc) cores, limit $limit s"
 data=runs/gpu/data
 sed -e "s/^batch_size = .*/batch_size = $([ $small ] && echo 2 || echo 8)/" \
     -e "s/^save_every = .*/save_every = 1000000\nsave_minutes = 1\nworkers = $(nproc)\nlog_every = $([ $small ] && echo 1 || echo 20)/" \
+    -e 's#^initial = .*#initial = "training_state/base-aseg.safetensors"#' \
     -e 's/^image = "mni152"/image = "mni152.nii.gz"/' \
     medsegmamba_bids/data/training/embedded_aseg2_base.toml >runs/gpu/session.toml
 [ $small ] && sed -i -e 's/^patch_size = .*/patch_size = 32/' -e 's/^step = 40/step = 16/' \
@@ -73,7 +74,7 @@ weights() {
 wait $maps; say "label maps prepared: $(ls runs/gpu/training/maps 2>/dev/null | wc -l)"
 seconds=$(($(left) - 30)); [ $seconds -gt 20 ] || { say "no time is left for training"; exit 0; }
 timeout --kill-after=15 $seconds "$python" -m medsegmamba_bids.cli.train synthetic runs/gpu/session.toml \
-    --initial training_state/base-aseg.safetensors --data-dir $data --out runs/gpu/training --device "$device" \
+    --data-dir $data --out runs/gpu/training --device "$device" \
     >>"$OUT/train.log" 2>&1 &
 training=$!
 while sleep $([ $small ] && echo 20 || echo 60) && kill -0 $training 2>/dev/null; do weights; done
