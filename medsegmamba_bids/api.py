@@ -23,13 +23,13 @@ from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.header import describe_orientation, orientation_code
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import (
-    atomic_path,
     check_image,
     check_labels,
     check_writable,
     load_image,
     load_labels,
     save_image,
+    write_text,
 )
 from medsegmamba_bids.image.labels import join_brain_labels, load_label_table
 from medsegmamba_bids.image.masks import check_mask, load_mask
@@ -149,9 +149,7 @@ class SegmentedImage:
         ]
         for path, text in ((volumes, lambda: to_tsv(self.volumes)), (fs_stats, lambda: self.aseg_stats)):
             if path:
-                with atomic_path(path) as temporary:
-                    temporary.write_text(text(), encoding="utf-8")
-                written.append(Path(path))
+                written.append(write_text(path, text()))
         return written
 
 

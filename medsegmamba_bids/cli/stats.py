@@ -133,10 +133,9 @@ def _soft_volumes(path: Path, image: Any, options: argparse.Namespace, table: La
 
 
 def _write(text: str, path: Path) -> None:
-    from medsegmamba_bids.image.io import atomic_path
+    from medsegmamba_bids.image.io import write_text
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     logger.info("wrote %s", path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ class Outcome:
     reasons: tuple[str, ...] = ()
 
 
+def crashed(name: str, crashes: Mapping[str, str]) -> Outcome:
+    """Return the outcome of what failed, with step -> what it failed with."""
+    return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
+
+
 def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: RunConfig) -> Outcome:
     """Say what became of a T1w.
 
@@ -53,7 +58,7 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
     """
     name = f"{image.prefix}_T1w"
     if crashes:
-        return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
+        return crashed(name, crashes)
     table = config.output_dir / output_name(image.prefix, ASEG.stats)
     if error or not table.is_file():
         return Outcome(name, FAILED, (error or NOT_THERE,))

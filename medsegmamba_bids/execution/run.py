@@ -90,13 +90,15 @@ class Result:
 
     def of_image(self, image: T1wImage) -> dict[str, str]:
         """Return step -> what it failed with."""
-        start = f"{ROOT}.{participant_wf_name(image.subject)}.{image.node_name}."
-        steps = {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
+        steps = self._steps(image.subject, image.node_name)
         return {step: text for step, text in steps.items() if step != DRAW}
 
     def of_visits(self, subject: str) -> dict[str, str]:
         """Return step -> what it failed with, of the visits that were processed together."""
-        start = f"{ROOT}.{participant_wf_name(subject)}.{LONGITUDINAL}."
+        return self._steps(subject, LONGITUDINAL)
+
+    def _steps(self, subject: str, workflow: str) -> dict[str, str]:
+        start = f"{ROOT}.{participant_wf_name(subject)}.{workflow}."
         return {name.rsplit(".", 1)[-1]: text for name, text in self.crashes.items() if name.startswith(start)}
 
     def of_report(self, subject: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.execution.outcomes import DONE, FAILED, FINISHED, FLAGGED, Outcome
+from medsegmamba_bids.execution.outcomes import DONE, FAILED, FINISHED, FLAGGED, NOT_THERE, Outcome, crashed
 from medsegmamba_bids.execution.resume import visits_of, why_visits_unfinished
 from medsegmamba_bids.segmentations import ASEG
 from medsegmamba_bids.stats.intracranial import Template
@@ -84,9 +84,9 @@ def judge_visits(visits: Visits, crashes: Mapping[str, str], error: str, config:
     """
     name = _name(visits.subject)
     if crashes:
-        return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
+        return crashed(name, crashes)
     path = config.output_dir / output_name(visits.prefix, ASEG.changes, extension=".json")
     if error or not path.is_file():
-        return Outcome(name, FAILED, (error or "its results are not there; the log file may say why",))
+        return Outcome(name, FAILED, (error or NOT_THERE,))
     notes = tuple(json.loads(path.read_text(encoding="utf-8"))["Notes"])
     return Outcome(name, FLAGGED if notes else DONE, notes)

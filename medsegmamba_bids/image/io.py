@@ -321,3 +321,10 @@ def _type_on_disk(dtype: np.dtype, suffix: str) -> np.dtype:
     if dtype == np.float16 or (suffix == ".mgz" and dtype == np.float64):
         return np.dtype(np.float32)
     return dtype
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a UTF-8 text, all at once; returns the path."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)

@@ -145,7 +145,6 @@ def merge_probabilities(
     grid: Grid,
     labels: Sequence[int],
     groups: Sequence[Sequence[int]] = (),
-    on_posterior: OnPosterior | None = None,
 ) -> Segmentation:
     """Let the largest of probabilities win that lie on the conformed grid already.
 
@@ -156,12 +155,12 @@ def merge_probabilities(
     box : Box
     grid : Grid
         The conformed one.
-    labels, groups, on_posterior
+    labels, groups
         As :func:`merge_posteriors` takes them.
     """
     prediction = Prediction(torch.from_numpy(probabilities), box, torch.device("cpu"), patches=1)
     view = View(prediction, AlignedGrids(grid, 1.0))
-    return merge_posteriors([view], labels, groups, on_posterior=on_posterior)
+    return merge_posteriors([view], labels, groups)
 
 
 def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:

@@ -35,8 +35,9 @@ def patch_count(info: WeightsInfo, step: int | None, task: str) -> int:
     """
     spec = info.input
     sides = (HIPPOCAMPUS_SIDE,) * 3 if task == HIPPOCAMPUS.task else BRAIN_MM
-    patches = len(PatchGrid(_voxels(sides, spec.voxel_size), spec.patch_size, step or spec.step).positions)
-    patches *= 2 if spec.mirror else 1
+    looks = [spec.voxel_size, *([spec.mirror_voxel_size or spec.voxel_size] if spec.mirror else [])]
+    grids = (PatchGrid(_voxels(sides, size), spec.patch_size, step or spec.step) for size in looks)
+    patches = sum(len(grid.positions) for grid in grids)
     if task == HIPPOCAMPUS.task or spec.skull_stripped:
         return patches
     return patches + len(PatchGrid(_voxels(HEAD_MM, spec.voxel_size), spec.patch_size, spec.patch_size).positions)

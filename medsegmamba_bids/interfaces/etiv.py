@@ -12,7 +12,7 @@ from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.image.transforms import save_itk, to_lta
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import (
@@ -82,8 +82,7 @@ def _save(transform: np.ndarray, grid: Grid, template: Template, folder: Path) -
         "lta_file": ("affine.lta", to_lta(transform, grid, to_grid, ("T1w", template.path.name))),
     }
     for name, text in texts.values():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     files = {output: str(folder / name) for output, (name, _) in texts.items()}
     return {**files, "itk_file": str(save_itk(transform, folder / "affine.tfm"))}
 

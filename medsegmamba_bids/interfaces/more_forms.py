@@ -14,7 +14,7 @@ from nipype.interfaces.base import Directory, File, isdefined, traits
 from medsegmamba_bids.anatomy import SUBFIELDS_FROM
 from medsegmamba_bids.datasets.space_templates import SpaceTemplate
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import atomic_path, save_image
+from medsegmamba_bids.image.io import save_image, write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.image.meshes import mesh_of, save_mesh
 from medsegmamba_bids.interfaces.segmentation import read_numbers
@@ -85,8 +85,7 @@ class FreeSurferSubfields(StepInterface):
         for side, added in _SIDES.items():
             here = np.where(labels // 1000 == added // 1000, labels - added, 0)
             save_image(here, image.affine, out / f"{side}.hippoAmygLabels-T1.v22.FS60.FSvoxelSpace.mgz", np.int32)
-            with atomic_path(out / f"{side}.hippoSfVolumes-T1.v22.txt") as temporary:
-                temporary.write_text(_volumes_text(volumes, added), encoding="utf-8")
+            write_text(out / f"{side}.hippoSfVolumes-T1.v22.txt", _volumes_text(volumes, added))
         return {"out_dir": str(out)}
 
 
@@ -165,8 +164,7 @@ class ToTemplate(StepInterface):
             "Registration": {"Method": how, "Software": f"SimpleITK {_version()}"},
             "Template": template.facts(),
         }
-        with atomic_path(out / f"{stem}.json") as temporary:
-            temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        write_text(out / f"{stem}.json", json.dumps(entries, indent=2) + "\n")
 
 
 def _version() -> str:

@@ -14,7 +14,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from medsegmamba_bids.anatomy import HIPPOCAMPI
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import atomic_path, save_image
+from medsegmamba_bids.image.io import save_image, write_text
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.segmentations import of_task
@@ -160,8 +160,7 @@ def save_segmentation(segmentation: Segmentation, folder: Path, name: str) -> di
         "SoftVolumes": segmentation.soft_volumes,
         "MeanPosteriors": {label: value for label, value in segmentation.mean_posterior.items() if label in present},
     }
-    with atomic_path(folder / "numbers.json") as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write_text(folder / "numbers.json", json.dumps(numbers, indent=1))
     return results
 
 

@@ -12,7 +12,7 @@ from nipype.interfaces.base import DynamicTraitedSpec, File, SimpleInterface, Tr
 from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids.data.names import folder_start, output_name
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import atomic_path, write_text
 
 #: Appended to the name of a product: a file with metadata of its own, which join the fixed ones.
 METADATA = "_json"
@@ -101,6 +101,5 @@ def write_new(text: str, path: Path) -> bool:
     if path.is_file() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return True

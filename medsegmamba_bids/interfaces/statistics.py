@@ -18,7 +18,7 @@ from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.segmentation import read_numbers
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
@@ -101,8 +101,7 @@ class Statistics(StepInterface):
             "fs_file": ("aseg.stats", to_aseg_stats(rows, measures, self.inputs.subject, files)),
         }
         for name, text in texts.values():
-            with atomic_path(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         outputs = {output: str(folder / name) for output, (name, _) in texts.items()}
         return {**outputs, "measures": [asdict(measure) for measure in measures]}
 

@@ -14,12 +14,12 @@ from nipype.interfaces.base import File, isdefined, traits
 from medsegmamba_bids.anatomy import OUTSIDE_BRAIN
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import atomic_path, load_image, open_series, save_image
-from medsegmamba_bids.interfaces.posteriors import PosteriorFile
+from medsegmamba_bids.image.io import load_image, open_series, save_image, write_text
 from medsegmamba_bids.interfaces.segmentation import (
     SegmentAseg,
     SegmentHippocampus,
     SegmentInputSpec,
+    SegmentOutputSpec,
     save_segmentation,
 )
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
@@ -127,8 +127,7 @@ def _save_alignment(alignment: Alignment, level: float, path: Path) -> Path:
         "Overlaps": alignment.overlaps,
         "WhiteMatter": level,
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    write_text(path, json.dumps(entries, indent=1))
     return path
 
 
@@ -187,8 +186,7 @@ class IntoMidspace(StepInterface):
 
 
 def _save_transform(matrix: np.ndarray, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        temporary.write_text(to_xfm(matrix), encoding="utf-8")
+    write_text(path, to_xfm(matrix))
     return path
 
 
@@ -225,8 +223,15 @@ class SegmentVisitInputSpec(SegmentInputSpec):
     around_file = File(exists=True, desc="labels of the template, around which is looked; the head if undefined")
 
 
-class SegmentVisit(SegmentAseg):
-    """Segment an image in the middle, in the same box for all visits; keeps the probabilities of all classes."""
+class _KeepsClasses:
+    """Keeps the probabilities of all classes, for the fusion."""
+
+    def _posteriors(self, folder: Path, image: Any, info: WeightsInfo) -> PosteriorFolder:
+        return PosteriorFolder(folder / "classes")
+
+
+class SegmentVisit(_KeepsClasses, SegmentAseg):
+    """Segment an image in the middle, in the same box for all visits."""
 
     input_spec = SegmentVisitInputSpec
 
@@ -237,15 +242,9 @@ class SegmentVisit(SegmentAseg):
             box = Box.around((labels > 0) & ~np.isin(labels, OUTSIDE_BRAIN))
         return self._segmenter().segment(image, self.inputs.weights, posteriors, box)
 
-    def _posteriors(self, folder: Path, image: Any, info: WeightsInfo) -> PosteriorFolder:
-        return PosteriorFolder(folder / "classes")
 
-
-class SegmentVisitHippocampus(SegmentHippocampus):
+class SegmentVisitHippocampus(_KeepsClasses, SegmentHippocampus):
     """The same of the hippocampal subfields, around the template's hippocampi."""
-
-    def _posteriors(self, folder: Path, image: Any, info: WeightsInfo) -> PosteriorFolder:
-        return PosteriorFolder(folder / "classes")
 
 
 class FuseVisitInputSpec(StepInputSpec):
@@ -257,24 +256,13 @@ class FuseVisitInputSpec(StepInputSpec):
     weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its checksum stands for it")
     checksum = traits.Str(mandatory=True, desc="of the weights")
     weight = traits.Range(0.0, 1.0, value=WEIGHT, usedefault=True, desc="how far visits are drawn to each other")
-    save_posteriors = traits.Bool(False, usedefault=True, desc="write the probabilities of all classes")
-
-
-class FuseVisitOutputSpec(StepOutputSpec):
-    """Outputs of :class:`FuseVisit`."""
-
-    labels_file = File(desc="FreeSurfer labels, uint16")
-    entropy_file = File(desc="entropy of the class probabilities, bits")
-    mask_file = File(desc="brain mask; undefined where the classes do not cover the brain")
-    posteriors_file = File(desc="probabilities of all classes, on request")
-    numbers_file = File(desc="soft volumes and mean posteriors by label, JSON")
 
 
 class FuseVisit(StepInterface):
     """Draw a visit's probabilities towards those of all, and decide."""
 
     input_spec = FuseVisitInputSpec
-    output_spec = FuseVisitOutputSpec
+    output_spec = SegmentOutputSpec
     runs_network: ClassVar[bool] = True  # it runs none, but needs torch, which the network's process has
 
     def run_step(self, folder: Path) -> dict[str, Any]:
@@ -289,13 +277,8 @@ class FuseVisit(StepInterface):
             note = "nothing was found in it together with the other visits"
             return {**save_segmentation(background_only(grid, info.labels, [note]), folder, name), "notes": [note]}
         probabilities, box = fuse(own, others, self.inputs.weight)
-        target = PosteriorFile(folder / "posteriors.nii.gz", grid, len(info.labels))
-        if not self.inputs.save_posteriors:
-            segmentation = merge_probabilities(probabilities, box, grid, info.labels, class_groups(info))
-            return save_segmentation(segmentation, folder, name)
-        with target as posteriors:
-            segmentation = merge_probabilities(probabilities, box, grid, info.labels, class_groups(info), posteriors)
-        return {**save_segmentation(segmentation, folder, name), "posteriors_file": str(folder / "posteriors.nii.gz")}
+        segmentation = merge_probabilities(probabilities, box, grid, info.labels, class_groups(info))
+        return save_segmentation(segmentation, folder, name)
 
 
 class CompareVisitsInputSpec(StepInputSpec):
@@ -337,8 +320,7 @@ class CompareVisits(StepInterface):
             "sidecar_file": ("changes.json", json.dumps(self._sidecar(visits, notes), indent=2) + "\n"),
         }
         for name, text in texts.values():
-            with atomic_path(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         return {**{output: str(folder / name) for output, (name, _) in texts.items()}, "notes": notes}
 
     def _columns(self) -> tuple[list, ...]:

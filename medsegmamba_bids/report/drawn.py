@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.report.derivatives import canonical_image
 from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
 
@@ -42,8 +42,7 @@ def save_pictures(pictures: Pictures, prefix: str, scans: int, path: Path) -> Pa
     """Write pictures, whose T1w's they are and on how full a page they are to be, as JSON."""
     entries = asdict(pictures)
     entries[_THUMBNAIL] = base64.b64encode(pictures.thumbnail).decode()
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"prefix": prefix, "scans": scans, "pictures": entries}), encoding="utf-8")
+    write_text(path, json.dumps({"prefix": prefix, "scans": scans, "pictures": entries}))
     return path
 
 

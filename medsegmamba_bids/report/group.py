@@ -9,7 +9,7 @@ from typing import Any
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import GroupError
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.longitudinal.change import COLUMNS as VISIT_COLUMNS
 from medsegmamba_bids.longitudinal.change import SLOPE_COLUMNS
 from medsegmamba_bids.longitudinal.change import to_tsv as changes_to_tsv
@@ -114,8 +114,7 @@ def _write_visits(results: Gathered, config: RunConfig) -> None:
 
 
 def _write(text: str, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _write_json(entries: dict[str, Any], path: Path) -> None:

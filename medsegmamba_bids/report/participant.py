@@ -20,7 +20,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.anatomy import CEREBRUM
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.errors import ImageError, ReportError, TableError
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import atomic_path, write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report import provenance
@@ -185,8 +185,7 @@ def _outline_styles() -> dict[int, dict[str, str]]:
 
 def _write(text: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def write_flags(output_dir: Path, subject: str, flags: list[Flag], limits: dict[str, Any]) -> Path:

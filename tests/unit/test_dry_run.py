@@ -23,6 +23,8 @@ def test_patches_are_those_of_a_brain_and_of_the_pass_that_finds_it():
     whole = info(voxel_size=1.0, patch_size=96, step=96, skull_stripped=False)
     assert patch_count(whole, None, "aseg") == 2 * 2 * 2 + 2 * 3 * 3  # and a head of 170 x 220 x 230
     assert patch_count(replace(whole, input=replace(whole.input, mirror=True)), None, "aseg") == 16 + 18
+    finer = replace(whole.input, mirror=True, mirror_voxel_size=0.5)  # 320 x 380 x 300 voxels beside 160 x 190 x 150
+    assert patch_count(replace(whole, input=finer), None, "aseg") == 8 + 4 * 4 * 4 + 18
     assert patch_count(stripped, None, "hippocampus") == 1
 
 

@@ -21,7 +21,7 @@ from medsegmamba_bids.evaluation.card.calibration_text import NOT_MEASURED, cali
 from medsegmamba_bids.evaluation.card.card_text import sections
 from medsegmamba_bids.evaluation.card.cases import Case, read_cases
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_calibration, measure_case
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.folders import resolve_weights
 from medsegmamba_bids.weights.info import WeightsFile, WeightsInfo
@@ -51,8 +51,7 @@ def write_numbers(rows: pd.DataFrame, path: Path, first_line: str) -> None:
     """Write the table of numbers, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
-    with atomic_path(path) as temporary:
-        temporary.write_text(f"{first_line}\n{text}", encoding="utf-8")
+    write_text(path, f"{first_line}\n{text}")
 
 
 def measure(
@@ -84,8 +83,7 @@ def calibration_fields(rows: pd.DataFrame | None, aim_cases: list[str], diagram:
     counted = None if rows is None else rows[rows["case"].isin(aim_cases)]
     if counted is None or not len(counted):
         return {"calibration_cases": "", "calibration": NOT_MEASURED, "diagram": ""}
-    with atomic_path(diagram) as temporary:
-        temporary.write_text(reliability_diagram(counted), encoding="utf-8")
+    write_text(diagram, reliability_diagram(counted))
     names = ", ".join(counted["case"].unique())
     picture = f"![Reliability diagram]({diagram.name})"
     return {"calibration_cases": f"Cases: {names}.", "calibration": calibration_table(counted), "diagram": picture}
@@ -157,6 +155,5 @@ def write_card(
         raise CaseError(f"{case_table}: no case with aim 1 is measured; the card's means are over those")
     calibration = _calibration(cases, [case.name for case in everything if case.aim], networks, out)
     text = card(rows, aim_cases, networks, training | calibration)
-    with atomic_path(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out, text)
     logger.info("wrote %s", out)

@@ -19,7 +19,7 @@ from medsegmamba_bids.datasets.scan_names import ScanName, listed
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.evaluation.compare import charts
 from medsegmamba_bids.evaluation.compare import side_by_side as pictures
-from medsegmamba_bids.evaluation.compare.comparison_tables import Results, p_text, write_text
+from medsegmamba_bids.evaluation.compare.comparison_tables import Results, p_text
 from medsegmamba_bids.evaluation.compare.significance import CORRECTIONS
 from medsegmamba_bids.evaluation.compare.study import Item
 from medsegmamba_bids.evaluation.compare.summary import (
@@ -30,7 +30,7 @@ from medsegmamba_bids.evaluation.compare.summary import (
     plus_minus,
     with_absolute_error,
 )
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import atomic_path, write_text
 from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.viz.encoding import colors_of, svg_uri, to_uri
 from medsegmamba_bids.viz.templates import render
@@ -135,7 +135,7 @@ def write_figures(figures: Figures, folder: Path) -> None:
     """Write charts as SVG and pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in figures.charts.items():
-        write_text(text, folder / f"{name}.svg")
+        write_text(folder / f"{name}.svg", text)
     for name, picture in figures.pictures.items():
         with atomic_path(folder / f"{name}.png") as temporary:
             Image.fromarray(picture).save(temporary)
@@ -144,7 +144,7 @@ def write_figures(figures: Figures, folder: Path) -> None:
 def write_page(results: Results, figures: Figures, path: Path) -> None:
     """Write the page."""
     text = render("evaluation.html.jinja", **page_values(results, figures))
-    write_text(text, path)
+    write_text(path, text)
 
 
 def page_values(results: Results, figures: Figures) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from medsegmamba_bids.evaluation.compare.scans import Settings, grid_notes
 from medsegmamba_bids.evaluation.compare.significance import CORRECTIONS, compare_methods
 from medsegmamba_bids.evaluation.compare.summary import by_structure, paper_cells, paper_header, scan_means, summarise
 from medsegmamba_bids.evaluation.compare.volume_agreement import agreement, repeatability
-from medsegmamba_bids.image.io import atomic_path
+from medsegmamba_bids.image.io import write_text
 
 #: What the columns of the long table hold; ``metrics.json`` says the same.
 DESCRIPTIONS = {
@@ -123,22 +123,15 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
     text = json.dumps(results.sidecar(), indent=2, ensure_ascii=False) + "\n"
     return [
         *written,
-        write_text(text, folder / "metrics.json"),
-        write_text(to_markdown(results), folder / "summary.md"),
+        write_text(folder / "metrics.json", text),
+        write_text(folder / "summary.md", to_markdown(results)),
     ]
 
 
 def write_tsv(rows: pd.DataFrame, path: Path) -> Path:
     """Write a table; missing values are n/a."""
     text = rows.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n")
-    return write_text(text, path)
-
-
-def write_text(text: str, path: Path) -> Path:
-    """Write a file at once."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def to_markdown(results: Results) -> str:
