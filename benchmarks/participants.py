@@ -21,8 +21,8 @@ MODEL = "MEDSEGMAMBA_REPLAY"  # folder of the first participant's nodes, for pro
 RUN = """\
 import sys, participants
 from medsegmamba_bids.cli.main import main
-from medsegmamba_bids.execution import plugin
-plugin._PRELOADED.append("participants")
+from medsegmamba_bids.execution import workers
+workers.PRELOADED.append("participants")
 sys.exit(main(sys.argv[1:]))
 """
 STEP_S = 1.0

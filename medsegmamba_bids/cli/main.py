@@ -54,6 +54,11 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
 def run_level(config: RunConfig) -> int:
     """Process participants; print the table and return the exit code that follows from it."""
     os.environ.update(NIPYPE_NO_ET="1", NO_ET="1")  # Nipype would report over the network that it is used
+    if not (config.dry_run or config.use_plugin):
+        from medsegmamba_bids.execution.workers import start_forkserver
+
+        start_forkserver()  # it imports what steps need, while this process does
+
     from medsegmamba_bids.cli.progress import Progress
     from medsegmamba_bids.execution.machine_check import check_machine
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
@@ -99,8 +104,7 @@ def _tell_plan(config: RunConfig) -> int:
 
 def _tell_viewers(config: RunConfig, outcomes: list) -> None:
     """Print commands that open the first T1w that is done; the reports have those of all."""
-    from medsegmamba_bids.report.derivatives import Scan
-    from medsegmamba_bids.report.participant import viewer_commands
+    from medsegmamba_bids.report.derivatives import Scan, viewer_commands
 
     prefixes = [outcome.name.removesuffix("_T1w") for outcome in outcomes if outcome.name.endswith("_T1w")]
     found = (viewer_commands(Scan(config.output_dir, prefix), config.output_dir) for prefix in prefixes)

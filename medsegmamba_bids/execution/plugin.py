@@ -17,22 +17,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
+from networkx import ancestors
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from medsegmamba_bids.errors import WorkerDiedError
-from medsegmamba_bids.execution.workers import import_networks, start_network_worker, start_worker
+from medsegmamba_bids.execution.workers import import_networks, start_forkserver, start_network_worker, start_worker
 
 logger = logging.getLogger(__name__)
 
-# Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
-_PRELOADED = ["nipype.pipeline.engine", "nipype.interfaces.utility", "nibabel", "scipy.ndimage", "pandas"]
-# Networks wait for the first two, statistics for the next five, and the report for these and the pictures; what is
-# longest is first. Other nodes fill the gaps.
-_FIRST = ("conform", "mask", "normalize", "native_aseg", "native_mask", "intracranial", "statistics_aseg", "draw")
+# In the order of how much work follows until a participant is done. Other nodes fill the gaps.
+_FIRST = ("conform", "mask", "normalize", "intracranial", "statistics_aseg", "native_aseg", "native_mask", "draw")
+# As many images wait for networks at the most before other work goes on: the next is ready when it is its turn.
+_AHEAD = 1
 _PATIENCE_S = 5.0
 
 
@@ -129,7 +128,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__({"n_gpu_procs": 0, **plugin_args})
         self.pool.shutdown()  # it has not started a process
-        start_forkserver(_PRELOADED)
+        start_forkserver()
         threads, log_file = self.plugin_args.get("threads", 1), self.plugin_args.get("log_file")
         self._arguments = (self._cwd, threads, log_file)
         self._common = Worker(self.processors, start_worker, self._arguments)
@@ -137,6 +136,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
             Worker(1, start_network_worker, (*self._arguments, mask))
             for mask in visible_devices(self.plugin_args.get("device", "auto"))
         ]
+        self._feeding: set[Node] = set()
         self._alone: dict[int, Worker] = {}
         self._to_repeat: set[int] = set()
         self._tasks: dict[int, tuple[Any, ...]] = {}
@@ -159,7 +159,12 @@ class NetworkProcessPlugin(MultiProcPlugin):
         self._alone.clear()
 
     def _prerun_check(self, graph: Any) -> None:
-        """Share the processors among the processes of networks, so that none of them waits for another's."""
+        """Share the processors among the processes of networks, so that none of them waits for another's.
+
+        A network's threads wait now and then, for each other or for what only one of them does. Part of their
+        processors, one at the least where there are several, is given to other nodes as well: what is left to do of
+        one participant is done while the network is at the next.
+        """
         share = self.processors // len(self._networks)
         if not share:
             logger.warning(
@@ -168,7 +173,8 @@ class NetworkProcessPlugin(MultiProcPlugin):
             )
         networks = [node for node in graph.nodes() if _runs_network(node)]
         for node in networks:
-            node.n_procs = min(node.n_procs, max(1, share))
+            node.n_procs = min(node.n_procs, max(1, share - max(1, share // 4)))
+        self._feeding = {node for network in networks for node in ancestors(graph, network)}
         for worker in self._networks[: len(networks)]:
             worker.prepare(import_networks)
         super()._prerun_check(graph)
@@ -190,14 +196,22 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def _sort_jobs(self, jobids: Any, scheduler: str | None = None) -> list[int]:
         """Put nodes that run networks first; while one can run, processors are not given to others.
 
-        Else small nodes would always take what becomes free, and networks wait until there are no more of them.
+        Else small nodes would always take what becomes free, and networks wait until there are no more of them. Of the
+        others come first those that networks need, unless enough is ready for these; then a participant after the
+        other, so that results do not wait until all have been through the network.
         """
         free = sum(not process.busy for process in self._networks)
         networks = [job for job in jobids if _runs_network(self.procs[job])]
         if networks and free:
             return networks[:free]
         others = [job for job in jobids if not _runs_network(self.procs[job])]
-        return sorted(others, key=lambda job: _urgency(self.procs[job].name))
+        needed = len(networks) < _AHEAD
+        return sorted(others, key=lambda job: self._rank(self.procs[job], needed))
+
+    def _rank(self, node: Node, needed: bool) -> tuple[int, str, int]:
+        """Return where a node stands among those that wait: the lower, the earlier."""
+        feeds = (0 if needed else 2) if node in self._feeding else 1
+        return feeds, _participant(node), _urgency(node.name)
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int | None:
         worker, repeatable = self._common, True
@@ -245,28 +259,18 @@ class NetworkProcessPlugin(MultiProcPlugin):
             self._alone.pop(taskid).close()
 
 
+def _participant(node: Node) -> str:
+    """Return the name of the participant's workflow that a node is in, empty where there is none."""
+    return next(iter(node.fullname.split(".")[1:-1]), "")
+
+
 def _urgency(name: str) -> int:
-    """Return where a node stands among those that wait: the lower, the earlier."""
+    """Return where a node stands among those of a participant that wait: the lower, the earlier."""
     return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _runs_network(node: Node) -> bool:
     return getattr(node.interface, "runs_network", False)
-
-
-def start_forkserver(preloaded: list[str]) -> None:
-    """Start the process that others are forked from.
-
-    It imports for a second or two and would end with a traceback on a terminal's Ctrl-C then: it and those that are
-    forked from it do not hear it, and the main process, which ends them, hears it a moment later.
-    """
-    mp.get_context("forkserver").set_forkserver_preload(preloaded)
-    resource_tracker.ensure_running()  # else started with it, which would let signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def visible_devices(device: str) -> list[str | None]:

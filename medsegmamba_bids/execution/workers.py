@@ -7,10 +7,30 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
+from multiprocessing import forkserver, resource_tracker
 from types import FrameType
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
+PRELOADED = ["nipype.pipeline.plugins.multiproc", "scipy.ndimage", "medsegmamba_bids.workflows.participants"]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def start_forkserver(preloaded: Sequence[str] = PRELOADED) -> None:
+    """Start the process that others are forked from, unless it runs already.
+
+    It imports for a second or two, while the main process does so as well, and would end with a traceback on a
+    terminal's Ctrl-C then: it and those that are forked from it do not hear it, and the main process, which ends them,
+    hears it a moment later.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(preloaded))
+    resource_tracker.ensure_running()  # else started with it, which would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(folder: str, threads: int, log_file: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Node: images and labels of a T1w -> the pictures of its report."""
+"""Node: images and labels of a T1w -> the pictures of its report, and its viewer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepO
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 
 
-class DrawPicturesInputSpec(StepInputSpec):
-    """Inputs of :class:`DrawPictures`, on the conformed grid."""
+class DrawInputSpec(StepInputSpec):
+    """What is drawn, on the conformed grid."""
 
     conformed_file = File(exists=True, mandatory=True)
     mask_file = File(exists=True, mandatory=True, desc="non-zero in the brain")
@@ -21,31 +21,53 @@ class DrawPicturesInputSpec(StepInputSpec):
     hippocampus_labels = File(exists=True)
     hippocampus_entropy = File(exists=True)
     prefix = traits.Str(mandatory=True, desc="the T1w's name without _T1w and extension")
+
+
+class DrawPicturesInputSpec(DrawInputSpec):
+    """Inputs of :class:`DrawPictures`."""
+
     scans = traits.Int(mandatory=True, desc="T1w images on the page: of many, pictures are smaller")
 
 
-class DrawPicturesOutputSpec(StepOutputSpec):
-    """Outputs of :class:`DrawPictures`."""
+class DrawOutputSpec(StepOutputSpec):
+    """Outputs of both."""
 
-    out_file = File(desc="JSON, for the report")
+    out_file = File(desc="for the report: pictures as JSON, the viewer as HTML")
 
 
 class DrawPictures(StepInterface):
     """Draw what a report shows before volumes are known, so that it need not wait for them."""
 
     input_spec = DrawPicturesInputSpec
-    output_spec = DrawPicturesOutputSpec
+    output_spec = DrawOutputSpec
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Draw, save."""
         from medsegmamba_bids.report.drawn import draw_from_files, save_pictures
 
-        files = self.inputs
-        labels = _there({ASEG.name: files.aseg_labels, HIPPOCAMPUS.name: files.hippocampus_labels})
-        entropies = _there({ASEG.name: files.aseg_entropy, HIPPOCAMPUS.name: files.hippocampus_entropy})
-        head, brain = Path(files.conformed_file), Path(files.mask_file)
-        pictures = draw_from_files(head, labels, entropies, brain, files.scans)
-        return {"out_file": str(save_pictures(pictures, files.prefix, files.scans, folder / "pictures.json"))}
+        prefix, scans = self.inputs.prefix, self.inputs.scans
+        pictures = draw_from_files(*_files(self.inputs), scans)
+        return {"out_file": str(save_pictures(pictures, prefix, scans, folder / "pictures.json"))}
+
+
+class DrawViewer(StepInterface):
+    """Make the viewer, which needs no volumes either."""
+
+    input_spec = DrawInputSpec
+    output_spec = DrawOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Make, save."""
+        from medsegmamba_bids.report.drawn import viewer_from_files
+
+        return {"out_file": str(viewer_from_files(self.inputs.prefix, *_files(self.inputs), folder))}
+
+
+def _files(inputs: Any) -> tuple[Path, dict[str, Path], dict[str, Path], Path]:
+    """Return the T1w, labels and entropies by segmentation, and the mask."""
+    labels = _there({ASEG.name: inputs.aseg_labels, HIPPOCAMPUS.name: inputs.hippocampus_labels})
+    entropies = _there({ASEG.name: inputs.aseg_entropy, HIPPOCAMPUS.name: inputs.hippocampus_entropy})
+    return Path(inputs.conformed_file), labels, entropies, Path(inputs.mask_file)
 
 
 def _there(files: dict[str, Any]) -> dict[str, Path]:

@@ -11,11 +11,11 @@ from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
-PICTURES = "_pictures"
+PICTURES, VIEWER = "_pictures", "_viewer"
 
 
 class WriteReportInputSpec(DynamicTraitedSpec, StepInputSpec):
-    """Inputs of :class:`WriteReport`, apart from two of each part that it waits for."""
+    """Inputs of :class:`WriteReport`, apart from three of each part that it waits for."""
 
     output_dir = traits.Str(mandatory=True)
     subject = traits.Str(mandatory=True, desc="participant's label, without sub-")
@@ -34,8 +34,8 @@ class WriteReport(StepInterface):
     Parameters
     ----------
     parts : sequence of str
-        Inputs that it waits for and does not read, the results of T1w images; an input of the same name with
-        ``PICTURES`` added is the file of pictures drawn of it.
+        Inputs that it waits for and does not read, the results of T1w images; inputs of the same name with
+        ``PICTURES`` and ``VIEWER`` added are the files of pictures drawn of it, and its viewer.
     """
 
     input_spec = WriteReportInputSpec
@@ -45,13 +45,13 @@ class WriteReport(StepInterface):
     def __init__(self, parts: Sequence[str] = (), **inputs: Any) -> None:
         super().__init__(**inputs)
         self._parts = tuple(parts)
-        add_traits(self.inputs, [name for part in parts for name in (part, part + PICTURES)])
+        add_traits(self.inputs, [name for part in parts for name in (part, part + PICTURES, part + VIEWER)])
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Write it."""
         from medsegmamba_bids.report.participant import write_report
 
         thresholds = Path(self.inputs.thresholds) if isdefined(self.inputs.thresholds) else None
-        drawn = [Path(getattr(self.inputs, part + PICTURES)) for part in self._parts]
-        path = write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds, drawn)
+        ahead = ([Path(getattr(self.inputs, part + kind)) for part in self._parts] for kind in (PICTURES, VIEWER))
+        path = write_report(Path(self.inputs.output_dir), self.inputs.subject, thresholds, *ahead)
         return {"out_file": str(path)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,27 @@ class Scan:
             if isinstance(error, TableError):
                 raise
             raise TableError(f"{path}: its measures cannot be read ({error})") from error
+
+
+def viewer_commands(scan: Scan, folder: Path) -> dict[str, str]:
+    """Return commands that open the conformed T1w and the labels that there are, by program.
+
+    Parameters
+    ----------
+    scan : Scan
+    folder : Path
+        Of the results, as the commands should name it.
+    """
+    products = ("conformed", *(kind.conformed for kind in SEGMENTATIONS))
+    there = [folder / scan.path(product).relative_to(scan.root) for product in products if scan.path(product).is_file()]
+    if len(there) < 2 or not scan.path("conformed").is_file():
+        return {}
+    t1w, *labels = (shlex.quote(path.as_posix()) for path in there)
+    freeview = " ".join(f"{path}:colormap=lut:opacity=0.4" for path in labels)
+    return {
+        "FreeView": f"freeview -v {t1w} {freeview}",
+        "ITK-SNAP": f"itksnap -g {t1w} -s {labels[0]}",
+    }
 
 
 def canonical_image(path: Path) -> nib.spatialimages.SpatialImage:

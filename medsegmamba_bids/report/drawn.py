@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from medsegmamba_bids.image.io import write_text
-from medsegmamba_bids.report.derivatives import canonical_image
+from medsegmamba_bids.report.derivatives import Scan, canonical_image
 from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
+from medsegmamba_bids.report.viewer import viewer_page, viewer_path
 
 _THUMBNAIL = "thumbnail"  # the one entry that is bytes
 
@@ -30,8 +31,29 @@ def draw_from_files(
     scans : int
         T1w images on the page.
     """
-    arrays = [{name: _array(path) for name, path in files.items()} for files in (labels, entropies)]
-    return draw_pictures(canonical_image(t1w), *arrays, _array(brain), detail_of(scans))
+    return draw_pictures(canonical_image(t1w), _arrays(labels), _arrays(entropies), _array(brain), detail_of(scans))
+
+
+def viewer_from_files(
+    prefix: str, t1w: Path, labels: dict[str, Path], entropies: dict[str, Path], brain: Path, folder: Path
+) -> Path:
+    """Write the viewer of a T1w into a folder, from files on its conformed grid; return its path.
+
+    Parameters
+    ----------
+    prefix : str
+        The T1w's name without ``_T1w`` and extension.
+    t1w, labels, entropies, brain
+        As `draw_from_files` takes them.
+    folder : Path
+    """
+    image = canonical_image(t1w)
+    volumes = (np.asarray(image.dataobj), image.affine, _arrays(labels), _arrays(entropies), _array(brain))
+    return write_text(folder / viewer_path(Scan(folder, prefix)).name, viewer_page(prefix, *volumes))
+
+
+def _arrays(files: dict[str, Path]) -> dict[str, np.ndarray]:
+    return {name: _array(path) for name, path in files.items()}
 
 
 def _array(path: Path) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from medsegmamba_bids.image.io import atomic_path, write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report import provenance
-from medsegmamba_bids.report.derivatives import Scan, scans_of
+from medsegmamba_bids.report.derivatives import Scan, scans_of, viewer_commands
 from medsegmamba_bids.report.drawn import load_pictures
 from medsegmamba_bids.report.methods import methods_text, references
 from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
@@ -78,6 +78,11 @@ class Results:
     measures: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @cached_property
+    def apart(self) -> dict[str, dict[int, float]]:
+        """Shares of voxels that lie apart, by segmentation and label."""
+        return {name: stray_shares(labels) for name, labels in self.labels.items()}
+
     def attempt(self, read: Any, *arguments: Any) -> Any:
         """Call a reader; keep its complaint and return None where it fails."""
         try:
@@ -90,7 +95,13 @@ class Results:
             return None
 
 
-def write_report(output_dir: Path, subject: str, thresholds: Path | None = None, drawn: Sequence[Path] = ()) -> Path:
+def write_report(
+    output_dir: Path,
+    subject: str,
+    thresholds: Path | None = None,
+    drawn: Sequence[Path] = (),
+    viewers: Sequence[Path] = (),
+) -> Path:
     """Write ``sub-X.html``, the participant's table of quality flags, and small pictures for the group's page.
 
     Parameters
@@ -103,6 +114,8 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None,
         Of the quality flags, in place of the package's.
     drawn : sequence of Path
         Pictures that were drawn ahead, as `drawn.save_pictures` keeps them; others are drawn from the results.
+    viewers : sequence of Path
+        Viewers that were made ahead, by the names that they are to have; others are made from the results.
 
     Returns
     -------
@@ -124,13 +137,15 @@ def write_report(output_dir: Path, subject: str, thresholds: Path | None = None,
     scans = scans_of(output_dir, subject)
     if not scans:
         raise ReportError(f"{output_dir / f'sub-{subject}'}: there are no results to report")
-    ahead = load_pictures(drawn, len(scans))
+    ahead, pages = load_pictures(drawn, len(scans)), {path.name: path for path in viewers}
     sections, flags = [], []
     for scan in scans:
-        results = read_results(scan)
+        pictures, page = ahead.get(scan.prefix), pages.get(viewer_path(scan).name)
+        results = read_results(scan, to_draw=pictures is None or page is None)
         raised = quality_flags(_quality_inputs(results), limits)
         flags += raised
-        sections.append(_section(results, raised, limits, _pictures(results, len(scans), ahead)))
+        pictures = _pictures(results, len(scans), pictures)
+        sections.append(_section(results, raised, limits, pictures, _viewer(results, page)))
     write_flags(output_dir, subject, flags, limits)
     page = render(
         "participant.html.jinja",
@@ -197,23 +212,32 @@ def write_flags(output_dir: Path, subject: str, flags: list[Flag], limits: dict[
     return path
 
 
-def read_results(scan: Scan) -> Results:
-    """Read what there is of a T1w's results; what cannot be read is kept as a problem."""
+def read_results(scan: Scan, to_draw: bool = True) -> Results:
+    """Read what there is of a T1w's results; what cannot be read is kept as a problem.
+
+    Parameters
+    ----------
+    scan : Scan
+    to_draw : bool
+        Whether pictures are to be drawn of it: images that nothing else needs are left out if not.
+    """
     results = Results(scan)
-    results.t1w = results.attempt(scan.image, "conformed")
+    if to_draw:
+        results.t1w = results.attempt(scan.image, "conformed")
+        results.brain = _array(results.attempt(scan.image, "conformed_mask"))
     shape = None if results.t1w is None else results.t1w.shape
     for kind in SEGMENTATIONS:
         table = results.attempt(scan.table, kind.name)
         if table is not None:
             results.tables[kind.name] = table
             results.sidecars[kind.name] = results.attempt(scan.sidecar, kind.name) or {}
-        for store, product in ((results.labels, kind.conformed), (results.entropies, kind.entropy)):
+        entropy = [(results.entropies, kind.entropy)] if to_draw else []
+        for store, product in ((results.labels, kind.conformed), *entropy):
             data = _array(results.attempt(scan.image, product))
             if data is not None and (shape is None or data.shape == shape):
                 store[kind.name] = data
             elif data is not None:
                 results.problems.append(f"{scan.path(product).name}: its grid is not that of the conformed T1w")
-    results.brain = _array(results.attempt(scan.image, "conformed_mask"))
     results.measures = results.attempt(scan.measures) or {}
     if not results.tables:
         results.problems.append("there is no table of volumes; the log of the run may say why")
@@ -238,10 +262,13 @@ def _quality_inputs(results: Results) -> QualityInputs:
         results.measures,
         _array(own),
         None if own is None else tuple(map(float, own.header.get_zooms()[:3])),
+        results.apart,
     )
 
 
-def _section(results: Results, flags: list[Flag], limits: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]:
+def _section(
+    results: Results, flags: list[Flag], limits: dict[str, Any], pictures: Pictures | None, viewer: str
+) -> dict[str, Any]:
     """Return what the template shows of a T1w."""
     weights = {name: provenance.weights_of(sidecar, name) for name, sidecar in results.sidecars.items()}
     hippocampus = weights.get(HIPPOCAMPUS.name)
@@ -249,7 +276,7 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], pictur
         "name": results.scan.prefix,
         "flags": flags,
         "verdict": verdict(flags),
-        "viewer": _viewer(results),
+        "viewer": viewer,
         "links": _links(results.scan),
         "commands": _commands(results.scan),
         "rated": _rated(results.scan),
@@ -269,13 +296,11 @@ def _section(results: Results, flags: list[Flag], limits: dict[str, Any], pictur
     }
 
 
-def _pictures(results: Results, scans: int, ahead: dict[str, Pictures]) -> Pictures | None:
+def _pictures(results: Results, scans: int, ahead: Pictures | None) -> Pictures | None:
     """Return pictures, drawn unless that was done, and write the small one for the group's page."""
-    if results.t1w is None:
+    if ahead is None and results.t1w is None:
         return None
-    pictures = ahead.get(results.scan.prefix) or draw_pictures(
-        results.t1w, results.labels, results.entropies, results.brain, detail_of(scans)
-    )
+    pictures = ahead or draw_pictures(results.t1w, results.labels, results.entropies, results.brain, detail_of(scans))
     path = thumbnail_path(results.scan)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
@@ -283,13 +308,20 @@ def _pictures(results: Results, scans: int, ahead: dict[str, Pictures]) -> Pictu
     return pictures
 
 
-def _viewer(results: Results) -> str:
-    """Write the viewer of a T1w; return its path beside the page, empty where there is nothing to be seen."""
-    if results.t1w is None:
+def _viewer(results: Results, ahead: Path | None) -> str:
+    """Write the viewer of a T1w, made unless that was done.
+
+    Returns its path beside the page, empty where there is nothing to be seen.
+    """
+    if ahead is None and results.t1w is None:
         return ""
     path = viewer_path(results.scan)
-    data = np.asarray(results.t1w.dataobj)
-    _write(viewer_page(results.scan, data, results.t1w.affine, results.labels, results.entropies, results.brain), path)
+    if ahead is None:
+        data = np.asarray(results.t1w.dataobj)
+        arrays = (results.labels, results.entropies, results.brain)
+        _write(viewer_page(results.scan.prefix, data, results.t1w.affine, *arrays), path)
+    else:
+        _write(ahead.read_text(encoding="utf-8"), path)
     return path.relative_to(results.scan.root).as_posix()
 
 
@@ -314,27 +346,6 @@ def _commands(scan: Scan) -> dict[str, str]:
     return viewer_commands(scan, Path())
 
 
-def viewer_commands(scan: Scan, folder: Path) -> dict[str, str]:
-    """Return commands that open the conformed T1w and the labels that there are, by program.
-
-    Parameters
-    ----------
-    scan : Scan
-    folder : Path
-        Of the results, as the commands should name it.
-    """
-    products = ("conformed", *(kind.conformed for kind in SEGMENTATIONS))
-    there = [folder / scan.path(product).relative_to(scan.root) for product in products if scan.path(product).is_file()]
-    if len(there) < 2 or not scan.path("conformed").is_file():
-        return {}
-    t1w, *labels = (shlex.quote(path.as_posix()) for path in there)
-    freeview = " ".join(f"{path}:colormap=lut:opacity=0.4" for path in labels)
-    return {
-        "FreeView": f"freeview -v {t1w} {freeview}",
-        "ITK-SNAP": f"itksnap -g {t1w} -s {labels[0]}",
-    }
-
-
 def _rated(scan: Scan) -> dict[str, str]:
     """Return what names a T1w in a table of ratings."""
     entities = scan.entities
@@ -357,7 +368,7 @@ def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dic
     ranges = limits["volumes"]["ranges"] if segmentation == ASEG.name else {}
     return {
         "title": of_name(segmentation).title,
-        "apart": stray_shares(results.labels[segmentation]) if segmentation in results.labels else {},
+        "apart": results.apart.get(segmentation, {}),
         "rows": rows,
         "plot": plot_rows(rows, ranges),
         "has_ranges": bool(ranges),

@@ -87,6 +87,8 @@ class QualityInputs:
         Non-zero in the brain, on the T1w's own grid.
     zooms : tuple of float, optional
         Edges of the T1w's voxels, mm.
+    apart : dict of str to dict of int to float
+        `stray_shares` by segmentation; found in ``labels`` where they are not given.
     """
 
     scan: str
@@ -95,6 +97,7 @@ class QualityInputs:
     measures: dict[str, float] = field(default_factory=dict)
     brain: np.ndarray | None = None
     zooms: tuple[float, ...] | None = None
+    apart: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def asymmetry(left: float, right: float) -> float:
@@ -128,9 +131,11 @@ def quality_flags(inputs: QualityInputs, thresholds: dict[str, Any] | None = Non
     limits = thresholds or load_thresholds()
     flags = [*_image_flags(inputs, limits["checks"])]
     for segmentation, table in inputs.tables.items():
-        labels = inputs.labels.get(segmentation)
         known = table[table["Flag"] != UNKNOWN]
-        flags += _structure_flags(inputs.scan, segmentation, known, labels, limits)
+        apart = inputs.apart.get(segmentation)
+        if apart is None:
+            apart = stray_shares(inputs.labels[segmentation]) if segmentation in inputs.labels else {}
+        flags += _structure_flags(inputs.scan, segmentation, known, apart, limits)
         flags += _side_flags(inputs.scan, segmentation, known, limits["checks"]["asymmetry"])
     return flags
 
@@ -175,17 +180,16 @@ def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Fla
 
 
 def _structure_flags(
-    scan: str, segmentation: str, table: pd.DataFrame, labels: np.ndarray | None, limits: dict[str, Any]
+    scan: str, segmentation: str, table: pd.DataFrame, apart: dict[int, float], limits: dict[str, Any]
 ) -> Iterator[Flag]:
     """Yield flags about single structures."""
     checks, ranges = limits["checks"], limits["volumes"]["ranges"]
-    pieces = {} if labels is None else stray_shares(labels)
     for row in table.to_dict("records"):
         name = row["StructName"]
         _, plain = side_of(name)
         values = {
             "missing": (row["NVoxels"], f"{name} has {{}}"),
-            "pieces": (pieces.get(row["SegId"], math.nan), f"{name}: {{}} of its voxels lie apart"),
+            "pieces": (apart.get(row["SegId"], math.nan), f"{name}: {{}} of its voxels lie apart"),
             "confidence": (row["MeanPosterior"], f"{name} has a mean posterior of {{}}"),
         }
         for check, (value, text) in values.items():

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from medsegmamba_bids import __version__
+from medsegmamba_bids.data.names import split_prefix
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.report.derivatives import Scan
 from medsegmamba_bids.segmentations import of_name
@@ -30,7 +31,7 @@ def viewer_path(scan: Scan) -> Path:
 
 
 def viewer_page(
-    scan: Scan,
+    prefix: str,
     t1w: np.ndarray,
     affine: np.ndarray,
     labels: dict[str, np.ndarray],
@@ -41,7 +42,8 @@ def viewer_page(
 
     Parameters
     ----------
-    scan : Scan
+    prefix : str
+        The T1w's name without ``_T1w`` and extension.
     t1w : (X, Y, Z)
         In RAS+ order, as all arrays.
     affine : (4, 4)
@@ -73,8 +75,8 @@ def viewer_page(
     }
     return render(
         "viewer.html.jinja",
-        scan=scan.prefix,
-        report=f"../../sub-{scan.entities['sub']}.html#{scan.prefix}",
+        scan=prefix,
+        report=f"../../sub-{split_prefix(prefix)['sub']}.html#{prefix}",
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
         data=to_script(data),

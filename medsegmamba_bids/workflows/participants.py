@@ -11,11 +11,11 @@ from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.write_report import PICTURES, WriteReport
+from medsegmamba_bids.interfaces.write_report import PICTURES, VIEWER, WriteReport
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.longitudinal import Visits, init_longitudinal_wf
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.t1w import DRAW, init_t1w_wf
+from medsegmamba_bids.workflows.t1w import DRAWN, init_t1w_wf
 
 ROOT = "medsegmamba_wf"
 REPORT = "report"  # the node of a participant
@@ -64,9 +64,10 @@ def init_participant_wf(
     report = _report_node(subject, config, [part.name for part in parts])
     workflow = Workflow(name=participant_wf_name(subject))
     workflow.add_nodes([*parts, report])
-    workflow.connect(
-        [(part, report, [("finish.out_file", part.name), (f"{DRAW}.out_file", part.name + PICTURES)]) for part in parts]
-    )
+    drawn = [(f"{node}.out_file", kind) for node, kind in zip(DRAWN, (PICTURES, VIEWER), strict=True)]
+    for part in parts:
+        outputs = [("finish.out_file", part.name), *((output, part.name + kind) for output, kind in drawn)]
+        workflow.connect([(part, report, outputs)])
     return _with_crashes_apart(workflow, subject, config)
 
 

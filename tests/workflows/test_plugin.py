@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
 from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine.utils import generate_expanded_graph
 from nipype.pipeline.plugins import multiproc
 
 import medsegmamba_bids
-from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, interrupts_later, visible_devices
+from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, Worker, interrupts_later, visible_devices
 from medsegmamba_bids.report.crashes import read_crashes
 
 
@@ -161,11 +163,64 @@ def test_an_idle_network_is_not_kept_waiting(plugin):
 
 
 def test_what_most_others_wait_for_is_started_first(plugin):
-    names = ["native_aseg", "intracranial", "native_mask", "normalize", "conform"]
+    names = ["native_aseg", "intracranial", "native_mask", "normalize", "viewer", "draw", "conform"]
     plugin.procs = [Node(Tell(), name=name) for name in names]
-    assert [names[job] for job in plugin._sort_jobs(range(5))] == [
-        *("conform", "normalize", "native_aseg", "native_mask", "intracranial")
+    assert [names[job] for job in plugin._sort_jobs(range(7))] == [
+        *("conform", "normalize", "intracranial", "native_aseg", "native_mask", "draw", "viewer")
     ]
+
+
+def participants_workflow(tmp_path, *subjects):
+    """Of each a chain as the app's: conform, network, statistics, report."""
+    workflow = Workflow(name="wf", base_dir=str(tmp_path))
+    for subject in subjects:
+        part = Workflow(name=subject)
+        steps = [Node(TellOfNetwork() if name == "aseg" else Tell(), name=name) for name in CHAIN]
+        for node, follower in pairwise(steps):
+            part.connect(node, "mask", follower, "mark")
+        workflow.add_nodes([part])
+    return workflow
+
+
+CHAIN = ("conform", "aseg", "statistics_aseg", "report")
+
+
+@pytest.fixture
+def three(tmp_path, plugin):
+    """The plugin with three participants' nodes, as when it runs them; and their jobs by name."""
+    graph = generate_expanded_graph(participants_workflow(tmp_path, "a", "b", "c")._create_flat_graph())
+    plugin._prerun_check(graph)
+    plugin._generate_dependency_list(graph)
+    return plugin, {node.fullname.removeprefix("wf."): job for job, node in enumerate(plugin.procs)}
+
+
+@pytest.mark.parametrize(
+    ("ready", "order"),
+    [
+        # Nothing waits for the network: what it needs comes first, then a participant after the other.
+        (["a.report", "b.statistics_aseg", "c.conform"], ["c.conform", "a.report", "b.statistics_aseg"]),
+        (["b.statistics_aseg", "b.conform", "a.report"], ["b.conform", "a.report", "b.statistics_aseg"]),
+        # An image waits for it already: that of the third can wait.
+        (["b.aseg", "c.conform", "a.statistics_aseg"], ["a.statistics_aseg", "c.conform"]),
+    ],
+)
+def test_a_participant_is_finished_while_the_network_is_at_the_next(three, ready, order, monkeypatch):
+    plugin, jobs = three
+    monkeypatch.setattr(Worker, "busy", property(lambda worker: True))
+    names = {job: name for name, job in jobs.items()}
+    assert [names[job] for job in plugin._sort_jobs([jobs[name] for name in ready])] == order
+
+
+@pytest.mark.parametrize(("processors", "places"), [(1, 1), (2, 1), (4, 3), (8, 6)])
+def test_a_network_leaves_room_for_others(tmp_path, processors, places):
+    runner = NetworkProcessPlugin({"n_procs": processors, "memory_gb": 4, "device": "cpu"})
+    graph = generate_expanded_graph(participants_workflow(tmp_path, "a")._create_flat_graph())
+    nodes = {node.name: node for node in graph.nodes()}
+    for node in nodes.values():
+        node.n_procs = processors
+    runner._prerun_check(graph)
+    runner.close(kill=True)
+    assert (nodes["aseg"].n_procs, nodes["report"].n_procs) == (places, processors)
 
 
 def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
@@ -179,7 +234,7 @@ def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
 def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(tmp_path):
     (tmp_path / "slow_to_import.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3)\n")
     code = (
-        "import time\nfrom medsegmamba_bids.execution.plugin import start_forkserver\n"
+        "import time\nfrom medsegmamba_bids.execution.workers import start_forkserver\n"
         "if __name__ == '__main__':\n"
         "    try:\n        start_forkserver(['slow_to_import'])\n        time.sleep(30)\n"
         "    except KeyboardInterrupt:\n        print('interrupted')\n"

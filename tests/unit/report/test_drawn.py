@@ -9,8 +9,9 @@ import pytest
 
 from medsegmamba_bids.execution.run import Result
 from medsegmamba_bids.report.derivatives import Scan
-from medsegmamba_bids.report.drawn import draw_from_files, load_pictures, save_pictures
+from medsegmamba_bids.report.drawn import draw_from_files, load_pictures, save_pictures, viewer_from_files
 from medsegmamba_bids.report.participant import write_report
+from medsegmamba_bids.report.viewer import viewer_path
 from medsegmamba_bids.segmentations import SEGMENTATIONS
 
 _spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
@@ -27,14 +28,35 @@ def drawn(tmp_path_factory):
     labels, entropies = (
         {kind.name: scan.path(getattr(kind, product)) for kind in SEGMENTATIONS} for product in ("conformed", "entropy")
     )
-    pictures = draw_from_files(scan.path("conformed"), labels, entropies, scan.path("conformed_mask"), 1)
-    return root, save_pictures(pictures, "sub-01", 1, tmp_path_factory.mktemp("drawn") / "pictures.json")
+    files = (scan.path("conformed"), labels, entropies, scan.path("conformed_mask"))
+    folder = tmp_path_factory.mktemp("drawn")
+    viewer_from_files("sub-01", *files, folder)
+    return root, save_pictures(draw_from_files(*files, 1), "sub-01", 1, folder / "pictures.json")
 
 
-def page(root, *files):
+def page(root, *files, viewers=()):
     """The page without the time at which it was written."""
-    text = write_report(root, "01", drawn=files).read_text(encoding="utf-8")
-    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "", text)
+    return without_times(write_report(root, "01", drawn=files, viewers=viewers))
+
+
+def without_times(path):
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "", path.read_text(encoding="utf-8"))
+
+
+def test_a_viewer_made_ahead_is_the_same(drawn, monkeypatch):
+    """And nothing is read for drawing where all is drawn."""
+    root, pictures = drawn
+    path = viewer_path(Scan(root, "sub-01"))
+    alone = page(root)
+    made_by_report = without_times(path)
+    path.unlink()
+    ahead = pictures.with_name(path.name)
+    read = []
+    image = Scan.image
+    monkeypatch.setattr(Scan, "image", lambda scan, name: read.append(name) or image(scan, name))
+    assert page(root, pictures, viewers=[ahead]) == alone
+    assert without_times(path) == made_by_report == without_times(ahead)
+    assert read == ["conformed_aseg", "conformed_hippocampus", "mask"]
 
 
 def test_the_page_is_the_same_and_shows_them(drawn, tmp_path):
@@ -57,8 +79,9 @@ def test_what_is_kept_is_what_was_drawn(drawn):
     assert load_pictures([file], 2) == {}
 
 
-def test_a_drawing_that_fails_is_the_reports_failure():
-    crash = {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.draw": "MemoryError"}
+@pytest.mark.parametrize("step", ["draw", "viewer"])
+def test_a_drawing_that_fails_is_the_reports_failure(step):
+    crash = {f"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.{step}": "MemoryError"}
     assert Result(crash).of_report("01") == "MemoryError"
     assert Result(crash).of_report("02") == ""
     image = type("Image", (), {"subject": "01", "node_name": "T1w_sub_01_wf"})
