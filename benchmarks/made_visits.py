@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from medsegmamba_bids.image.grid import Grid
+from medsegmamba_bids.image.grid import Box, Grid
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,17 @@ def growth(mask: np.ndarray, grid: Grid, percent: float, smooth_mm: float = 2.5)
         The change of the mask's volume: the integral of the Jacobian determinant of the map from the old head to the
         new one over the mask.
     """
-    soft = ndimage.gaussian_filter(mask.astype(np.float32), smooth_mm / grid.zooms)
+    box = Box.around(mask, margin=round(6 * smooth_mm / float(grid.zooms.min())))
+    inside, near = mask[box], grid.cut(box)
+    soft = ndimage.gaussian_filter(inside.astype(np.float32), smooth_mm / grid.zooms)
     slopes = np.stack(np.gradient(soft), axis=-1) @ np.linalg.inv(grid.affine[:3, :3])  # 1/mm, in the world
     slopes = slopes.astype(np.float32)
     strength = 1.0
-    for _ in range(6):
-        found = change_of(mask, grid, strength * slopes)
-        strength *= percent / found
-    pull = strength * slopes
-    return pull, change_of(mask, grid, pull)
+    for _ in range(4):
+        strength *= percent / change_of(inside, near, strength * slopes)
+    pull = np.zeros((*mask.shape, 3), np.float32)
+    pull[box] = strength * slopes
+    return pull, change_of(inside, near, strength * slopes)
 
 
 def change_of(mask: np.ndarray, grid: Grid, pull: np.ndarray) -> float:

@@ -123,6 +123,18 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100 * np.divide(part, whole, out=np.full(len(part), np.nan), where=np.asarray(whole) > 0)
 
 
+def in_percent_of_first(volumes: pd.Series) -> np.ndarray:
+    """Return how volumes of several visits differ from the first one, percent of it; NaN where that has none.
+
+    Examples
+    --------
+    >>> in_percent_of_first(pd.Series([200.0, 190.0])).tolist()
+    [0.0, -5.0]
+    """
+    values = volumes.to_numpy(float)
+    return _percent(values - values[0], np.full(len(values), values[0]))
+
+
 def annual_symmetrized_change(first: np.ndarray, second: np.ndarray, years: float) -> np.ndarray:
     """Return the change a year in percent of the mean of two volumes; NaN without an interval.
 

@@ -18,7 +18,7 @@ from medsegmamba_bids.report.gather import Gathered, check_template, check_weigh
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
 from medsegmamba_bids.report.thresholds import load_thresholds
-from medsegmamba_bids.report.visit_tables import visits_of_group
+from medsegmamba_bids.report.visit_tables import VisitsOfGroup, visits_of_group
 from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import columns
 
@@ -68,8 +68,8 @@ def write_group(config: RunConfig) -> int:
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
-    _write_visits(results, config)
-    _write(group_page(results, config.output_dir, rule), page)
+    visits = _write_visits(results, config)
+    _write(group_page(results, config.output_dir, rule, visits), page)
     _tell(results)
     return int(bool(results.failed))
 
@@ -96,13 +96,15 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
         )
 
 
-def _write_visits(results: Gathered, config: RunConfig) -> None:
-    """Write tables of visits that were processed together, where there are any."""
+def _write_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
+    """Write tables of visits that were processed together, where there are any; return them by segmentation."""
+    written = {}
     subjects = list(dict.fromkeys(table.scan.entities["sub"] for table in results.tables.get(ASEG.name, [])))
     for kind in SEGMENTATIONS:
         found = visits_of_group(config.output_dir, config.bids_dir, kind, subjects, results.participants)
         if found is None:
             continue
+        written[kind.name] = found
         for name, table, sidecar in (
             ("longitudinal", found.long, VISIT_COLUMNS),
             ("visits", found.wide, {}),
@@ -111,6 +113,7 @@ def _write_visits(results: Gathered, config: RunConfig) -> None:
             path = config.output_dir / f"group_seg-{kind.name}_desc-{name}_stats.tsv"
             _write(changes_to_tsv(table), path)
             _write_json({**sidecar, **provenance_of(results, kind.name)}, path.with_suffix(".json"))
+    return written
 
 
 def _write(text: str, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from medsegmamba_bids.report.group_tables import (
 )
 from medsegmamba_bids.report.participant import thumbnail_path
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.report.visit_tables import VisitsOfGroup
 from medsegmamba_bids.segmentations import HIPPOCAMPUS, of_name
 from medsegmamba_bids.viz.templates import render, to_script
 
@@ -33,7 +35,9 @@ _MOST_LEVELS = 12  # of a column that colours; rarer values are shown together
 _NUMERIC_SHARE = 0.95
 
 
-def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str:
+def group_page(
+    results: Gathered, output_dir: Path, rule: dict[str, Any], visits: Mapping[str, VisitsOfGroup] | None = None
+) -> str:
     """Return the text of the page.
 
     Parameters
@@ -42,9 +46,14 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
     output_dir : Path
     rule : dict
         ``limit`` and ``smallest_group`` of outliers.
+    visits : mapping of str to VisitsOfGroup, optional
+        By segmentation, where visits were processed together.
     """
     scans = results.scans
     segmentations = [_segmentation(results, name, rule, scans) for name, tables in results.tables.items() if tables]
+    for segmentation in segmentations:
+        if segmentation["name"] in (visits or {}):
+            segmentation["visits"] = _trajectories(visits[segmentation["name"]].long, scans)
     outliers = {position for segmentation in segmentations for position in segmentation.pop("outlying")}
     flagged = {number for number, scan in enumerate(scans) if results.flags.get(scan.prefix)}
     data = {
@@ -74,6 +83,7 @@ def group_page(results: Gathered, output_dir: Path, rule: dict[str, Any]) -> str
         discarded=results.discarded,
         weights=sorted(weights),
         rule=rule,
+        visits=bool(visits),
         columns=[column["name"] for column in data["columns"]],
         atlas_note=ATLAS_NOTE if any(table.weights.from_atlas for table in results.tables[HIPPOCAMPUS.name]) else "",
         linked=max(0, len(scans) - len(data["thumbnails"])),
@@ -124,6 +134,28 @@ def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: lis
         ],
         "outlying": [position[prefix] for prefix, listed in outliers.items() if listed],
     }
+
+
+def _trajectories(long: pd.DataFrame, scans: list[Scan]) -> dict[str, Any]:
+    """Return volumes of visits that were processed together: a list per participant, its visits in order.
+
+    ``scans`` are positions among the page's, ``years`` is null where a time is not known, and ``volumes`` has a list
+    per structure.
+    """
+    position = {f"{scan.prefix}_T1w": number for number, scan in enumerate(scans)}
+    rows = long[long["scan"].isin(position)]
+    people = []
+    for _, table in rows.groupby("participant_id", sort=False):
+        volumes = table.pivot_table("Volume_mm3", "scan", "StructName", sort=False, dropna=False)
+        years = table.drop_duplicates("scan")["years"]
+        people.append(
+            {
+                "scans": [position[scan] for scan in volumes.index],
+                "years": _numbers(years, 4) if years.notna().all() else None,
+                "volumes": {name: _numbers(volumes[name], 1) for name in volumes},
+            }
+        )
+    return {"people": people, "names": list(dict.fromkeys(rows["StructName"]))}
 
 
 def _numbers(values: pd.Series, decimals: int) -> list[float | None]:

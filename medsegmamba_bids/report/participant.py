@@ -40,6 +40,7 @@ from medsegmamba_bids.report.quality import (
     stray_shares,
     verdict,
 )
+from medsegmamba_bids.report.trajectories import changes_between_visits
 from medsegmamba_bids.report.viewer import viewer_page, viewer_path
 from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS, of_name
@@ -153,6 +154,7 @@ def write_report(
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
         sections=sections,
+        changes=changes_between_visits(output_dir, subject),
         flag_count=len(flags),
         checks=checks_in_words(limits),
         neighbours=_neighbours(output_dir, subject),

@@ -121,11 +121,12 @@
         if (row !== null) { state.structure = row; byId("structure").value = row; one.draw(); }
       }
     }
+    together(one, other) { return one === other; }
     mark(scan) {
       const context = this.overlay.getContext("2d");
       context.clearRect(0, 0, this.width, this.height);
       if (scan < 0) return;
-      const own = this.points.filter((point) => point.scan === scan);
+      const own = this.points.filter((point) => this.together(point.scan, scan));
       if (this.joined && own.length) {
         context.strokeStyle = shade("rgba(16,32,43,.55)");
         context.lineWidth = 1.2;
@@ -144,15 +145,18 @@
       }
     }
   }
-  const highlight = (scan) => { const shown = scan < 0 ? state.found : scan; all.mark(shown); one.mark(shown); };
+  const highlight = (scan) => { const shown = scan < 0 ? state.found : scan; all.mark(shown); one.mark(shown); if (visits) visits.mark(shown); };
 
   const tip = byId("tip");
   const hideTip = () => { tip.style.display = "none"; };
   const showTip = (event, point) => {
     const scan = scans[point.scan], structure = point.structure;
     tip.replaceChildren(element("b", scan.name));
-    const value = structure.values[point.scan], z = structure.z[point.scan];
-    tip.append(element("div", `${structure.name}: ${number(value)} mm³${z === null ? "" : `, z = ${signed(z, 2)}`}`));
+    if (point.told) tip.append(element("div", point.told));
+    else {
+      const value = structure.values[point.scan], z = structure.z[point.scan];
+      tip.append(element("div", `${structure.name}: ${number(value)} mm³${z === null ? "" : `, z = ${signed(z, 2)}`}`));
+    }
     for (const one of DATA.columns.slice(0, 6)) {
       const entry = one.values[point.scan];
       if (entry !== null) tip.append(element("div", `${one.name}: ${one.kind === "level" ? one.levels[entry] : entry}`));
@@ -296,9 +300,64 @@
     return [...bins.values()].flatMap((bin) => bin.map((scan, i) => [scan, (i - (bin.length - 1) / 2) * step]));
   };
 
+  // Participants over their visits; a segmentation without visits leaves the chart empty.
+  const timed = (people) => people.length > 0 && people.every((person) => person.years);
+  const drawVisits = (chart) => {
+    const shown = DATA.segmentations[state.segmentation].visits || { people: [], names: [] };
+    const structure = byId("visited").value, relative = byId("relative").checked, inTime = timed(shown.people);
+    const lines = shown.people.map((person) => {
+      const volumes = person.volumes[structure] || [], first = volumes[0];
+      const values = volumes.map((value) => value === null || (relative && !first) ? null : relative ? 100 * (value - first) / first : value);
+      return { person, volumes, values, times: inTime ? person.years : person.scans.map((_, i) => i + 1) };
+    });
+    const context = chart.size(380), bottom = 322, top = 24, left = 86, right = chart.width - 20;
+    let [low, high] = range(lines.flatMap((line) => line.values));
+    byId("visits-summary").textContent = `${number(lines.length)} participant${lines.length === 1 ? "" : "s"}`;
+    if (low > high) return;
+    if (relative) { low = Math.min(low, -2); high = Math.max(high, 2); }
+    const pad = (high - low || high || 1) * .06, [from, to] = range(lines.flatMap((line) => line.times));
+    low -= pad; high += pad;
+    const y = (value) => bottom - (value - low) / (high - low) * (bottom - top);
+    const x = (value) => left + 18 + (value - from) / (to - from || 1) * (right - left - 36);
+    for (const tick of ticks(low, high, 6)) {
+      context.fillStyle = shade(relative && Math.abs(tick) < 1e-9 ? "#b9c4ce" : "#e6eaef");
+      context.fillRect(left, y(tick), right - left, 1);
+      text(context, `${relative && tick > 1e-9 ? "+" : ""}${number(tick, 2).replace("-", "−")}`, left - 8, y(tick), "right");
+    }
+    text(context, relative ? "%" : "mm³", left - 8, top - 14, "right", "#5c6776", 11.5);
+    for (const tick of ticks(from, to, wide ? 8 : 4)) if (inTime || Number.isInteger(tick)) text(context, number(tick, 2), x(tick), bottom + 18, "center");
+    text(context, inTime ? "years since the first visit" : "visit", (left + right) / 2, bottom + 38, "center", "#1b2330", 13);
+    for (const { person, volumes, values, times } of lines) {
+      const placed = values.map((value, i) => value === null ? null : { x: x(times[i]), y: y(value), scan: person.scans[i],
+        told: `${structure}: ${number(volumes[i], 1)} mm³${relative ? `, ${value < 0 ? "" : "+"}${signed(value, 2)} %` : ""}` }).filter(Boolean);
+      if (!placed.length) continue;
+      context.globalAlpha = thin ? .35 : .75;
+      context.strokeStyle = colours[placed[0].scan];
+      context.lineWidth = thin ? .8 : 1.4;
+      context.beginPath();
+      placed.forEach((p, i) => i ? context.lineTo(p.x, p.y) : context.moveTo(p.x, p.y));
+      context.stroke();
+      for (const p of placed) { dot(context, p.x, p.y, colours[p.scan], false, thin ? 1.8 : 3.5); chart.points.push(p); }
+      context.globalAlpha = 1;
+    }
+  };
+  const chooseVisited = () => {
+    const names = (DATA.segmentations[state.segmentation].visits || { names: [] }).names;
+    fill(byId("visited"), names);
+    [...byId("visited").options].forEach((option) => { option.value = option.text; });
+    byId("visited").value = names.find((name) => /^Left-(Hippocampus|CA1)$/.test(name)) || names[0] || "";
+  };
+
+  const visits = byId("chart-visits") && new Chart(byId("chart-visits"), drawVisits);
+  if (visits) {
+    const people = scans.map((scan) => scan.name.split("_")[0]);
+    visits.joined = true;
+    visits.together = (first, second) => people[first] === people[second];
+    for (const id of ["visited", "relative"]) byId(id).addEventListener("change", () => { visits.draw(); highlight(-1); });
+  }
   const all = new Chart(byId("chart-all"), drawAll), one = new Chart(byId("chart-one"), drawOne);
   all.joined = true;
-  const redraw = () => { recolour(); drawKeys(); all.draw(); one.draw(); highlight(-1); };
+  const redraw = () => { recolour(); drawKeys(); all.draw(); one.draw(); if (visits) visits.draw(); highlight(-1); };
   const fill = (select, names, first = 0) => select.replaceChildren(...names.map((name, i) => new Option(name, i + first)));
   const chooseStructures = () => {
     const names = DATA.segmentations[state.segmentation].structures.map((structure) => structure.name);
@@ -306,6 +365,7 @@
     state.structure = Math.max(start, 0);
     fill(byId("structure"), names);
     byId("structure").value = state.structure;
+    if (visits) chooseVisited();
   };
   fill(byId("segmentation"), DATA.segmentations.map((segmentation) => segmentation.title));
   fill(byId("colour"), ["nothing", ...DATA.columns.map((entry) => entry.name)], -1);
