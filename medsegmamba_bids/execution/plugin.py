@@ -7,6 +7,7 @@ process that was killed (nipype #2548).
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing as mp
 import os
@@ -24,7 +25,13 @@ from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
 from medsegmamba_bids.errors import WorkerDiedError
-from medsegmamba_bids.execution.workers import import_networks, start_forkserver, start_network_worker, start_worker
+from medsegmamba_bids.execution.workers import (
+    import_networks,
+    rest,
+    start_forkserver,
+    start_network_worker,
+    start_worker,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +40,7 @@ _FIRST = ("conform", "mask", "normalize", "intracranial", "statistics_aseg", "na
 # As many images wait for networks at the most before other work goes on: the next is ready when it is its turn.
 _AHEAD = 1
 _PATIENCE_S = 5.0
+_LOOK_S = 1.0  # at the latest it is looked for what has changed, though nothing told of it
 
 
 @contextlib.contextmanager
@@ -91,6 +99,12 @@ class Worker:
             self.submit(task)
             self._last = None
 
+    def rest(self) -> None:
+        """Have its process hand back memory, if there is one."""
+        if self._pool is not None:
+            with contextlib.suppress(BrokenProcessPool):
+                self._pool.submit(rest)  # it stays free for the next task
+
     def close(self, kill: bool = False) -> None:
         """End the processes; with ``kill`` at once, though they may tidy up."""
         if self._pool is None:
@@ -141,16 +155,20 @@ class NetworkProcessPlugin(MultiProcPlugin):
         self._to_repeat: set[int] = set()
         self._tasks: dict[int, tuple[Any, ...]] = {}
         self._seen: tuple[Any, ...] | None = None
+        self._changed = threading.Event()  # a task has ended
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run a workflow; processes are ended if that is interrupted."""
         self._taskresult.clear()
         self.pending_tasks, self._seen = [], None
+        gc.freeze()  # Nipype collects garbage before each step, and would look at all that was imported (0.1 s)
         try:
             super().run(graph, config, updatehash)
         except KeyboardInterrupt:
             self.close(kill=True)
             raise
+        finally:
+            gc.unfreeze()
 
     def close(self, kill: bool = False) -> None:
         """End all processes."""
@@ -183,15 +201,18 @@ class NetworkProcessPlugin(MultiProcPlugin):
         """Keep the processes for the next workflow."""
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
-        """Look for nodes to start only where something has changed.
+        """Look for nodes to start only where something has changed, and wait else until a task has ended.
 
-        Nipype does so many times a second and collects garbage each time (0.1 s), which kept a processor busy.
+        Nipype does so many times a second and collects garbage each time, which kept a processor busy.
         """
         ready = ~self.proc_done & (self.depidx.sum(axis=0) == 0).__array__()
         state = (frozenset(self.pending_tasks), ready.tobytes())
         if state != self._seen:
             self._seen = state
             super()._send_procs_to_workers(updatehash, graph)
+        elif self.pending_tasks:
+            self._changed.wait(_LOOK_S)
+            self._changed.clear()
 
     def _sort_jobs(self, jobids: Any, scheduler: str | None = None) -> list[int]:
         """Put nodes that run networks first; while one can run, processors are not given to others.
@@ -203,7 +224,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
         free = sum(not process.busy for process in self._networks)
         networks = [job for job in jobids if _runs_network(self.procs[job])]
         if networks and free:
-            return networks[:free]
+            return sorted(networks, key=lambda job: _participant(self.procs[job]))[:free]
         others = [job for job in jobids if not _runs_network(self.procs[job])]
         needed = len(networks) < _AHEAD
         return sorted(others, key=lambda job: self._rank(self.procs[job], needed))
@@ -244,6 +265,12 @@ class NetworkProcessPlugin(MultiProcPlugin):
             reason = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
             text = f"{type(reason).__name__}: {reason}\n"
             self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
+        self._changed.set()
+
+    def _networks_to_run(self) -> bool:
+        """Return whether there are nodes with networks that have not ended."""
+        ended = self.proc_done & ~self.proc_pending
+        return any(_runs_network(node) and not ended[job] for job, node in enumerate(self.procs))
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         if taskid in self._to_repeat:
@@ -254,6 +281,9 @@ class NetworkProcessPlugin(MultiProcPlugin):
         return self._taskresult.get(taskid)
 
     def _clear_task(self, taskid: int) -> None:
+        if _runs_network(self._tasks[taskid][1]) and not self._networks_to_run():
+            for process in self._networks:
+                process.rest()
         del self._task_obj[taskid], self._tasks[taskid], self._taskresult[taskid]
         if taskid in self._alone:
             self._alone.pop(taskid).close()

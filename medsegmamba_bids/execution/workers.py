@@ -63,6 +63,13 @@ def import_networks() -> None:
     import medsegmamba_bids.inference.segmenter  # noqa: F401
 
 
+def rest() -> None:
+    """Hand back the memory that networks took, when the last one of a workflow has run: other steps need some yet."""
+    from medsegmamba_bids.networks.kernels.memory import give_memory_back
+
+    give_memory_back()
+
+
 def _end_with_main_process() -> None:
     """End at once when the main process is gone: the next run may be in the same folders already."""
     main = multiprocessing.parent_process()

@@ -102,7 +102,7 @@ def _execution(config: RunConfig, crashes: Path) -> dict[str, Any]:
         "crashfile_format": "txt",
         "stop_on_first_crash": config.stop_on_first_crash,
         "stop_on_first_rerun": False,
-        "poll_sleep_duration": 0.05,
+        "poll_sleep_duration": 0.02,
         "remove_unnecessary_outputs": False,
         "create_report": False,
         "check_version": False,

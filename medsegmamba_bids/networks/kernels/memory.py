@@ -18,3 +18,14 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_memory_back() -> bool:
+    """Hand freed blocks to the kernel after all (glibc only): for a process that has nothing to do for a while.
+
+    Returns whether there was anything to hand back.
+    """
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):
+        return False
