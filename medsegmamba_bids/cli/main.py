@@ -57,7 +57,7 @@ def run_level(config: RunConfig) -> int:
     if not (config.dry_run or config.use_plugin):
         from medsegmamba_bids.execution.workers import start_forkserver
 
-        start_forkserver()  # it imports what steps need, while this process does
+        start_forkserver(config.omp_nthreads)  # it imports what steps need, while this process does
 
     from medsegmamba_bids.cli.progress import Progress
     from medsegmamba_bids.execution.machine_check import check_machine

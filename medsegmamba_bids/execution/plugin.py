@@ -142,8 +142,8 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__({"n_gpu_procs": 0, **plugin_args})
         self.pool.shutdown()  # it has not started a process
-        start_forkserver()
         threads, log_file = self.plugin_args.get("threads", 1), self.plugin_args.get("log_file")
+        start_forkserver(threads)
         self._arguments = (self._cwd, threads, log_file)
         self._common = Worker(self.processors, start_worker, self._arguments)
         self._networks = [

@@ -12,18 +12,36 @@ from multiprocessing import forkserver, resource_tracker
 from types import FrameType
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-#: Loaded once, before processes are forked off; nothing that starts threads or reads numbers of threads.
-PRELOADED = ["nipype.pipeline.plugins.multiproc", "scipy.ndimage", "medsegmamba_bids.workflows.participants"]
+#: Loaded once, before processes are forked off; nothing that starts threads.
+PRELOADED = ["nipype.pipeline.plugins.multiproc", "medsegmamba_bids.execution.preloaded"]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def start_forkserver(preloaded: Sequence[str] = PRELOADED) -> None:
+def start_forkserver(threads: int = 1, preloaded: Sequence[str] = PRELOADED) -> None:
     """Start the process that others are forked from, unless it runs already.
 
     It imports for a second or two, while the main process does so as well, and would end with a traceback on a
     terminal's Ctrl-C then: it and those that are forked from it do not hear it, and the main process, which ends them,
     hears it a moment later.
+
+    Parameters
+    ----------
+    threads : int
+        Of a step, at the most: libraries read it when they are imported.
+    preloaded : sequence of str
+        Modules that it imports.
     """
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    try:
+        _start_forkserver(preloaded)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
+
+
+def _start_forkserver(preloaded: Sequence[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(preloaded))
     resource_tracker.ensure_running()  # else started with it, which would let signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

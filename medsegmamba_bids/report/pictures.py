@@ -21,6 +21,7 @@ from medsegmamba_bids.viz.encoding import colors_of, to_uri
 _SLICES, _CLOSE_UP = (8, 16), (6, 9)
 _COLUMNS, _CLOSE_UP_COLUMNS = 4, 6
 _HIPPOCAMPAL_VIEWS = {"from above": (180, 89), "from the left front": (50, 25)}
+_MARGIN = 30  # voxels around the labels, where there is no mask
 _THUMBNAIL = 72  # pixels high
 _FULL_DETAIL = 3  # T1w images; where a page holds more, their pictures are smaller
 
@@ -72,19 +73,22 @@ def draw_pictures(
     detail : float
         Below 1 for smaller pictures, where a page has to hold many.
     """
-    data = np.asarray(t1w.dataobj)
+    box = _box_of_all(t1w.shape, [*labels.values()] if brain is None else [*labels.values(), brain])
+    data, affine = np.asarray(t1w.dataobj)[box], box.shift(t1w.affine)
+    labels, entropies = ({name: array[box] for name, array in arrays.items()} for arrays in (labels, entropies))
+    brain = None if brain is None else brain[box]
     structures = labels.get(ASEG.name, np.zeros(data.shape, np.uint8))
     structures = np.where(np.isin(structures, OUTSIDE_BRAIN), 0, structures)
     aseg = _Overlay(structures, ASEG.widest, entropies.get(ASEG.name))
     inside = brain > 0 if brain is not None else aseg.labels > 0
-    head = _Head(data, t1w.affine, slices.bright(data, inside))
+    head = _Head(data, affine, slices.bright(data, inside))
     deep = slices.box_of((aseg.labels > 0) & ~np.isin(aseg.labels, CEREBRUM)).grow(4, data.shape)
-    shown = slices.box_of(inside).grow(6 if brain is not None else 30, data.shape)
+    shown = slices.box_of(inside).grow(6 if brain is not None else _MARGIN, data.shape)
     planes = [
         _layers(plane, _plan(aseg.labels, shown, deep, plane, _SLICES, _COLUMNS, 2.5 * detail), head, aseg)
         for plane in slices.PLANES
     ]
-    thumbnail = _thumbnail(data / head.top, aseg.labels, shown, deep, colors_of(ASEG.widest))
+    thumbnail = _thumbnail(head, aseg.labels, shown, deep, colors_of(ASEG.widest))
     close_up, subfield_views = [], []
     if hippocampi := _hippocampi(labels, entropies):
         close_up = _close_up(head, hippocampi, detail)
@@ -92,6 +96,18 @@ def draw_pictures(
             subfield_views = _views(hippocampi, head.affine, 7.0 * detail, _HIPPOCAMPAL_VIEWS, thin=True)
     views = _views(aseg, head.affine, 3.0 * detail, surfaces.VIEWS, without=OUTER)
     return Pictures(planes, close_up, views, subfield_views, thumbnail)
+
+
+def _box_of_all(shape: tuple[int, ...], arrays: list[np.ndarray]) -> Box:
+    """Return what can be seen of an image: a box around all that is not 0, with the widest margin that is shown.
+
+    Its sides start at even numbers: a middle between two voxels is rounded to the same as in the whole image.
+    """
+    found = [box for array in arrays if (box := Box.around(array))]
+    if not found:
+        return Box.whole(shape)
+    box = Box(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*found, strict=True))
+    return Box(slice(side.start // 2 * 2, side.stop) for side in box.grow(_MARGIN, shape))
 
 
 def _plan(
@@ -204,13 +220,13 @@ def _picture(title: str, picture: np.ndarray) -> dict[str, Any]:
     return {"title": title, "height": height, "width": width, "base": to_uri(picture)}
 
 
-def _thumbnail(base: np.ndarray, labels: np.ndarray, shown: Box, deep: Box, colors: dict[int, str]) -> bytes:
+def _thumbnail(head: _Head, labels: np.ndarray, shown: Box, deep: Box, colors: dict[int, str]) -> bytes:
     """Return three slices side by side, labels painted, as a small JPEG file."""
     parts = []
     for plane in slices.PLANES:
         axis = slices.PLANES[plane]
         plan = slices.Mosaic(axis, slices.spread(deep, axis, 1), shown, 1, 1.0)
-        picture = slices.fill_labels(plan.slice(base, 0), plan.slice(labels, 0), colors, 0.5)
+        picture = slices.fill_labels(plan.slice(head.data, 0) / head.top, plan.slice(labels, 0), colors, 0.5)
         image = Image.fromarray(picture)
         parts.append(image.resize((round(image.width * _THUMBNAIL / image.height), _THUMBNAIL), Image.LANCZOS))
     out = Image.new("RGB", (sum(part.width for part in parts), _THUMBNAIL))

@@ -205,16 +205,17 @@ def _splat(points, normals, owner, width, height, steps):  # noqa: ANN001, ANN20
 def _shade(depth: np.ndarray, normal: np.ndarray, which: np.ndarray, colors: np.ndarray, scale: float) -> np.ndarray:
     """Return light from above left, a soft highlight, and darker rims where depth jumps; float (H, W, 4)."""
     there = which >= 0
-    unit = normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
-    diffuse = np.clip(unit @ _LIGHT, 0, 1)
-    halfway = (_LIGHT + [0, 0, 1]) / np.linalg.norm(_LIGHT + [0, 0, 1])
-    shine = np.clip(unit @ halfway, 0, 1) ** 30
     near = np.where(there, depth, depth[there].min() - 5 * scale if there.any() else 0)
-    jump = ndimage.maximum_filter(near, 3) - near
-    rim = np.clip(jump / (1.5 * scale), 0, 1) * 0.55
-    light = (0.38 + 0.68 * diffuse) * (1 - rim)
+    jump = (ndimage.maximum_filter(near, 3) - near)[there]
+    rim = 1 - np.clip(jump / (1.5 * scale), 0, 1) * np.float32(0.55)
+    unit = normal[there]
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True) + np.float32(1e-9)
+    light = (np.float32(0.38) + np.float32(0.68) * np.clip(unit @ _LIGHT, 0, 1)) * rim
+    halfway = (_LIGHT + [0, 0, 1]) / np.linalg.norm(_LIGHT + [0, 0, 1])
+    shine = np.clip(unit @ halfway.astype(np.float32), 0, 1) ** 30
+    lit = colors.astype(np.float32)[which[there]] * light[:, None] + (np.float32(0.18) * shine * rim)[:, None]
     out = np.zeros((*depth.shape, 4), np.float32)
-    out[..., :3] = np.clip(colors[which] * light[..., None] + 0.18 * (shine * (1 - rim))[..., None], 0, 1)
+    out[there, :3] = np.clip(lit, 0, 1)
     out[..., 3] = there
     return out
 

@@ -236,7 +236,7 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(tmp_path):
     code = (
         "import time\nfrom medsegmamba_bids.execution.workers import start_forkserver\n"
         "if __name__ == '__main__':\n"
-        "    try:\n        start_forkserver(['slow_to_import'])\n        time.sleep(30)\n"
+        "    try:\n        start_forkserver(preloaded=['slow_to_import'])\n        time.sleep(30)\n"
         "    except KeyboardInterrupt:\n        print('interrupted')\n"
     )
     (tmp_path / "main.py").write_text(code)
