@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OWN = "MadeFrom"  # the key by which the JSON beside a table is known as this command's
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
@@ -61,11 +63,12 @@ def write_statistics(options: argparse.Namespace) -> None:
     from medsegmamba_bids.image.grid import Grid
     from medsegmamba_bids.image.io import load_image, load_labels
     from medsegmamba_bids.image.labels import load_label_table
-    from medsegmamba_bids.stats.any_labels import measure_labels, with_sums
+    from medsegmamba_bids.stats.any_labels import describe_norm, measure_labels, with_sums
     from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
 
     beside = options.output.with_suffix(".json")
     check_tables([options.output, beside, options.fs_stats], [options.labels, options.norm, options.posteriors])
+    _check_sidecar(beside)
     image = load_labels(options.labels)
     grid = Grid.of(image)
     table = load_label_table(of_name(options.table).listed)
@@ -79,10 +82,12 @@ def write_statistics(options: argparse.Namespace) -> None:
         measured = measure_labels(np.asanyarray(image.dataobj), norm, table, grid.voxel_mm3, soft)
     except ImageError as error:
         raise ImageError(f"{options.labels}: {error}") from error
+    if norm is not None and (odd := describe_norm(norm, np.asanyarray(image.dataobj), measured.rows)):
+        logger.warning("%s: %s", options.norm, odd)
     rows = with_sums(measured.rows, table) if options.sum else measured.rows
     _write(to_tsv(rows), options.output)
     sources = {name: str(path) for name in ("labels", "norm", "posteriors") if (path := getattr(options, name))}
-    sidecar = table_sidecar(measured.measures, {"MadeFrom": sources}, measured.definition)
+    sidecar = table_sidecar(measured.measures, {_OWN: sources}, measured.definition)
     _write(json.dumps(sidecar, indent=2) + "\n", beside)
     if options.fs_stats:
         files = {"SegVolFile": options.labels.name}
@@ -90,6 +95,23 @@ def write_statistics(options: argparse.Namespace) -> None:
         subject = options.labels.name.split(".")[0]
         text = to_aseg_stats(measured.rows, measured.measures, subject, files, grid.voxel_mm3, "medsegmamba-stats")
         _write(text, options.fs_stats)
+
+
+def _check_sidecar(path: Path) -> None:
+    """Refuse to replace a JSON file that this command has not written: the user has only named the table."""
+    from medsegmamba_bids.errors import ImageError
+
+    try:
+        own = _OWN in json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        own = False
+    if not own:
+        raise ImageError(
+            f"{path}: is there and not of this command, which writes a JSON file of this name beside the table; "
+            "name another OUT.tsv, or move that file"
+        )
 
 
 def _check_grid(image: Any, path: Path, labels: Any, labels_path: Path) -> None:

@@ -86,7 +86,7 @@ def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tu
     """Lock what can be locked, at most some; return the rest as well."""
     batch, rest = Batch(), {}
     for name, images in subjects.items():
-        locks = [] if limit is not None and len(batch.subjects) >= limit else _lock(name, config)
+        locks = [] if limit is not None and len(batch.subjects) >= limit else lock_participant(name, config)
         if locks:
             batch.subjects[name] = images
             batch.locks += locks
@@ -95,7 +95,7 @@ def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tu
     return batch, rest
 
 
-def _lock(subject: str, config: RunConfig) -> list[FileLock]:
+def lock_participant(subject: str, config: RunConfig) -> list[FileLock]:
     """Return both locks of a participant, or none."""
     locks: list[FileLock] = []
     for path in lock_paths(subject, config):

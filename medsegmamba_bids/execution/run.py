@@ -18,7 +18,7 @@ from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.space_templates import find_templates
-from medsegmamba_bids.execution.batches import Batch, Subjects, locked_batches
+from medsegmamba_bids.execution.batches import Batch, Subjects, lock_participant, locked_batches
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
     DONE,
@@ -34,7 +34,16 @@ from medsegmamba_bids.execution.resume import record_report, report_is_current, 
 from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runner
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
+from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.crashes import read_crashes
+from medsegmamba_bids.report.neighbours import (
+    beside,
+    has_links,
+    neighbour_links,
+    page_of,
+    set_links,
+    subjects_with_pages,
+)
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import made_from
 from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
@@ -137,6 +146,7 @@ def run_participants(
             with batch:
                 stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
                 outcomes += not_begun(batch) if stopped else process(batch, means)
+    link_pages(inputs.subjects(), config)
     return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
 
 
@@ -300,7 +310,28 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
     for subject in present:
         reason = result.of_report(subject)
         outcomes.append(Outcome(f"sub-{subject}.html", FAILED if reason else DONE, (reason,) if reason else ()))
+    link_pages(present, config)
     return outcomes
+
+
+def link_pages(subjects: Iterable[str], config: RunConfig) -> None:
+    """Let the pages of participants, and those next to them, lead to each other, now that all are there.
+
+    A page that another run is at is left to that run's end.
+    """
+    there = subjects_with_pages(config.output_dir)
+    for subject in beside(subjects, there):
+        links = neighbour_links(subject, there)
+        if has_links(config.output_dir, subject, links):
+            continue
+        locks = lock_participant(subject, config)
+        if locks and is_ours(page_of(config.output_dir, subject)):
+            current = report_is_current(subject, config)
+            set_links(config.output_dir, subject, links)
+            if current:
+                record_report(subject, config)
+        for lock in locks:
+            lock.release()
 
 
 def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:

@@ -23,8 +23,8 @@ _COMPRESSED = {".nii.gz": ".nii", ".mgz": ".mgh"}
 _CHUNK = 1 << 16  # may unpack to a thousand times as much
 _GZIP = b"\x1f\x8b"
 _GZIP_MEMBER = 16 + zlib.MAX_WBITS
-# An annexed file that is not here: its key, or, where links cannot be made, what the link would point to.
-_ANNEX = re.compile(rb"(/annex/objects/|(\.\./)*\.git/annex/objects/)")
+# An annexed file that is not here: its key, or, where links cannot be made (Windows), what the link would point to.
+_ANNEX = re.compile(rb"(\xef\xbb\xbf)?([/\\]annex[/\\]objects[/\\]|(\.\.?[/\\])*\.git[/\\]annex[/\\]objects[/\\])")
 #: First bytes of files that are no images, and what they are.
 _OTHERS = (
     (b"version https://git-lfs.github.com", "only a pointer of Git LFS; fetch the file with `git lfs pull`"),
@@ -115,7 +115,9 @@ def _check_start(start: bytes, path: Path) -> None:
     if not start:
         raise ImageError(f"{path}: the file is empty")
     if _ANNEX.match(start):
-        raise ImageError(f"{path}: only a pointer of git-annex; fetch it with `datalad get {path}`")
+        raise ImageError(
+            f"{path}: only a pointer of git-annex, its content is missing; fetch it with `datalad get {path}`"
+        )
     for first, what in _OTHERS:
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(first.lower()):
             raise ImageError(f"{path}: {what}")

@@ -20,9 +20,12 @@ COARSE_MM = 3.0  # thin structures are lost from here on
 COARSEST_MM = 6.9  # slices of 7 mm are refused, however their size was rounded
 FINEST_MM = 0.1
 _ROUNDING_MM = 0.01  # of thick slices
+_QUATERNION_ROUNDING = 1e-6  # nibabel's own tolerance for single precision
 #: NIfTI's codes of units of length other than mm: name, and how many mm they are.
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
 _START = 1024  # bytes; no header that is read here is longer
+#: The size of a NIfTI header, its first four bytes in either order, and which one it is.
+_NIFTI = {b"\x5c\x01\0\0": nib.Nifti1Header, b"\x1c\x02\0\0": nib.Nifti2Header}
 _GOOD_RAS = slice(28, 30)  # of an MGH header: whether the geometry that follows is valid
 
 Image = nib.spatialimages.SpatialImage
@@ -79,10 +82,42 @@ def _check_sizes(header: nib.Nifti1Header, start: bytes, name: str | os.PathLike
     """Refuse voxel sizes of 0 where the orientation depends on them: nibabel reads them as 1 mm."""
     if header["sform_code"] > 0:
         return
-    kind = type(header)
-    sizes = kind(start[: kind.template_dtype.itemsize], check=False)["pixdim"][1:4]
+    sizes = _as_written(type(header), start)["pixdim"][1:4]
     if not sizes.all():
         raise ImageError(f"{name}: its affine is zero or singular (voxels of {_sizes(sizes)} mm)")
+
+
+def _as_written(kind: type[nib.Nifti1Header], start: bytes) -> nib.Nifti1Header:
+    """Return a header as its bytes have it, where nibabel would mend it."""
+    return kind(start[: kind.template_dtype.itemsize], check=False)
+
+
+def check_nifti(path: Path) -> None:
+    """Refuse a NIfTI file that nibabel reads wrongly, or of which it says nothing that helps.
+
+    Raises
+    ------
+    ImageError
+        The voxels would begin within the header, whose bytes would be read as voxels; or the orientation is a qform
+        that is no rotation. Other damage is not looked for.
+    """
+    start = _first_bytes(path)
+    kind = next((kind for size, kind in _NIFTI.items() if start[:4] in (size, size[::-1])), None)
+    if kind is None or len(start) < kind.template_dtype.itemsize:
+        return
+    header = _as_written(kind, start)
+    offset, magic = float(header["vox_offset"]), header["magic"].item().decode("ascii", "replace")
+    if offset < kind.sizeof_hdr:
+        pair = f" (its magic is {magic!r}, that of a header whose voxels have a file of their own)"
+        raise ImageError(
+            f"{path}: its voxels would begin at byte {offset:g}, within its header{pair * magic.startswith('ni')}"
+        )
+    length = float(np.linalg.norm([header[f"quatern_{axis}"] for axis in "bcd"]))
+    if header["sform_code"] == 0 and header["qform_code"] != 0 and length > 1 + _QUATERNION_ROUNDING:
+        raise ImageError(
+            f"{path}: its orientation is unknown: it has no sform, and the quaternion of its qform has a length of "
+            f"{length:.3g}, more than the 1 that a rotation has at most"
+        )
 
 
 def _to_mm(affine: np.ndarray, header: nib.Nifti1Header, name: str | os.PathLike) -> np.ndarray:

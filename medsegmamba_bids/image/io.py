@@ -14,7 +14,7 @@ import numpy as np
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of, unpacked
-from medsegmamba_bids.image.header import placed
+from medsegmamba_bids.image.header import check_nifti, placed
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
@@ -174,6 +174,8 @@ def _read(path: Path, content: bytes | None) -> tuple[Image, np.ndarray]:
 
 
 def _opened(path: Path, content: bytes | None) -> Image:
+    if suffix_of(path) in (".nii", ".nii.gz"):
+        check_nifti(path)
     with _damage_said(path):
         return nib.load(path) if content is None else _kind(path, content).from_bytes(content)
 

@@ -14,11 +14,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.anatomy import CEREBRUM
-from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.errors import ImageError, ReportError, TableError
 from medsegmamba_bids.image.io import atomic_path, write_text
 from medsegmamba_bids.image.labels import load_label_table
@@ -27,6 +25,7 @@ from medsegmamba_bids.report import provenance
 from medsegmamba_bids.report.derivatives import Scan, scans_of, viewer_commands
 from medsegmamba_bids.report.drawn import load_pictures
 from medsegmamba_bids.report.methods import methods_text, references
+from medsegmamba_bids.report.neighbours import neighbour_links, page_of, subjects_with_pages
 from medsegmamba_bids.report.pictures import Pictures, detail_of, draw_pictures
 from medsegmamba_bids.report.quality import (
     COLUMNS,
@@ -130,11 +129,11 @@ def write_report(
     ThresholdError
         The file of thresholds cannot be used.
     """
-    path = Path(output_dir) / f"sub-{subject}.html"
+    output_dir = Path(output_dir)
+    path = page_of(output_dir, subject)
     if not is_ours(path):
         raise ReportError(f"{path}: is not a page of medsegmamba_bids and is not replaced; move it")
     limits = load_thresholds(thresholds)
-    output_dir = Path(output_dir)
     scans = scans_of(output_dir, subject)
     if not scans:
         raise ReportError(f"{output_dir / f'sub-{subject}'}: there are no results to report")
@@ -157,7 +156,7 @@ def write_report(
         changes=changes_between_visits(output_dir, subject),
         flag_count=len(flags),
         checks=checks_in_words(limits),
-        neighbours=_neighbours(output_dir, subject),
+        neighbours=neighbour_links(subject, subjects_with_pages(output_dir)),
         names=to_script(_names()),
         outlines=_outline_styles(),
         entropy_range=slices.ENTROPY_RANGE,
@@ -167,21 +166,6 @@ def write_report(
     )
     _write(page, path)
     return path
-
-
-def _neighbours(output_dir: Path, subject: str) -> Markup:
-    """Return links to the group's page and to those of the participants before and after this one."""
-    subjects = BIDSFolder(output_dir).participants
-    place = subjects.index(subject) if subject in subjects else 0
-    links = [("prev", place - 1, "←"), ("next", place + 1, "→")]
-    parts = [
-        Markup('<a rel="{0}" href="sub-{1}.html" title="sub-{1}, the {0} participant">{2} sub-{1}</a>').format(
-            rel, subjects[there], arrow
-        )
-        for rel, there, arrow in links
-        if 0 <= there < len(subjects)
-    ]
-    return Markup(" ").join(parts)
 
 
 def _names() -> dict[int, str]:

@@ -14,6 +14,7 @@ from medsegmamba_bids.anatomy import ASEG_BACKGROUND, CEREBRUM, FREESURFER_ONLY,
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.labels import LabelTable, merge_parcels
 from medsegmamba_bids.segmentations import CORRECTED, of_table
+from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.intracranial import shows_skull
 from medsegmamba_bids.stats.measures import Measure, brain_measures, hypointensity_sides, intracranial_space
 from medsegmamba_bids.stats.structures import structure_statistics, volume_definition
@@ -119,6 +120,35 @@ def measure_labels(
     measures = brain_measures(rows, voxel_mm3, hypointensity_sides(labels)) if whole else []
     definition = volume_definition(table, posteriors=soft_volumes is not None, guide=norm is not None)
     return Measurement(rows, tuple(measures), definition)
+
+
+def describe_norm(norm: np.ndarray, labels: np.ndarray, rows: pd.DataFrame) -> str:
+    """Return a sentence where intensities are hardly those of a T1w; empty where nothing is odd.
+
+    Parameters
+    ----------
+    norm : (X, Y, Z)
+        Intensities.
+    labels : int (X, Y, Z)
+        FreeSurfer's labels, parcels included.
+    rows : pandas.DataFrame
+        What :func:`measure_labels` says of both.
+
+    Examples
+    --------
+    >>> labels = np.array([2, 2, 3, 3])
+    >>> rows = pd.DataFrame({"NVoxels": [2, 2], "normStdDev": [0.0, 0.0]})
+    >>> describe_norm(labels, labels, rows)[:52]
+    'has a single value in 2 of 2 structures, as a label '
+    """
+    spread = rows.loc[rows["NVoxels"] > 1, "normStdDev"]
+    constant = int((spread == 0).sum())
+    if 2 * constant >= len(spread) > 1:
+        return (
+            f"has a single value in {constant} of {len(spread)} structures, as a label image has; volumes corrected "
+            "for partial volume need intensities, such as norm.mgz"
+        )
+    return describe_contrast(norm, merge_parcels(labels), "volumes corrected by it will not be reliable")
 
 
 def _check_labels(labels: np.ndarray, table: LabelTable, is_aseg: bool) -> None:

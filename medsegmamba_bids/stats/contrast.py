@@ -38,7 +38,7 @@ def tissue_ratio(mean: Callable[[tuple[int, int]], float]) -> float:
     return float("nan")
 
 
-def describe_contrast(data: np.ndarray, labels: np.ndarray) -> str:
+def describe_contrast(data: np.ndarray, labels: np.ndarray, then: str = "the labels will not be reliable") -> str:
     """Return a sentence where an image does not look T1-weighted; empty where it does or its tissues are not known.
 
     Parameters
@@ -47,6 +47,8 @@ def describe_contrast(data: np.ndarray, labels: np.ndarray) -> str:
         Intensities, on any scale that starts at 0.
     labels : int (X, Y, Z)
         FreeSurfer labels, as a network found them.
+    then : str
+        What follows from it.
 
     Examples
     --------
@@ -66,5 +68,5 @@ def describe_contrast(data: np.ndarray, labels: np.ndarray) -> str:
         return ""
     return (
         f"the image does not look T1-weighted: white matter has {ratio:.2f} times the intensity of gray matter "
-        f"(at least {LEAST_RATIO:g} is expected); the labels will not be reliable"
+        f"(at least {LEAST_RATIO:g} is expected); {then}"
     )

@@ -51,6 +51,8 @@ class Oci(Container):
 
     def line(self):
         line = [*self.engine(), "run", "--rm", "--network", "none", "--read-only", *self.options]
+        # podman gives a read-only container a folder /tmp of its own, docker does not.
+        line += ["--tmpfs", "/tmp"] if self.engine()[0] == "docker" and "--tmpfs" not in self.options else []
         line += shlex.split(os.environ.get("MEDSEGMAMBA_TEST_ENGINE_OPTIONS", ""))
         line += [f"--volume={source}:{target}" for source, target in self.binds]
         line += [f"--env={name}={value}" for name, value in self.variables]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -146,6 +147,48 @@ def test_the_demo_runs_for_somebody_without_home_or_network(strict, open_folder)
     assert made_by["Version"] == __version__
     assert made_by["Container"]["Tag"].startswith("medsegmamba")
     assert (results / "group.html").stat().st_uid in (12345, os.getuid())
+
+
+def made_dataset(container, folder):
+    """Two participants: the template that the image carries, and a file that is no image."""
+    code = (
+        "from pathlib import Path; from medsegmamba_bids.cli.demo import make_dataset; make_dataset(Path('/mnt/bids'))"
+    )
+    container.python(code)
+    broken = folder / "bids" / "sub-broken" / "anat"
+    broken.mkdir(parents=True)
+    (broken / "sub-broken_T1w.nii.gz").write_bytes(b"no image")
+
+
+@pytest.mark.slow
+def test_the_app_runs_as_bids_apps_are_run(container, open_folder):
+    """Both levels over a small dataset, with exit codes by what came of it, and results that are valid BIDS."""
+    bound = container.having(user=f"{os.getuid()}:{os.getgid()}", variables=HOMELESS, binds=((open_folder, "/mnt"),))
+    made_dataset(bound, open_folder)
+    app = ("medsegmamba", "/mnt/bids", "/mnt/out")
+    options = ("-w", "/mnt/work", "--nprocs", "2")
+    every = bound.run(*app, "participant", *options, timeout=1800)
+    assert every.returncode == 1, every.stderr[-3000:]
+    assert "sub-broken_T1w" in every.stdout
+    out = open_folder / "out"
+    anat = out / "sub-mni152" / "anat"
+    assert len(list(anat.glob("*seg-aseg_desc-medsegmamba_dseg.nii.gz"))) == 2
+    rows = (anat / "sub-mni152_seg-aseg_desc-medsegmamba_stats.tsv").read_text().splitlines()
+    column = rows[0].split("\t").index("Volume_mm3")
+    volumes = {row.split("\t")[1]: row.split("\t")[column] for row in rows[1:]}
+    assert 2500 < float(volumes["Left-Hippocampus"]) < 6500
+    again = bound.run(*app, "participant", "--participant-label", "mni152", *options, timeout=600)
+    assert again.returncode == 0, again.stderr[-3000:]
+    unknown = bound.run(*app, "participant", "--participant-label", "nobody", *options)
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("error: ")
+    assert bound.run(*app, "both").returncode == 2
+    group = bound.run(*app, "group", timeout=600)
+    assert group.returncode == 0, group.stderr[-3000:]
+    assert "sub-mni152" in (out / "group_seg-aseg_stats.tsv").read_text()
+    if validator := shutil.which("bids-validator-deno"):
+        finished = subprocess.run([validator, str(out)], capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stdout[-3000:]
 
 
 @pytest.mark.slow

@@ -64,7 +64,9 @@ def out(tmp_path_factory):
         fake.write_rows(root, f"sub-{number:02d}", "aseg", rows, [])
     rows = ["participant_id\tage\tsex", *(f"sub-{n:02d}\t{20 + 5 * n}\t{'FM'[n % 2]}" for n in range(1, 13))]
     (root / "participants.tsv").write_text("\n".join(rows) + "\n")
+    (root / "sub-02.html").touch()
     write_report(root, "01")
+    (root / "sub-02.html").unlink()
     assert write_group(RunConfig(root / "nowhere", root, "group")) == 0
     return root
 

@@ -219,3 +219,56 @@ def test_no_image_is_replaced_by_a_table(head, capsys):
         assert re.search(f"^error: .*{told}", capsys.readouterr().err), options
     assert {path: Path(path).read_bytes() for path in held} == held
     assert sorted(path.name for path in folder.iterdir()) == ["labels.nii.gz", "norm.nii.gz"]
+
+
+def tissues(folder):
+    """Cerebral white matter and cortex of both sides, and their labels."""
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[2:9, 2:18, 2:18], labels[4:7, 5:15, 5:15] = 3, 2
+    labels[11:18, 2:18, 2:18], labels[13:16, 5:15, 5:15] = 42, 41
+    noise = np.random.default_rng(0).normal(0, 2, labels.shape)
+    norm = np.select([np.isin(labels, (2, 41)), labels > 0], [110, 70], 0) + noise * (labels > 0)
+    return write(folder / "labels.nii.gz", labels), labels, norm.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda norm, labels: norm, ""),
+        (
+            lambda norm, labels: np.where(norm > 0, 180 - norm, 0),
+            "white matter has 0.64 times the intensity",
+        ),
+        (lambda norm, labels: labels, "has a single value in 4 of 4 structures, as a label image has"),
+        (
+            lambda norm, labels: np.where(labels == 3, 1003 + (norm > 70), labels),
+            "a single value in 3 of 4",
+        ),
+    ],
+    ids=["T1w", "inverted", "labels", "parcels"],
+)
+def test_odd_intensities_are_noted(tmp_path, capsys, make, said):
+    labels, data, norm = tissues(tmp_path)
+    guide = write(tmp_path / "norm.nii.gz", make(norm, data).astype(np.float32))
+    assert main([labels, str(tmp_path / "out.tsv"), "--norm", guide]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(f"WARNING: {guide}: ") if said else told == ""
+    assert said in told
+    assert "labels will not be reliable" not in told
+
+
+@pytest.mark.parametrize("other", ['{"GeneratedBy": "another tool"}', "no JSON", "[1]", "3", ""])
+def test_the_sidecar_of_another_tool_is_not_replaced(head, capsys, other):
+    labels, _, folder = head
+    (folder / "out.json").write_text(other)
+    assert main([labels, str(folder / "out.tsv")]) == 1
+    assert "out.json: is there and not of this command" in capsys.readouterr().err
+    assert (folder / "out.json").read_text() == other
+    assert not (folder / "out.tsv").exists()
+
+
+def test_its_own_sidecar_is_replaced(head):
+    labels, norm, folder = head
+    assert main([labels, str(folder / "out.tsv")]) == 0
+    assert main([labels, str(folder / "out.tsv"), "--norm", norm]) == 0
+    assert json.loads((folder / "out.json").read_text())["MadeFrom"] == {"labels": labels, "norm": norm}

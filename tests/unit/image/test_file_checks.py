@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.header import describe_orientation
 from medsegmamba_bids.image.io import load_image, load_labels
 from medsegmamba_bids.image.masks import load_mask
 
@@ -31,9 +32,18 @@ def saved(data, path):
     ("content", "said"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "only a pointer of Git LFS; .*git lfs"),
-        (b"/annex/objects/MD5E-s1--0.nii.gz\n", "only a pointer of git-annex; fetch it with `datalad get"),
+        (
+            b"/annex/objects/MD5E-s1--0.nii.gz\n",
+            "only a pointer of git-annex, its content is missing; fetch",
+        ),
         (b"../../.git/annex/objects/aa/bb/MD5E-s1--0/MD5E-s1--0.nii.gz", "only a pointer of git-annex"),
         (b".git/annex/objects/aa/bb/MD5E-s1--0/MD5E-s1--0.nii.gz", "only a pointer of git-annex"),
+        (
+            b"..\\..\\.git\\annex\\objects\\aa\\bb\\MD5E-s1--0\r\n",
+            "git-annex, its content is missing; fetch it with",
+        ),
+        (b"\xef\xbb\xbf\\annex\\objects\\MD5E-s1--0.nii.gz\r\n", "only a pointer of git-annex"),
+        (b"/annex/objects/MD5E-s1--0.nii.gz\r\n", "only a pointer of git-annex"),
         (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X", "notes that macOS keeps beside a file"),
         (b"PK\x03\x04" + bytes(100), "a zip archive"),
         (b"BZh91AY&SY" + bytes(100), "compressed with bzip2"),
@@ -210,3 +220,53 @@ def test_slopes_that_mean_nothing(tmp_path, head, caplog, slope, inter):
     data = np.asarray(load_image(path).dataobj)
     assert data.dtype == np.int16
     np.testing.assert_array_equal(data, head)
+
+
+@pytest.fixture(params=[nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
+def nifti(request, tmp_path, head):
+    """A NIfTI file with qform alone, and a function that sets fields of its header as they are."""
+    kind = request.param
+    image = kind(head, np.diag([2.0, 2.0, 2.0, 1.0]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(None, 0)
+    names = kind.header_class.template_dtype.fields
+
+    def having(name="head.nii", **fields):
+        raw = bytearray(image.to_bytes())
+        for field, value in fields.items():
+            dtype, place = names[field][:2]
+            content = np.array(value, dtype.base).tobytes()
+            raw[place : place + len(content)] = content
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(bytes(raw)) if name.endswith("gz") else bytes(raw))
+        return path
+
+    having.pair = {348: b"ni1", 540: b"ni2"}[kind.header_class.sizeof_hdr]
+    return having
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("name", ["head.nii", "head.nii.gz"])
+def test_headers_are_not_read_as_voxels(nifti, read, name):
+    """nibabel gave 348 as the first voxel: the header's own size."""
+    magic = nifti.pair.decode()
+    said = rf"voxels would begin at byte 0, within its header \(its magic is '{magic}', that of a header"
+    with pytest.raises(ImageError, match=said):
+        read(nifti(name, magic=nifti.pair, vox_offset=0))
+    with pytest.raises(ImageError, match=r"voxels would begin at byte 0, within its header$"):
+        read(nifti(name, vox_offset=0))
+
+
+def test_the_magic_of_a_pair_alone_does_no_harm(nifti, head):
+    np.testing.assert_array_equal(load_image(nifti(magic=nifti.pair)).dataobj, head)
+
+
+def test_a_qform_that_is_no_rotation(nifti, head, caplog):
+    long = {"quatern_b": 0.9, "quatern_c": 0.9, "quatern_d": 0.9}
+    with pytest.raises(ImageError, match=r"no sform, and the quaternion of its qform has a length of 1\.56, more"):
+        load_image(nifti(**long))
+    read = load_image(nifti(quatern_b=1.0))  # half a turn
+    np.testing.assert_allclose(read.affine[:3, :3], np.diag([2.0, -2.0, -2.0]), atol=1e-6)
+    with_sform = nifti(**long, sform_code=1, srow_x=[3, 0, 0, 0], srow_y=[0, 3, 0, 0], srow_z=[0, 0, 3, 0])
+    np.testing.assert_array_equal(load_image(with_sform).dataobj, head)
+    assert describe_orientation(nib.load(with_sform)) == "the qform cannot be read; the sform is used"
