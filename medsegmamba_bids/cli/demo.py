@@ -18,7 +18,10 @@ _PREFIX = "sub-mni152"
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = make_parser("python -m medsegmamba_bids.cli.demo", "Make a dataset of one image and process it.")
+    parser = make_parser(
+        "python -m medsegmamba_bids.cli.demo",
+        "Make a dataset of one image, the skull-stripped MNI152 template, and process it.",
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where dataset, results and work go")
     parser.add_argument("options", nargs="*", metavar="OPTION", help="more options of medsegmamba, after --")
     return parser

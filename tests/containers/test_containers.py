@@ -174,8 +174,8 @@ def test_the_app_runs_as_bids_apps_are_run(container, open_folder):
     anat = out / "sub-mni152" / "anat"
     assert len(list(anat.glob("*seg-aseg_desc-medsegmamba_dseg.nii.gz"))) == 2
     rows = (anat / "sub-mni152_seg-aseg_desc-medsegmamba_stats.tsv").read_text().splitlines()
-    column = rows[0].split("\t").index("Volume_mm3")
-    volumes = {row.split("\t")[1]: row.split("\t")[column] for row in rows[1:]}
+    name, column = (rows[0].split("\t").index(key) for key in ("StructName", "Volume_mm3"))
+    volumes = {row.split("\t")[name]: row.split("\t")[column] for row in rows[1:]}
     assert 2500 < float(volumes["Left-Hippocampus"]) < 6500
     again = bound.run(*app, "participant", "--participant-label", "mni152", *options, timeout=600)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import medsegmamba_bids
@@ -244,3 +246,16 @@ def test_modules_that_the_architecture_names_exist():
 
 
 ROOMS = [folder for folder in PACKAGE.iterdir() if folder.is_dir()]
+
+
+def test_the_demonstration_says_that_its_image_is_stripped(tmp_path):
+    """It is: what is not 0 has the size of a brain, not of a head."""
+    from medsegmamba_bids.cli.demo import build_parser, make_dataset
+
+    make_dataset(tmp_path)
+    image = nib.load(tmp_path / "sub-mni152" / "anat" / "sub-mni152_T1w.nii.gz")
+    litres = np.count_nonzero(image.dataobj) * np.prod(image.header.get_zooms()[:3]) / 1e6
+    assert 1.6 < litres < 2.1
+    demo_line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("make demo"))
+    said = demo_line, (ROOT / "docs" / "first-run.md").read_text(), (tmp_path / "README").read_text()
+    assert all("stripped" in text for text in (*said, build_parser().description))
