@@ -4,7 +4,7 @@
 
 Every case runs in a process of its own, so that its peak memory is its own. Random weights; times are the minimum.
 Beside the time of a patch stand its multiplications (GMAC), the best rate of 3x3x3 convolutions in the same process,
-and what both make together: the floor.
+and what both make together: the floor; the ratio is the time by the floor. The scans' exponentials are not in it.
 """
 
 import argparse
@@ -16,15 +16,17 @@ import time
 
 CASES = {
     "full": "the published network, one 96^3 patch",
+    "full-bfloat16": "the same in bfloat16 (autocast; the scan in float32)",
     "full-without-scan": "the same with the scan left out",
     "small": "channels 8..128, state 16, 4 blocks, one 80^3 patch",
     "middle": "channels 16..256, state 16, 4 blocks, one 96^3 patch",
-    "volume": "the published network over a 160 x 176 x 208 box at step 32 (one run)",
+    "volume": "the published network over a 160 x 176 x 208 box at step 32, 60 patches (one run)",
+    "volume-16": "the same at step 16, 240 patches (one run)",
     "small-volume": "the small network over a 107 x 117 x 139 box (1.5 mm) at step 40",
 }
 SMALL = {"channels": (8, 16, 32, 64), "bottleneck": 128, "state": 16, "blocks": 4, "classes": 36, "patch_size": 80}
 MIDDLE = {"channels": (16, 32, 64, 128), "bottleneck": 256, "state": 16, "blocks": 4, "classes": 36}
-BOXES = {"volume": (160, 176, 208), "small-volume": (107, 117, 139)}
+BOXES = {"volume": (160, 176, 208), "volume-16": (160, 176, 208), "small-volume": (107, 117, 139)}
 SKIPPED = "skipped"
 
 
@@ -55,26 +57,28 @@ def measure(case, device, runs):
     side = network.patch_size
     patch = torch.rand(1, 1, side, side, side, device=device)
     result = {"case": case, "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    with torch.inference_mode():
+    half = case == "full-bfloat16"
+    with torch.inference_mode(), torch.autocast(patch.device.type, torch.bfloat16, enabled=half):
         network.probabilities(patch)  # compiles the kernels
         if case in BOXES:
             volume = np.random.default_rng(0).random(BOXES[case], dtype=np.float32)
             start = time.perf_counter()
-            step = side // 2 if case.startswith("small") else 32
+            step = side // 2 if case.startswith("small") else 16 if case == "volume-16" else 32
             found = predict_volume(network, volume, network.head.out_channels, Patching(side, step), Resources(device))
             seconds = time.perf_counter() - start
             result |= {"seconds_per_volume": seconds, "patches_per_second": found.patches / seconds}
         else:
-            result["seconds_per_patch"] = min(timed(network, patch) for _ in range(runs))
-            result |= floor(network, patch, runs)
+            seconds = min(timed(network, patch) for _ in range(runs))
+            found = floor(network, patch, runs, torch.bfloat16 if half else torch.float32)
+            result |= {"seconds_per_patch": seconds, **found, "ratio": seconds / found["floor_s"]}
     result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device.startswith("cuda"):
         result["peak_gpu_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
 
 
-def floor(network, patch, runs):
-    """The arithmetic of a patch at the rate that convolutions reach here; the scans are not in it."""
+def floor(network, patch, runs, dtype):
+    """The arithmetic of a patch at the rate that convolutions of this type reach here; the scans are not in it."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
@@ -83,13 +87,16 @@ def floor(network, patch, runs):
 
     known = {torch.ops.aten.mkldnn_convolution: by_onednn}
     # In inference mode the counter would not see what convolutions consist of.
-    with torch.inference_mode(False), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
+    exact = torch.autocast(patch.device.type, enabled=False)
+    counting = FlopCounterMode(display=False, custom_mapping=known)
+    with torch.inference_mode(False), torch.no_grad(), exact, counting as counter:
         network.probabilities(patch)
     multiplications = counter.get_total_flops() / 2
     rates = []
     for channels, side in ((128, 24), (64, 48), (32, 48)):
-        layer = torch.nn.Conv3d(channels, channels, 3, padding=1).to(patch.device, memory_format=torch.channels_last_3d)
-        volume = torch.rand(1, channels, side, side, side, device=patch.device)
+        layer = torch.nn.Conv3d(channels, channels, 3, padding=1).to(patch.device, dtype)
+        layer = layer.to(memory_format=torch.channels_last_3d)
+        volume = torch.rand(1, channels, side, side, side, device=patch.device, dtype=dtype)
         volume = volume.to(memory_format=torch.channels_last_3d)
         seconds = min(
             seconds_of(lambda layer=layer, volume=volume: layer(volume), patch.is_cuda) for _ in range(4 * runs)

@@ -13,6 +13,7 @@ from torch import nn
 
 from medsegmamba_bids.errors import NetworkError
 from medsegmamba_bids.networks.blocks import Conv3d, DoubleConv, NormReLU, ResidualBlock, UpSampling
+from medsegmamba_bids.networks.kernels.softmax import channel_softmax
 from medsegmamba_bids.networks.scan_paths import ORIENTATIONS, snake
 from medsegmamba_bids.networks.ss3d import VSS3D
 
@@ -73,7 +74,7 @@ class EncoderDecoder(nn.Module):
 
     def probabilities(self, x: torch.Tensor) -> torch.Tensor:
         """Intensities (B, 1, P, P, P) -> class probabilities, float32 (B, C, P, P, P)."""
-        return self(x).float().softmax(1)
+        return channel_softmax(self(x))
 
 
 class MedSegMamba(EncoderDecoder):

@@ -15,8 +15,8 @@ from numba import float32, get_num_threads, get_thread_id, int32, njit, prange, 
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors. ``_exp`` takes its whole
-#: part by ``floor``, which regrouping cannot break (the usual addition of a large constant it would).
+#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors. ``exp_of_negative`` takes its
+#: whole part by ``floor``, which regrouping cannot break (the usual addition of a large constant it would).
 _FAST = {"nsz", "contract", "arcp", "reassoc"}
 #: Channels of a task: a fixed count lets the compiler unroll, and a block's states stay in a near cache.
 WIDTH = 128
@@ -53,7 +53,7 @@ def _fetch(typing_context, array, index):
 
 
 @njit(inline="always", fastmath=_FAST)
-def _exp(x):
+def exp_of_negative(x):
     """Exponential of x <= 0, float32, relative error below 3e-7: 2^whole * 2^rest, the latter by a polynomial."""
     t = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
     whole = np.floor(t)
@@ -81,7 +81,7 @@ def _advance(h, rate, dt, dtx, write, read, y):
     for n in range(h.shape[0]):
         b, c = write[n], read[n]
         for i in range(WIDTH):
-            state = _exp(dt[i] * rate[n, i]) * h[n, i] + b * dtx[i]
+            state = exp_of_negative(dt[i] * rate[n, i]) * h[n, i] + b * dtx[i]
             h[n, i] = state
             y[i] += c * state
 
@@ -131,7 +131,7 @@ def _remember(before, after, rate, dt, dtx, write):
     for n in range(before.shape[0]):
         b = write[n]
         for i in range(BLOCK):
-            after[n, i] = _exp(dt[i] * rate[n, i]) * before[n, i] + b * dtx[i]
+            after[n, i] = exp_of_negative(dt[i] * rate[n, i]) * before[n, i] + b * dtx[i]
 
 
 @njit(fastmath=_FAST)
@@ -143,7 +143,7 @@ def _retreat(before, after, carry, rate, dt, dtx, grad, write, read, grad_dtx, g
         b, c = write[n], read[n]
         sum_b, sum_c = np.float32(0), np.float32(0)
         for i in range(BLOCK):
-            decay = _exp(dt[i] * rate[n, i])
+            decay = exp_of_negative(dt[i] * rate[n, i])
             flow = carry[n, i] + grad[i] * c
             carry[n, i] = flow * decay
             past = flow * decay * before[n, i]
