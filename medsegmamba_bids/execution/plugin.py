@@ -191,7 +191,9 @@ class NetworkProcessPlugin(MultiProcPlugin):
             )
         networks = [node for node in graph.nodes() if _runs_network(node)]
         for node in networks:
-            node.n_procs = min(node.n_procs, max(1, share - max(1, share // 4)))
+            threads = min(node.n_procs, max(1, share))
+            node.n_procs = min(threads, max(1, share - max(1, share // 4)))
+            node.inputs.num_threads = threads  # Nipype takes the places for the threads
         self._feeding = {node for network in networks for node in ancestors(graph, network)}
         for worker in self._networks[: len(networks)]:
             worker.prepare(import_networks)

@@ -24,6 +24,7 @@ class InputSpec(BaseInterfaceInputSpec):
     die = traits.Bool(False, usedefault=True)
     mark = traits.Str()
     meeting_place = traits.Directory()
+    num_threads = traits.Int(1, usedefault=True, nohash=True)
     seconds = traits.Float(0.2, usedefault=True)
 
 
@@ -221,6 +222,7 @@ def test_a_network_leaves_room_for_others(tmp_path, processors, places):
     runner._prerun_check(graph)
     runner.close(kill=True)
     assert (nodes["aseg"].n_procs, nodes["report"].n_procs) == (places, processors)
+    assert nodes["aseg"].inputs.num_threads == processors
 
 
 def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
