@@ -21,6 +21,7 @@ def on_an_index(readme: str, source: str) -> str:
 
 REQUIRES = [
     "bids-validator>=1.14",
+    "isal>=1.5",
     "jinja2>=3.0",
     "matplotlib>=3.7",
     "nibabel>=5.0",

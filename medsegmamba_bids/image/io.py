@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of, unpacked
@@ -284,8 +285,17 @@ def save_image(
             image.header["aux_file"] = f"seg-{segmentation}_dseg.tsv"  # where NIfTI wants the table
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        image.to_filename(temporary)
+        if suffix == ".nii.gz":
+            _write_gzip(image, temporary)
+        else:
+            image.to_filename(temporary)
     return path
+
+
+def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:
+    """Write an image compressed with ISA-L: ten times as fast as zlib, and as small as its quickest level."""
+    with path.open("wb") as raw, igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        image.to_stream(file)
 
 
 def check_writable(path: str | os.PathLike) -> None:

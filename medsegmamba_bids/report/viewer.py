@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import igzip
 from scipy import ndimage
 
 from medsegmamba_bids import __version__
@@ -102,4 +102,4 @@ def _labels_layer(name: str, labels: np.ndarray) -> dict[str, Any]:
 def _packed(volume: np.ndarray) -> str:
     """Return a volume as text: the last axis slowest, each voxel less the one before it, gzip, base64."""
     flat = volume.ravel(order="F")
-    return base64.b64encode(gzip.compress(np.diff(flat, prepend=flat.dtype.type(0)).tobytes(), 6, mtime=0)).decode()
+    return base64.b64encode(igzip.compress(np.diff(flat, prepend=flat.dtype.type(0)).tobytes(), 1, mtime=0)).decode()

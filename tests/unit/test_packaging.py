@@ -198,7 +198,7 @@ def handed_to_setuptools():
 
 
 #: What conda-forge calls otherwise.
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "isal": "python-isal", "matplotlib": "matplotlib-base"}
 
 
 def conda_recipe():

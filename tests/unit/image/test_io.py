@@ -440,11 +440,11 @@ def test_full_disk_leaves_the_old_file(tmp_path, head, monkeypatch):
     path = save_image(head, AFFINE, tmp_path / "head.nii.gz")
     before = path.read_bytes()
 
-    def fail(self, name):
-        name.write_bytes(b"half")
+    def fail(self, file):
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nib.Nifti1Image, "to_filename", fail)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", fail)
     with pytest.raises(OSError, match="No space left"):
         save_image(head + 1, AFFINE, path)
     assert path.read_bytes() == before
@@ -520,3 +520,16 @@ def test_what_is_no_label_image_is_refused(write, value):
     data[1, 1, 1] = value
     with pytest.raises(ImageError, match=r"head\.nii\.gz: its values are not whole numbers from 0 to 65535"):
         load_labels(write(data))
+
+
+def test_a_compressed_image_is_what_nibabel_writes(tmp_path):
+    """The same bytes once unpacked, from the same input the same file, and no larger than by zlib's quickest level."""
+    data = np.zeros((40, 50, 60), np.float32)
+    data[10:30, 10:30, 10:30] = np.random.default_rng(0).random((20, 20, 20))
+    affine = np.diag([1.0, 2, 3, 1])
+    files = [save_image(data, affine, tmp_path / name, code=2) for name in ("one.nii.gz", "two.nii.gz", "plain.nii")]
+    content = files[0].read_bytes()
+    assert content == files[1].read_bytes()
+    assert gzip.decompress(content) == files[2].read_bytes()
+    assert len(content) < 1.02 * len(gzip.compress(files[2].read_bytes(), 1))
+    np.testing.assert_array_equal(nib.load(files[0]).get_fdata(), data)
