@@ -121,10 +121,15 @@ def tree_memory(root):
     return total / 2**20
 
 
+def direct_seconds(image, options):
+    """Seconds of the inference alone, in one process."""
+    direct = [sys.executable, "-c", DIRECT, str(image), str(options.threads)]
+    return float(subprocess.run(direct, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
 def one(image, folder, options):
     """The app against the inference alone."""
-    direct = [sys.executable, "-c", DIRECT, str(image), str(options.threads)]
-    seconds = float(subprocess.run(direct, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    seconds = direct_seconds(image, options)
     run = Watched(make_dataset(folder / "bids", image, 1), options.threads)
     list(run.read())
     whole = run.finish()
@@ -133,7 +138,10 @@ def one(image, folder, options):
 
 
 def many(image, folder, options):
-    """Seconds of the network on the first and last quarter of the participants, memory in both halves of the time."""
+    """Seconds of each against the inference alone; of the network on the first and last quarter of the participants;
+    memory in both halves of the time.
+    """
+    direct = direct_seconds(image, options)
     run = Watched(make_dataset(folder / "bids", image, options.participants), options.threads)
     found = (re.search(r"aseg done, ([0-9.]+) s", line) for _, line in run.read() if "native" not in line)
     seconds = [float(match[1]) for match in found if match]
@@ -142,7 +150,9 @@ def many(image, folder, options):
     return {
         "participants": options.participants,
         "seconds": whole,
+        "direct_s": direct,
         "seconds_each": whole / options.participants,
+        "allowed_each_s": 1.35 * direct,
         "network_s_first_quarter": statistics.median(seconds[:quarter]),
         "network_s_last_quarter": statistics.median(seconds[-quarter:]),
         "peak_GB_first_half": max(halves[0]),
