@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from medsegmamba_bids.image.grid import Box, Grid
 
+_REACH = 4  # voxels that a structure's border moves at most
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -121,6 +123,8 @@ def change_of(mask: np.ndarray, grid: Grid, pull: np.ndarray) -> float:
     With y = x + u(x) from the new head to the old one, the new volume is the integral over the old mask of 1 / det(1 +
     grad u), taken at the point that y comes from, which is found by iteration.
     """
+    box = Box.around(mask, margin=_REACH)
+    mask, pull = mask[box], pull[box]
     inverse = np.linalg.inv(grid.affine[:3, :3])
     steps = np.moveaxis(pull @ inverse.T, -1, 0)  # voxels
     slopes = np.stack([np.stack(np.gradient(part), axis=0) for part in steps])  # [component, axis]

@@ -34,6 +34,7 @@ from medsegmamba_bids.longitudinal.alignment import (
 )
 from medsegmamba_bids.longitudinal.change import COLUMNS, VisitTable, change_table, in_time, to_tsv
 from medsegmamba_bids.longitudinal.class_files import PosteriorFolder
+from medsegmamba_bids.longitudinal.deformation import displacement, expansion, relative_volumes
 from medsegmamba_bids.longitudinal.fusion import WEIGHT, fuse
 from medsegmamba_bids.longitudinal.images import into_midspace, median_image, normalized_alike
 from medsegmamba_bids.longitudinal.protocol import Protocol, contrast_of, differences, read_sidecar
@@ -217,6 +218,37 @@ class MedianTemplate(StepInterface):
         return outputs
 
 
+class DeformVisitInputSpec(StepInputSpec):
+    """Inputs of :class:`DeformVisit`."""
+
+    template_file = File(exists=True, mandatory=True, desc="normalised median of all visits")
+    norm_file = File(exists=True, mandatory=True, desc="normalised visit in the middle")
+    brain_file = File(exists=True, mandatory=True, desc="brain mask of all visits")
+
+
+class DeformVisitOutputSpec(StepOutputSpec):
+    """Outputs of :class:`DeformVisit`."""
+
+    larger_file = File(desc="how many times larger each place of the template is in the visit; 1 far from the brain")
+
+
+class DeformVisit(StepInterface):
+    """Find how a visit's brain differs in shape from the template's."""
+
+    input_spec = DeformVisitInputSpec
+    output_spec = DeformVisitOutputSpec
+
+    def run_step(self, folder: Path) -> dict[str, Any]:
+        """Load, register, save."""
+        template = nib.load(self.inputs.template_file)
+        visit = np.asarray(nib.load(self.inputs.norm_file).dataobj)
+        field, box = displacement(
+            np.asarray(template.dataobj), visit, _mask(self.inputs.brain_file), self.inputs.num_threads
+        )
+        larger = Grid.of(template).paste(expansion(field), box, 1)
+        return {"larger_file": str(save_image(larger, template.affine, folder / "larger.nii", np.float32))}
+
+
 class SegmentVisitInputSpec(SegmentInputSpec):
     """Inputs of :class:`SegmentVisit`."""
 
@@ -291,6 +323,8 @@ class CompareVisitsInputSpec(StepInputSpec):
     times_source = traits.Str("", usedefault=True, desc="where times come from")
     together_files = traits.List(File(exists=True), mandatory=True, desc="volumes, all visits processed together")
     alone_files = traits.List(File(exists=True), mandatory=True, desc="volumes, each visit processed by itself")
+    template_file = File(exists=True, mandatory=True, desc="labels of the template")
+    larger_files = traits.List(File(exists=True), mandatory=True, desc="of DeformVisit")
     volumes = traits.Str(mandatory=True, desc="what volumes are, a key of VOLUME_DEFINITIONS")
     align_record = traits.Dict(mandatory=True, desc="of AlignVisits")
 
@@ -311,8 +345,8 @@ class CompareVisits(StepInterface):
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, compare, save."""
         visits = [
-            VisitTable(session, scan, years, read_tsv(together), read_tsv(alone))
-            for session, scan, years, together, alone in zip(*self._columns(), strict=True)
+            VisitTable(session, scan, years, read_tsv(together), read_tsv(alone), self._relative(larger))
+            for session, scan, years, together, alone, larger in zip(*self._columns(), strict=True)
         ]
         notes = [*self.inputs.align_record["Notes"], *self._notes(visits)]
         texts = {
@@ -325,7 +359,19 @@ class CompareVisits(StepInterface):
 
     def _columns(self) -> tuple[list, ...]:
         given = self.inputs
-        return given.sessions, given.scans, given.years, given.together_files, given.alone_files
+        return (
+            given.sessions,
+            given.scans,
+            given.years,
+            given.together_files,
+            given.alone_files,
+            given.larger_files,
+        )
+
+    def _relative(self, larger_file: str) -> dict[int, float]:
+        """Return how many times larger the template's structures are in a visit."""
+        labels = np.asarray(nib.load(self.inputs.template_file).dataobj)
+        return relative_volumes(labels, np.asarray(nib.load(larger_file).dataobj))
 
     def _notes(self, visits: list[VisitTable]) -> list[str]:
         notes = differences(self._protocols(visits))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.anatomy import HYPOINTENSITIES
 from medsegmamba_bids.stats.tables import MISSING
 
 #: What each column of the table of a participant's visits holds, in order; the JSON beside it says the same.
@@ -17,7 +18,15 @@ COLUMNS: dict[str, dict[str, str]] = {
     "years": {"Description": "Time since the first visit", "Units": "year"},
     "SegId": {"Description": "FreeSurfer's label of the structure"},
     "StructName": {"Description": "FreeSurfer's name of the structure"},
-    "Volume_mm3": {"Description": "Volume, all visits processed together in the space between them", "Units": "mm3"},
+    "Volume_mm3": {
+        "Description": "Volume of the labels of this visit in the space between visits, all visits processed together",
+        "Units": "mm3",
+    },
+    "ShapeVolume_mm3": {
+        "Description": "Volume: the level is that of the labels of all visits, the change that of the deformation "
+        "from the template of all visits to this one",
+        "Units": "mm3",
+    },
     "CrossSectionalVolume_mm3": {"Description": "Volume, the visit processed by itself", "Units": "mm3"},
     "Change_mm3": {"Description": "Volume_mm3 minus that of the first visit", "Units": "mm3"},
     "Change_percent": {"Description": "Change_mm3 in percent of the first visit's volume", "Units": "percent"},
@@ -38,6 +47,8 @@ SLOPE_COLUMNS: dict[str, dict[str, str]] = {
         "Units": "percent/year",
     },
 }
+#: Labels whose voxels change their kind rather than their place.
+_NO_SHAPE = (HYPOINTENSITIES,)
 _DECIMALS = {
     "Slope_percent": 4,
     "years": 4,
@@ -63,6 +74,8 @@ class VisitTable:
     together, alone : pandas.DataFrame
         Volume tables, as ``stats.tables.read_tsv`` returns them, of all visits processed together and of this one
         processed by itself.
+    relative : mapping of int to float
+        How many times larger structures of the template are in this visit.
     """
 
     session: str
@@ -70,6 +83,7 @@ class VisitTable:
     years: float | None
     together: pd.DataFrame
     alone: pd.DataFrame
+    relative: Mapping[int, float] = field(default_factory=dict)
 
 
 def in_time(visits: Sequence[VisitTable]) -> list[VisitTable]:
@@ -91,16 +105,32 @@ def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
         Columns as ``COLUMNS``; NaN where a number is not known: percent of nothing, changes a year without times.
     """
     ordered = in_time(visits)
-    first = ordered[0].together.set_index("SegId")["Volume_mm3"]
-    return pd.concat([_rows(visit, first, ordered[0].years) for visit in ordered], ignore_index=True)
+    shapes = shape_volumes(ordered)
+    return pd.concat([_rows(visit, ordered[0], shapes) for visit in ordered], ignore_index=True)
 
 
-def _rows(visit: VisitTable, first: pd.Series, start: float | None) -> pd.DataFrame:
+def shape_volumes(visits: Sequence[VisitTable]) -> pd.DataFrame:
+    """Return a row per scan, a column per label: one level for all visits times how much larger each is.
+
+    The level is the mean over visits of what the template would have by a visit's labels. A visit's labels themselves
+    count for structures whose change is none of shape: lesions, which appear, and what the template lacks.
+    """
+    of_labels = pd.DataFrame({visit.scan: visit.together.set_index("SegId")["Volume_mm3"] for visit in visits}).T
+    relative = pd.DataFrame([visit.relative for visit in visits], index=of_labels.index, dtype=float)
+    relative = relative.reindex(columns=of_labels.columns.difference(_NO_SHAPE)).reindex(columns=of_labels.columns)
+    known = of_labels.columns[relative.notna().all() & of_labels.gt(0).all()]
+    out = of_labels.astype(float)
+    out[known] = relative[known] * (of_labels[known] / relative[known]).mean()
+    return out
+
+
+def _rows(visit: VisitTable, first: VisitTable, shapes: pd.DataFrame) -> pd.DataFrame:
     table = visit.together
-    before = first.reindex(table["SegId"]).to_numpy(float)
+    before = first.together.set_index("SegId")["Volume_mm3"].reindex(table["SegId"]).to_numpy(float)
     volume = table["Volume_mm3"].to_numpy(float)
     alone = visit.alone.set_index("SegId")["Volume_mm3"].reindex(table["SegId"]).to_numpy(float)
-    interval = np.nan if visit.years is None or start is None else visit.years - start
+    times = (first.years, visit.years)
+    interval = np.nan if None in times else times[1] - times[0]
     change = volume - before
     rows = {
         "session_id": f"ses-{visit.session}",
@@ -109,6 +139,7 @@ def _rows(visit: VisitTable, first: pd.Series, start: float | None) -> pd.DataFr
         "SegId": table["SegId"].to_numpy(),
         "StructName": table["StructName"].to_numpy(),
         "Volume_mm3": volume,
+        "ShapeVolume_mm3": shapes.loc[visit.scan, table["SegId"]].to_numpy(float),
         "CrossSectionalVolume_mm3": alone,
         "Change_mm3": change,
         "Change_percent": _percent(change, before),

@@ -22,6 +22,7 @@ from medsegmamba_bids.interfaces.statistics import Statistics
 from medsegmamba_bids.interfaces.visit_steps import (
     AlignVisits,
     CompareVisits,
+    DeformVisit,
     FuseVisit,
     IntoMidspace,
     MedianTemplate,
@@ -98,7 +99,9 @@ def init_longitudinal_wf(visits: Visits, config: RunConfig, networks: Networks, 
     norms, conformed = (Node(Merge(len(images)), name=name) for name in ("all_norm", "all_conformed"))
     median = step(MedianTemplate(), "median", config)
     intracranial = step(EstimateIntracranial(template=template), "intracranial", config)
-    shared = _Shared(visits, config, networks, align, images, median, intracranial)
+    deform = [step(DeformVisit(), f"deform_{number}", config) for number in range(len(images))]
+    larger = Node(Merge(len(images)), name="all_larger")
+    shared = _Shared(visits, config, networks, align, images, median, intracranial, larger)
     aseg = shared.segmented(ASEG, networks.aseg)
     kinds = [aseg] + ([shared.segmented(HIPPOCAMPUS, networks.hippocampus, aseg)] if networks.hippocampus else [])
     finish = _finish_node(visits, config, networks, template)
@@ -111,6 +114,10 @@ def init_longitudinal_wf(visits: Visits, config: RunConfig, networks: Networks, 
             *[(image, conformed, [("conformed_file", f"in{number}")]) for number, image in enumerate(images, 1)],
             (norms, median, [("out", "norm_files")]),
             (conformed, median, [("out", "conformed_files")]),
+            *[(median, node, [("norm_file", "template_file")]) for node in deform],
+            *[(align, node, [("brain_file", "brain_file")]) for node in deform],
+            *[(image, node, [("norm_file", "norm_file")]) for image, node in zip(images, deform, strict=True)],
+            *[(node, larger, [("larger_file", f"in{number}")]) for number, node in enumerate(deform, 1)],
             (median, intracranial, [("norm_file", "in_file")]),
             (align, intracranial, [("brain_file", "mask_file")]),
             (aseg.template, intracranial, [("labels_file", "labels_file")]),
@@ -156,6 +163,7 @@ class _Shared:
     images: list[Node]
     median: Node
     intracranial: Node
+    larger: Node
 
     def segmented(self, kind: SegmentationKind, network: WeightsFile, aseg: _Segmented | None = None) -> _Segmented:
         """Return nodes and rows of a segmentation; subfields are looked for around the template's hippocampi."""
@@ -177,6 +185,8 @@ class _Shared:
             *([] if aseg else [(self.align, write, [("brain_file", "template_mask")])]),
             (self.align, compare, [("record", "align_record")]),
             (tables, compare, [("out", "together_files")]),
+            (template, compare, [("labels_file", "template_file")]),
+            (self.larger, compare, [("out", "larger_files")]),
             (compare, write, [("table_file", kind.changes), ("sidecar_file", f"{kind.changes}_json")]),
             (write, written, [("out_files", f"in{count + 1}")]),
         ]
@@ -318,6 +328,7 @@ def visits_made_from(visits: Visits, config: RunConfig, networks: Networks, temp
         "Visits": [entry["T1w"] for entry in of_images],
         "Times": {"Years": list(visits.times.years), "Source": visits.times.source},
         "Fusion": WEIGHT,
+        "Volumes": ["labels", "shape"],
     }
 
 

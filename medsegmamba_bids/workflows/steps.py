@@ -11,7 +11,7 @@ from medsegmamba_bids.weights.info import WeightsFile
 
 # Most memory that a step was seen to need, GB; images of 512^3 voxels and the authors' network included.
 _MEMORY_GB = {"Conform": 2.5, "Normalize": 1.5, "GivenMask": 2.5, "ToNative": 2.5, "Statistics": 1.5}
-_MEMORY_GB |= {"AlignVisits": 2.5, "IntoMidspace": 2.5}
+_MEMORY_GB |= {"AlignVisits": 2.5, "IntoMidspace": 2.5, "DeformVisit": 2.5}
 _NETWORK_GB, _OTHERS_GB = 4.0, 0.8
 
 

@@ -72,7 +72,17 @@ def test_every_visit_and_the_template_inform_each_visit(config):
         # The same box for all visits, and one image each.
         assert ("aseg_template", "labels_file", "around_file") in sources(graph, nodes[f"aseg_{number}"])
         assert (f"midspace_{number}", "conformed_file", "in_file") in sources(graph, nodes[f"aseg_{number}"])
+        shape = sources(graph, nodes[f"deform_{number}"])
+        assert {("median", "norm_file", "template_file"), (f"midspace_{number}", "norm_file", "norm_file")} <= shape
         assert ("intracranial", "etiv", "etiv") in sources(graph, nodes[f"statistics_aseg_{number}"])
+
+
+@pytest.mark.parametrize("task", ["aseg", "hippocampus"])
+def test_changes_are_those_of_shape_in_the_templates_structures(config, task):
+    nodes, graph = nodes_of(config, "a", "b")
+    given = sources(graph, nodes[f"compare_{task}"])
+    assert {("all_larger", "out", "larger_files"), (f"{task}_template", "labels_file", "template_file")} <= given
+    assert {before for before, *_ in sources(graph, nodes["all_larger"])} == {"deform_0", "deform_1"}
 
 
 def test_weights_for_stripped_brains_get_the_common_mask(config):

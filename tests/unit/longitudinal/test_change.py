@@ -44,6 +44,35 @@ def test_the_order_of_visits_does_not_matter():
     pd.testing.assert_frame_equal(change_table(VISITS), change_table(VISITS[::-1]))
 
 
+def shaped(session, relative, *volumes):
+    return VisitTable(session, f"sub-1_ses-{session}_T1w", None, table(*volumes), table(*volumes), relative)
+
+
+def test_volumes_by_shape_have_the_level_of_labels():
+    visits = [shaped("a", {17: 1.02, 11: 1.0}, 4000.0, 3000.0), shaped("b", {17: 0.98, 11: 1.0}, 4100.0, 3100.0)]
+    rows = change_table(visits)
+    level = (4000 / 1.02 + 4100 / 0.98) / 2
+    hippocampus, caudate = (rows[rows["SegId"] == label] for label in (17, 11))
+    np.testing.assert_allclose(hippocampus["ShapeVolume_mm3"], [1.02 * level, 0.98 * level])
+    assert caudate["ShapeVolume_mm3"].tolist() == [3050, 3050]
+    assert rows["Volume_mm3"].tolist() == [4000, 3000, 4100, 3100]
+
+
+def test_labels_count_where_the_template_or_a_visit_lacks_a_structure():
+    visits = [shaped("a", {17: 1.0}, 4000.0, 0.0), shaped("b", {17: 1.0, 11: 1.0}, 4000.0, 50.0)]
+    rows = change_table(visits)
+    assert rows.loc[rows["SegId"] == 11, "ShapeVolume_mm3"].tolist() == [0, 50]
+
+
+def test_lesions_are_counted_by_their_labels():
+    visits = [shaped("a", {17: 1.0, 11: 1.0}, 10.0, 100.0), shaped("b", {17: 1.0, 11: 1.0}, 30.0, 100.0)]
+    for one in visits:
+        one.together["SegId"] = one.alone["SegId"] = [77, 11]
+        one.relative[77] = 1.0
+    rows = change_table(visits)
+    assert rows.loc[rows["SegId"] == 77, "ShapeVolume_mm3"].tolist() == [10, 30]
+
+
 def test_without_all_times_names_tell_the_order_and_there_is_no_rate():
     visits = [visit("b", 1.0, 90.0, 1.0), visit("a", None, 100.0, 1.0)]
     assert [one.session for one in in_time(visits)] == ["a", "b"]
@@ -79,6 +108,6 @@ def test_a_line_through_all_visits():
 def test_what_is_missing_is_said():
     text = to_tsv(change_table([visit("a", None, 1.0, 2.0), visit("b", None, 1.0, 2.0)]))
     assert text.splitlines()[1].split("\t") == [
-        *("ses-a", "sub-1_ses-a_T1w", "n/a", "17", "Left-Hippocampus", "1.000", "2.000"),
+        *("ses-a", "sub-1_ses-a_T1w", "n/a", "17", "Left-Hippocampus", "1.000", "1.000", "2.000"),
         *("0.000", "0.0000", "n/a", "0.90000"),
     ]
