@@ -162,10 +162,29 @@ def _add_model_card(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--weights", metavar="WEIGHTS", help="aseg weights (default: those of the package)")
     command.add_argument(
+        "--fold",
+        nargs="+",
+        action="append",
+        metavar=("WEIGHTS", "CASE"),
+        help="aseg weights that judge these cases, since the released ones were trained on them; repeatable "
+        "(default: none)",
+    )
+    command.add_argument(
+        "--earlier",
+        metavar="WEIGHTS",
+        help="aseg weights that the card compares with, on the same images (default: none)",
+    )
+    command.add_argument(
         "--hippocampus-weights", metavar="WEIGHTS", help="subfield weights (default: those of the package)"
     )
     command.add_argument("--no-hippocampus", action="store_true", help="leave the subfields out")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="table with weights, hours, case and dice to draw the training of (default: none)",
+    )
     command.add_argument("--aseg-hours", default="?", help="how long the training took")
     command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")
     command.add_argument("--machine", default="?", help="what the trainings ran on")
@@ -240,10 +259,26 @@ def model_card(options: argparse.Namespace) -> int:
     from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
     segmenter = Segmenter(InferenceSettings(device=options.device))
-    networks = Networks(segmenter, options.weights, options.hippocampus_weights, not options.no_hippocampus)
+    subfields = options.hippocampus_weights, not options.no_hippocampus
+    networks = Networks(segmenter, options.weights, *subfields, _folds(options.fold or []))
+    earlier = None if options.earlier is None else Networks(segmenter, options.earlier, *subfields)
     training = {key: getattr(options, key) for key in ("aseg_hours", "hippocampus_hours", "machine")}
-    write_card(options.out, options.case_table, options.data_dir, options.cases, networks, training)
+    write_card(
+        options.out, options.case_table, options.data_dir, options.cases, networks, training, earlier, options.curve
+    )
     return 0
+
+
+def _folds(folds: list[list[str]]) -> dict[str, str]:
+    """Return the weights that judge each case of the folds."""
+    judges: dict[str, str] = {}
+    for weights, *cases in folds:
+        if not cases:
+            raise EvaluationError(f"--fold {weights}: name the cases that these weights judge after them")
+        if again := sorted(set(cases) & set(judges)):
+            raise EvaluationError(f"--fold {weights}: {', '.join(again)} is judged by another fold already")
+        judges |= dict.fromkeys(cases, weights)
+    return judges
 
 
 @user_errors

@@ -15,8 +15,10 @@ from medsegmamba_bids.segmentations import ASEG
 #: Structures that FreeSurfer itself finds unreliably and the means leave out: choroid plexus, hypointensities.
 APART = (31, 63, 77)
 #: What is to be reached.
-MEAN_AIM, CASE_AIM, STRUCTURE_AIM, MASK_AIM, UNION_AIM = 0.82, 0.80, 0.60, 0.95, 0.80
+MEAN_AIM, CASE_AIM, STRUCTURE_AIM, MASK_AIM, UNION_AIM = 0.86, 0.83, 0.65, 0.96, 0.84
 POOR_DICE, POOR_PERCENT = 0.75, 20.0
+#: Variants of a case, with their titles.
+_CHANGED = {"flipped": "flipped back", "rotated": "rotated", "noisy": "noisy", "thick": "thick slices"}
 
 
 def counted_labels() -> list[int]:
@@ -114,8 +116,8 @@ def volume_errors(rows: pd.DataFrame, labels: Sequence[int]) -> str:
 
 def robustness(rows: pd.DataFrame) -> str:
     """Return mean Dice over the counted structures of every case, as it is and changed."""
-    against_reference = [mean_dice(rows, variant) for variant in ("plain", "flipped", "rotated", "noisy")]
-    against_original = [mean_dice(rows, variant, ORIGINAL) for variant in ("flipped", "rotated", "noisy")]
+    against_reference = [mean_dice(rows, variant) for variant in ("plain", *_CHANGED)]
+    against_original = [mean_dice(rows, variant, ORIGINAL) for variant in _CHANGED]
     masks = _masks(rows)
     lines = [
         [
@@ -125,8 +127,36 @@ def robustness(rows: pd.DataFrame) -> str:
         ]
         for case in against_reference[0].index
     ]
-    own = [f"{variant}, against the unchanged" for variant in ("flipped back", "rotated", "noisy")]
-    return table(["case", "brain mask", "as it is", "flipped back", "rotated", "noisy", *own], lines)
+    own = [f"{title}, against the unchanged" for title in _CHANGED.values()]
+    return table(["case", "brain mask", "as it is", *_CHANGED.values(), *own], lines)
+
+
+def before(rows: pd.DataFrame, earlier: pd.DataFrame | None, aim_cases: Sequence[str]) -> dict[str, str]:
+    """Return how earlier weights did on the same images: by case, by structure, on changed images."""
+    if earlier is None:
+        return dict.fromkeys(("before", "before_structures", "before_robustness"), "Not measured.")
+    return {
+        "before": _before_by_case(rows, earlier),
+        "before_structures": _before_by_structure(rows, earlier, aim_cases),
+        "before_robustness": robustness(earlier),
+    }
+
+
+def _before_by_case(rows: pd.DataFrame, earlier: pd.DataFrame) -> str:
+    columns = [of(part) for of in (lambda part: mean_dice(part, "plain"), _masks) for part in (earlier, rows)]
+    lines = [[case, *(float(column.get(case, math.nan)) for column in columns)] for case in columns[0].index]
+    return table(["case", "Dice, before", "Dice, now", "brain mask, before", "brain mask, now"], lines)
+
+
+def _before_by_structure(rows: pd.DataFrame, earlier: pd.DataFrame, aim_cases: Sequence[str]) -> str:
+    old, new = (_structure_means(part, aim_cases) for part in (earlier, rows))
+    lines = [
+        [name, *(float(value) for key in ("dice", "assd_mm") for value in (old.loc[name, key], new.loc[name, key]))]
+        + [f"{part.loc[name, 'error_percent']:+.0f} %" for part in (old, new)]
+        for name in new.index
+    ]
+    header = [f"{what}, {when}" for what in ("Dice", "ASSD", "volume") for when in ("before", "now")]
+    return table(["structure", *header], lines)
 
 
 def twins(rows: pd.DataFrame) -> str:

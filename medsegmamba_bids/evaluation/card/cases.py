@@ -16,6 +16,7 @@ from medsegmamba_bids.image.labels import LabelTable
 
 ROTATION_DEGREES = 15.0
 NOISE = 0.05  # of white matter
+THICK_MM = 4.0
 _NOISE_SEED = 1
 _COLUMNS = ("case", "image", "reference", "aim", "twin")
 
@@ -149,6 +150,29 @@ def noisy(image: Image, white: np.ndarray, share: float = NOISE) -> Image:
     return _with_data(image, np.maximum(changed, 0).astype(data.dtype))
 
 
+def thick(image: Image, slice_mm: float = THICK_MM) -> Image:
+    """Return the head in axial slices, each the mean of as many as come nearest to that thickness.
+
+    What is left over at the top of the head's grid is dropped. The world position of everything stays.
+
+    Examples
+    --------
+    >>> image = nib.Nifti1Image(np.arange(9, dtype=np.float32).reshape(1, 1, 9), np.eye(4))
+    >>> thicker = thick(image)
+    >>> np.asarray(thicker.dataobj).ravel().tolist(), thicker.affine[2].tolist()
+    ([1.5, 5.5], [0.0, 0.0, 4.0, 1.5])
+    """
+    axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    several = max(1, round(slice_mm / Grid.of(image).zooms[axis]))
+    slices = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)
+    kept = slices[: len(slices) // several * several]
+    means = kept.reshape(-1, several, *kept.shape[1:]).mean(1, dtype=np.float32)
+    affine = image.affine.copy()
+    affine[:3, 3] += affine[:3, axis] * (several - 1) / 2
+    affine[:3, axis] *= several
+    return nib.Nifti1Image(np.moveaxis(means, 0, axis), affine)
+
+
 def _with_data(image: Image, data: np.ndarray) -> Image:
     return nib.Nifti1Image(data, image.affine)
 
@@ -159,4 +183,5 @@ VARIANTS: dict[str, Callable[[Image, np.ndarray], Image]] = {
     "flipped": lambda image, _: mirrored(image),
     "rotated": lambda image, _: rotated(image),
     "noisy": noisy,
+    "thick": lambda image, _: thick(image),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -43,12 +44,19 @@ class Networks:
     aseg, hippocampus : path, name, or None for the default
     subfields : bool
         Whether hippocampal subfields are measured as well.
+    folds : mapping of str to path or name
+        Other weights than ``aseg`` for some cases: those of a training that did not see them.
     """
 
     segmenter: Segmenter
     aseg: str | os.PathLike | None = None
     hippocampus: str | os.PathLike | None = None
     subfields: bool = True
+    folds: Mapping[str, str | os.PathLike] = field(default_factory=dict)
+
+    def judging(self, case: str) -> Networks:
+        """Return the networks that a case is measured with."""
+        return replace(self, aseg=self.folds.get(case, self.aseg), folds={})
 
     @property
     def aseg_table(self) -> LabelTable:
@@ -62,11 +70,11 @@ class Networks:
             np.array(self.segmenter.load(self.hippocampus, segmentations.HIPPOCAMPUS.task)[1].labels)
         )
 
-    def segment(self, image: Image, subfields: bool) -> ImageLabels:
-        """Return labels on the image's own grid."""
+    def segment(self, image: Image, subfields: bool, grid_of: Image | None = None) -> ImageLabels:
+        """Return labels on the image's own grid, or that of another image."""
         wanted = subfields and self.subfields
         conformed = conform_and_segment(self.segmenter, image, self.aseg, wanted, self.hippocampus)
-        return conformed.on_grid_of(image)
+        return conformed.on_grid_of(grid_of or image)
 
 
 def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
@@ -77,6 +85,7 @@ def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
     ImageError, CaseError
         An image cannot be read, or its reference lies on another grid.
     """
+    networks = networks.judging(case.name)
     parts = []
     if case.reference is not None:
         parts += _measure_variants(case, networks)
@@ -92,7 +101,8 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
     parts, plain = [], None
     for variant, change in VARIANTS.items():
         logger.info("%s, %s", case.name, variant)
-        labels = networks.segment(change(image, white), subfields=variant in ("plain", "flipped"))
+        grid_of = image if variant == "thick" else None
+        labels = networks.segment(change(image, white), variant in ("plain", "flipped"), grid_of)
         if variant == "flipped":
             labels = _mirrored_back(labels, image.affine, networks)
         if plain is None:
@@ -111,6 +121,7 @@ def measure_calibration(case: Case, networks: Networks) -> pd.DataFrame:
         The image cannot be read, or its reference lies on another grid.
     """
     logger.info("%s, calibration", case.name)
+    networks = networks.judging(case.name)
     image = load_image(case.image)
     conformed = conform(image)
     reference = labels_to_grid(read_reference(case, image), Grid.of(image), Grid.of(conformed))

@@ -18,8 +18,9 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.card.calibration_text import NOT_MEASURED, calibration_table, reliability_diagram
-from medsegmamba_bids.evaluation.card.card_text import sections
+from medsegmamba_bids.evaluation.card.card_text import before, sections
 from medsegmamba_bids.evaluation.card.cases import Case, read_cases
+from medsegmamba_bids.evaluation.card.curve import read_curve, training_curve
 from medsegmamba_bids.evaluation.card.measure import Networks, measure_calibration, measure_case
 from medsegmamba_bids.image.io import write_text
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
@@ -32,9 +33,27 @@ logger = logging.getLogger(__name__)
 def checksums(networks: Networks, subfields: bool) -> str:
     """Return the first line of a table of numbers: which weights they are for, those of the subfields perhaps too."""
     texts = [f"aseg {resolve_weights(networks.aseg, ASEG.task).info.checksum}"]
+    texts += [f"{' and '.join(names)} {checksum}" for checksum, names in fold_checksums(networks).items()]
     if subfields:
         texts.append(f"hippocampus {resolve_weights(networks.hippocampus, HIPPOCAMPUS.task).info.checksum}")
     return "# weights: " + ", ".join(texts)
+
+
+def fold_checksums(networks: Networks) -> dict[str, list[str]]:
+    """Return the checksum of the weights of every fold, and which cases they judge."""
+    folds: dict[str, list[str]] = {}
+    for case, weights in networks.folds.items():
+        folds.setdefault(resolve_weights(weights, ASEG.task).info.checksum, []).append(case)
+    return folds
+
+
+def judged_by(networks: Networks) -> str:
+    """Return the card's sentence on cases that the released weights have seen."""
+    folds = fold_checksums(networks)
+    if not folds:
+        return "All cases are judged by the released weights."
+    texts = [f"{', '.join(names)} by those with the checksum `{checksum}`" for checksum, names in folds.items()]
+    return "Weights of trainings that did not see them judge: " + "; ".join(texts) + "."
 
 
 def read_numbers(path: Path, first_line: str) -> pd.DataFrame | None:
@@ -97,6 +116,7 @@ def card(rows: pd.DataFrame, aim_cases: list[str], networks: Networks, more: dic
         fields |= _described(HIPPOCAMPUS.task, resolve_weights(networks.hippocampus, HIPPOCAMPUS.task))
     else:
         fields |= dict.fromkeys(_described_keys(HIPPOCAMPUS.task), "n/a")
+    fields["judged_by"] = judged_by(networks)
     return Template(data_path("evaluation/model_card.md").read_text(encoding="utf-8")).substitute(fields)
 
 
@@ -118,8 +138,28 @@ def _input_text(info: WeightsInfo) -> str:
     return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
 
 
+def _earlier(cases: list[Case], networks: Networks, out: Path) -> pd.DataFrame:
+    """Return the numbers of earlier weights on cases with a reference."""
+    with_reference = [case for case in cases if case.reference is not None]
+    path, first_line = out.with_name(f"{out.stem}_earlier.tsv"), checksums(networks, networks.subfields)
+    return measure(with_reference, partial(measure_case, networks=networks), path, first_line)
+
+
+def _draw_curve(table: Path, out: Path) -> str:
+    picture = out.with_name(f"{out.stem}_curve.svg")
+    write_text(picture, training_curve(read_curve(table)))
+    return f"![Dice over the hours of training]({picture.name})"
+
+
 def write_card(
-    out: Path, case_table: Path, data_dir: Path, names: list[str] | None, networks: Networks, training: dict[str, str]
+    out: Path,
+    case_table: Path,
+    data_dir: Path,
+    names: list[str] | None,
+    networks: Networks,
+    training: dict[str, str],
+    earlier: Networks | None = None,
+    curve: Path | None = None,
 ) -> None:
     """Measure and write.
 
@@ -137,16 +177,21 @@ def write_card(
         What is measured.
     training : dict of str to str
         What the card says of the trainings: ``aseg_hours``, ``hippocampus_hours``, ``machine``.
+    earlier : Networks, optional
+        What they are compared with, on the same images.
+    curve : Path, optional
+        Table of the training; see :func:`~medsegmamba_bids.evaluation.card.curve.read_curve`.
 
     Raises
     ------
     CaseError
-        The card's name is none, or no case can be measured.
+        The card's name is none, no case can be measured, or a fold is for a case that is not in the table.
     """
     if out.suffix != ".md":
         raise CaseError(f"{out}: the card's name must end with .md")
     everything = read_cases(case_table, data_dir)
     cases = read_cases(case_table, data_dir, names)
+    read_cases(case_table, data_dir, list(networks.folds))
     first_line = checksums(networks, networks.subfields)
     rows = measure(cases, partial(measure_case, networks=networks), out.with_suffix(".tsv"), first_line)
     measured = set(rows["case"])
@@ -154,6 +199,8 @@ def write_card(
     if not aim_cases:
         raise CaseError(f"{case_table}: no case with aim 1 is measured; the card's means are over those")
     calibration = _calibration(cases, [case.name for case in everything if case.aim], networks, out)
-    text = card(rows, aim_cases, networks, training | calibration)
+    comparison = before(rows, None if earlier is None else _earlier(cases, earlier, out), aim_cases)
+    drawn = {"curve": NOT_MEASURED if curve is None else _draw_curve(curve, out)}
+    text = card(rows, aim_cases, networks, training | calibration | comparison | drawn)
     write_text(out, text)
     logger.info("wrote %s", out)

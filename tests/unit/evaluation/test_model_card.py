@@ -1,6 +1,7 @@
 """The model card: a segmenter that is always right scores 1 in every variant; a tiny network runs through it all."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,26 +10,28 @@ import pytest
 
 from medsegmamba_bids.cli.evaluate import main
 from medsegmamba_bids.errors import CaseError
-from medsegmamba_bids.evaluation.card import calibration, measure, model_card
-from medsegmamba_bids.evaluation.card.cases import Case, mirrored, noisy, read_cases, rotated
+from medsegmamba_bids.evaluation.card import calibration, curve, measure, model_card
+from medsegmamba_bids.evaluation.card.cases import Case, mirrored, noisy, read_cases, rotated, thick
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.inference.single import ImageLabels
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, save_weights
+from medsegmamba_bids.weights.info import read_info
 
 NETWORK = {"channels": [8, 8, 8, 8], "bottleneck": 16, "state": 4, "blocks": 1, "patch_size": 16}
 AFFINE = np.array([[-1.0, 0, 0, 24], [0, 0, 1, -24], [0, -1, 0, 24], [0, 0, 0, 1]])
 BRIGHTNESS = 20  # of a structure's number below, so that noise of 5 % of white matter (1) changes none
 LEFT = (2, 4, 17)
+CHANGED = ("flipped", "rotated", "noisy", "thick")
 RIGHT = {2: 41, 4: 43, 17: 53}
 
 
 def head():
-    """Labels of a brain with a ventricle and a hippocampus on each side, unequal, and its image."""
+    """Labels and image of a brain with unequal ventricles and hippocampi; borders agree with slices of 4 mm."""
     labels = np.zeros((48, 48, 48), np.uint16)
     labels[26:40, 8:40, 8:40], labels[8:22, 8:40, 8:40] = 2, 41
-    labels[28:36, 12:18, 12:36], labels[12:20, 12:18, 14:30] = 4, 43
-    labels[28:36, 28:34, 14:34], labels[13:19, 28:36, 14:34] = 17, 53
+    labels[28:36, 12:20, 12:36], labels[12:20, 12:20, 14:30] = 4, 43
+    labels[28:36, 28:36, 14:34], labels[13:19, 28:36, 14:34] = 17, 53
     kind = np.zeros(256, np.uint8)
     for number, label in enumerate(LEFT):
         kind[[label, RIGHT[label]]] = (number + 1) * BRIGHTNESS
@@ -42,7 +45,8 @@ class Known:
     labels: ImageLabels
 
     def on_grid_of(self, image):
-        return self.labels
+        several = image.shape[1] // self.labels.aseg.shape[1]  # voxels of the image in a slice of the labels
+        return ImageLabels(np.repeat(self.labels.aseg, several, axis=1), self.labels.hippocampus, ())
 
 
 def always_right(segmenter, image, weights=None, hippocampus=False, hippocampus_weights=None):
@@ -119,7 +123,7 @@ def test_a_perfect_segmenter_scores_one(data_dir, command, known):
     there = rows[(rows["reference_mm3"] > 0) & (rows["against"] != "hippocampus")]
     found = {key: set(group["label"]) for key, group in there.groupby(["variant", "against"])}
     structures, subfields = {0, 2, 41, 4, 43, 17, 53}, {1203, 1205, 2203, 2205}
-    assert all(found[variant, "reference"] == structures for variant in ("plain", "flipped", "rotated", "noisy"))
+    assert all(found[variant, "reference"] == structures for variant in ("plain", *CHANGED))
     assert found["flipped", "original"] == structures - {0} | subfields
     assert there["dice"].eq(1).all()
     assert there["assd_mm"].eq(0).all()
@@ -138,6 +142,8 @@ def test_a_segmenter_that_ignores_sides_is_found_out(data_dir, command, known, m
 
     def sideless(segmenter, image, *arguments, **options):
         data = np.asarray(image.dataobj, np.float32)
+        if data.shape != bright.shape:
+            return Known(ImageLabels(labels[:, ::4], None, ()))
         flipped = np.abs(data - bright).sum() > np.abs(data - bright[::-1]).sum()
         return Known(ImageLabels(labels[::-1].copy() if flipped else labels, None, ()))
 
@@ -192,7 +198,7 @@ def test_a_tiny_network_runs_through(data_dir, command):
     (data_dir / "cases.tsv").write_text(table)
     assert main([*command, "--no-hippocampus"]) == 0
     rows = numbers(data_dir)
-    assert set(rows["variant"]) == {"plain", "flipped", "rotated", "noisy"}
+    assert set(rows["variant"]) == {"plain", *CHANGED}
     twin = rows.query("against == 'twin' and found_mm3 > 0")
     assert len(twin) > 0
     assert twin["dice"].eq(1).all()
@@ -252,6 +258,80 @@ def test_rotation_keeps_the_centre_and_turns_by_fifteen_degrees():
     assert np.allclose(turned @ centre, AFFINE @ centre)
     matrix = turned[:3, :3] @ np.linalg.inv(AFFINE[:3, :3])
     assert np.degrees(np.arccos((np.trace(matrix) - 1) / 2)) == pytest.approx(15)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_thick_slices_are_means_that_stay_where_they_are(axes):
+    """A ramp upwards keeps its height at every slice's own position, whatever axis runs upwards and which way."""
+    affine = np.diag([2, 1, -1.3, 1])[:, [*axes, 3]].astype(float)
+    affine[2, 3] = 40
+    grid = np.moveaxis(np.indices((8, 9, 14)), 0, -1)
+    heights = grid @ affine[2, :3] + affine[2, 3]
+    slices = thick(nib.Nifti1Image(heights, affine))
+    upwards = axes.index(2)
+    assert slices.shape == tuple(size // 3 if axis == upwards else size for axis, size in enumerate(heights.shape))
+    assert slices.header.get_zooms()[upwards] == pytest.approx(3.9)
+    moved = np.moveaxis(np.indices(slices.shape), 0, -1) @ slices.affine[2, :3] + slices.affine[2, 3]
+    np.testing.assert_allclose(np.asarray(slices.dataobj), moved, atol=1e-4)
+
+
+def test_cases_are_judged_by_their_fold_and_compared_with_earlier_weights(data_dir, command, known, monkeypatch):
+    """The released weights see no case of a fold; earlier ones lose a hippocampus, which the card shows."""
+    fold, old = (
+        weights(data_dir / f"{name}.safetensors", "aseg_brain", "aseg", seed)
+        for name, seed in (("fold", 1), ("old", 2))
+    )
+    (data_dir / "cases.tsv").write_text(
+        "case\timage\treference\taim\ttwin\n"
+        + "".join(f"{case}\timage.nii.gz\treference.nii.gz\t1\tn/a\n" for case in ("one", "two"))
+    )
+    used = []
+
+    def right_or_older(segmenter, image, weights=None, *arguments):
+        used.append(Path(weights).stem)
+        found = always_right(segmenter, image)
+        if Path(weights).stem == "old":
+            found.labels.aseg[found.labels.aseg == 17] = 2
+        return found
+
+    monkeypatch.setattr(measure, "conform_and_segment", right_or_older)
+    folds = ["--fold", str(fold), "two", "--earlier", str(old), "--no-hippocampus"]
+    assert main([*command, *folds]) == 0
+    assert used == ["aseg"] * 5 + ["fold"] * 5 + ["old"] * 10
+    text = (data_dir / "card.md").read_text()
+    assert f"two by those with the checksum `{read_info(fold).checksum}`." in text
+    assert "| Left-Hippocampus | 0.000 | 1.000 | n/a | 0.000 | -100 % | +0 % |" in text
+    assert "| two | " in text.partition("## The weights before")[2].partition("Structures")[0]
+    assert main([*command, *folds]) == 0  # nothing is measured again
+    assert len(used) == 20
+    fold.unlink()
+    weights(fold, "aseg_brain", "aseg", 3)
+    main([*command, *folds])
+    assert used[20:] == ["aseg"] * 5 + ["fold"] * 5
+
+
+def test_folds_are_checked(command, capsys):
+    for options, message in (
+        (["--fold", "a.safetensors"], "name the cases that these weights judge"),
+        (["--fold", "a", "one", "--fold", "b", "one"], "--fold b: one is judged by another fold already"),
+        (["--fold", "a", "three"], "has no case three; there are one"),
+    ):
+        assert main([*command, *options]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_training_is_drawn_with_the_mean_of_what_was_measured_on_every_case(data_dir, command, known):
+    path = data_dir / "curve.tsv"
+    path.write_text("weights\thours\tcase\tdice\nb\t2\tx\t.8\na\t1\tx\t.6\na\t1\ty\t.7\n")
+    rows = curve.read_curve(path)
+    assert rows[["hours", "case"]].to_numpy().tolist() == [[1, "x"], [1, "y"], [2, "x"]]
+    assert main([*command, "--curve", str(path)]) == 0
+    picture = (data_dir / "card_curve.svg").read_text()
+    assert all(f"<!-- {text} -->" in picture for text in ("x", "y", "mean", "hours of training"))
+    assert "![Dice over the hours of training](card_curve.svg)" in (data_dir / "card.md").read_text()
+    path.write_text("weights\thours\n")
+    with pytest.raises(CaseError, match=r"the columns \['case', 'dice'\] are missing"):
+        curve.read_curve(path)
 
 
 def test_noise_is_that_share_of_white_matter():

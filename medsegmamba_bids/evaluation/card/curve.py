@@ -1,0 +1,54 @@
+"""How the cases rose while the network trained: a chart for the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.evaluation.compare.charts import STYLE, colour, to_svg
+
+_COLUMNS = ("weights", "hours", "case", "dice")
+
+
+def read_curve(path: Path) -> pd.DataFrame:
+    """Return a table of the training: ``weights`` (a name for them), ``hours`` of training, ``case``, ``dice``.
+
+    Raises
+    ------
+    CaseError
+        There is no such file, or it lacks a column.
+    """
+    if not path.is_file():
+        raise CaseError(f"{path}: no such table of the training")
+    rows = pd.read_csv(path, sep="\t", comment="#")
+    if missing := [column for column in _COLUMNS if column not in rows]:
+        raise CaseError(f"{path}: the columns {missing} are missing; it has {list(rows)}")
+    return rows.sort_values("hours", kind="stable")
+
+
+def training_curve(rows: pd.DataFrame) -> str:
+    """Return the chart as SVG: mean Dice of each case against hours of training, and the mean of those measured.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        As :func:`read_curve` returns it.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for number, (case, part) in enumerate(rows.groupby("case", sort=True)):
+            axes.plot(part["hours"], part["dice"], ".-", color=colour(number), label=case, linewidth=1.2)
+        complete = rows.groupby("hours").filter(lambda group: group["case"].nunique() == rows["case"].nunique())
+        means = complete.groupby("hours")["dice"].mean()
+        axes.plot(means.index, means, "o-", color="black", label="mean", linewidth=2)
+        for hours, names in rows.groupby("hours")["weights"].unique().items():
+            axes.axvline(hours, color="#d5dade", linewidth=0.8, zorder=0)
+            axes.annotate(names[0], (hours, axes.get_ylim()[1]), fontsize=7, ha="left", va="bottom", rotation=20)
+        axes.set(xlabel="hours of training", ylabel="mean Dice of 28 structures")
+        figure.legend(loc="outside right center", frameon=False)
+        return to_svg(figure)
