@@ -183,7 +183,7 @@ def _add_model_card(commands: argparse._SubParsersAction) -> None:
         "--curve",
         type=Path,
         metavar="FILE",
-        help="table with weights, hours, case and dice to draw the training of (default: none)",
+        help="table with weights, steps, case and dice to draw the training of (default: none)",
     )
     command.add_argument("--aseg-hours", default="?", help="how long the training took")
     command.add_argument("--hippocampus-hours", default="?", help="the same for the subfields")

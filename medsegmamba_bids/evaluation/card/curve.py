@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from medsegmamba_bids.errors import CaseError
 from medsegmamba_bids.evaluation.compare.charts import STYLE, colour, to_svg
 
-_COLUMNS = ("weights", "hours", "case", "dice")
+_COLUMNS = ("weights", "steps", "case", "dice")
 
 
 def read_curve(path: Path) -> pd.DataFrame:
-    """Return a table of the training: ``weights`` (a name for them), ``hours`` of training, ``case``, ``dice``.
+    """Return a table of the training: ``weights`` (a name for them), ``steps`` since version 1, ``case``, ``dice``.
 
     Raises
     ------
@@ -27,11 +27,11 @@ def read_curve(path: Path) -> pd.DataFrame:
     rows = pd.read_csv(path, sep="\t", comment="#")
     if missing := [column for column in _COLUMNS if column not in rows]:
         raise CaseError(f"{path}: the columns {missing} are missing; it has {list(rows)}")
-    return rows.sort_values("hours", kind="stable")
+    return rows.sort_values("steps", kind="stable")
 
 
 def training_curve(rows: pd.DataFrame) -> str:
-    """Return the chart as SVG: mean Dice of each case against hours of training, and the mean of those measured.
+    """Return the chart as SVG: mean Dice of each case against steps of training, and the mean where all were measured.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def training_curve(rows: pd.DataFrame) -> str:
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
         for number, (case, part) in enumerate(rows.groupby("case", sort=True)):
-            axes.plot(part["hours"], part["dice"], ".-", color=colour(number), label=case, linewidth=1.2)
-        complete = rows.groupby("hours").filter(lambda group: group["case"].nunique() == rows["case"].nunique())
-        means = complete.groupby("hours")["dice"].mean()
+            axes.plot(part["steps"], part["dice"], ".-", color=colour(number), label=case, linewidth=1.2)
+        complete = rows.groupby("steps").filter(lambda group: group["case"].nunique() == rows["case"].nunique())
+        means = complete.groupby("steps")["dice"].mean()
         axes.plot(means.index, means, "o-", color="black", label="mean", linewidth=2)
-        for hours, names in rows.groupby("hours")["weights"].unique().items():
-            axes.axvline(hours, color="#d5dade", linewidth=0.8, zorder=0)
-            axes.annotate(names[0], (hours, axes.get_ylim()[1]), fontsize=7, ha="left", va="bottom", rotation=20)
-        axes.set(xlabel="hours of training", ylabel="mean Dice of 28 structures")
+        for steps, names in rows.groupby("steps")["weights"].unique().items():
+            axes.axvline(steps, color="#d5dade", linewidth=0.8, zorder=0)
+            axes.annotate(names[0], (steps, axes.get_ylim()[1]), fontsize=7, ha="left", va="bottom", rotation=20)
+        axes.set(xlabel="steps of training", ylabel="mean Dice of 28 structures")
         figure.legend(loc="outside right center", frameon=False)
         return to_svg(figure)

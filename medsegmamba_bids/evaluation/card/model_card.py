@@ -148,7 +148,7 @@ def _earlier(cases: list[Case], networks: Networks, out: Path) -> pd.DataFrame:
 def _draw_curve(table: Path, out: Path) -> str:
     picture = out.with_name(f"{out.stem}_curve.svg")
     write_text(picture, training_curve(read_curve(table)))
-    return f"![Dice over the hours of training]({picture.name})"
+    return f"![Dice over the steps of training]({picture.name})"
 
 
 def write_card(
