@@ -31,7 +31,9 @@ def read_curve(path: Path) -> pd.DataFrame:
 
 
 def training_curve(rows: pd.DataFrame) -> str:
-    """Return the chart as SVG: mean Dice of each case against steps of training, and the mean where all were measured.
+    """Return the chart as SVG: mean Dice of each case against steps of training, and the mean of all.
+
+    Weights that were not measured on every case are crosses beside the lines.
 
     Parameters
     ----------
@@ -41,14 +43,18 @@ def training_curve(rows: pd.DataFrame) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
+        everywhere = rows.groupby("steps")["case"].transform("nunique") == rows["case"].nunique()
         for number, (case, part) in enumerate(rows.groupby("case", sort=True)):
-            axes.plot(part["steps"], part["dice"], ".-", color=colour(number), label=case, linewidth=1.2)
-        complete = rows.groupby("steps").filter(lambda group: group["case"].nunique() == rows["case"].nunique())
-        means = complete.groupby("steps")["dice"].mean()
+            joined, alone = part[everywhere[part.index]], part[~everywhere[part.index]]
+            axes.plot(joined["steps"], joined["dice"], ".-", color=colour(number), label=case, linewidth=1.2)
+            axes.plot(alone["steps"], alone["dice"], "x", color=colour(number), markersize=5)
+        means = rows[everywhere].groupby("steps")["dice"].mean()
         axes.plot(means.index, means, "o-", color="black", label="mean", linewidth=2)
         for steps, names in rows.groupby("steps")["weights"].unique().items():
             axes.axvline(steps, color="#d5dade", linewidth=0.8, zorder=0)
-            axes.annotate(names[0], (steps, axes.get_ylim()[1]), fontsize=7, ha="left", va="bottom", rotation=20)
+            axes.annotate(
+                f" {names[0]}", (steps, 0), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="bottom"
+            )
         axes.set(xlabel="steps of training", ylabel="mean Dice of 28 structures")
         figure.legend(loc="outside right center", frameon=False)
         return to_svg(figure)
