@@ -44,7 +44,7 @@ from medsegmamba_bids.report.viewer import viewer_page, viewer_path
 from medsegmamba_bids.report.volume_rows import paired_rows, plot_rows
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS, of_name
 from medsegmamba_bids.viz import slices, surfaces
-from medsegmamba_bids.viz.encoding import colors_of, dashes_of
+from medsegmamba_bids.viz.encoding import dashes_of, line_colors_of
 from medsegmamba_bids.viz.templates import render, to_script
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _outline_styles() -> dict[int, dict[str, str]]:
     return {
         label: {"color": color, "dashes": dashes_of(table)[label]}
         for table in tables
-        for label, color in colors_of(table).items()
+        for label, color in line_colors_of(table).items()
     }
 
 

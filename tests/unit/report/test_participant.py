@@ -146,3 +146,12 @@ def test_methods_name_the_template():
     assert "and cerebral tissue" in text
     assert "ippocampal" not in text
     assert all(reference["text"] in citation_text() for reference in references())
+
+
+def test_what_is_pressed_is_not_printed(written):
+    """The page's own rules come after the common ones, and would show the controls again at the same weight."""
+    style = re.search(r"<style>(.*?)</style>", written[2], re.DOTALL)[1]
+    shown, hidden = style.index(".controls { display: flex"), style.index("body .controls, ")
+    assert hidden < shown
+    assert "display: none" in style[hidden : style.index("}", hidden)]
+    assert "break-inside: avoid-page" not in style  # a panel is longer than a sheet

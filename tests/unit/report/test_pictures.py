@@ -11,7 +11,7 @@ import pytest
 from medsegmamba_bids.image.labels import load_label_table, side_of
 from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.viz import slices, surfaces
-from medsegmamba_bids.viz.encoding import color_differences, colors_of, dashes_of
+from medsegmamba_bids.viz.encoding import color_differences, colors_of, dashes_of, line_colors_of
 
 _spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
 fake = importlib.util.module_from_spec(_spec)
@@ -107,7 +107,7 @@ def test_no_labels_need_no_slices():
 
 
 def test_similar_colours_have_different_dashes():
-    dashes, colors = dashes_of("aseg_brain"), colors_of("aseg_brain")
+    dashes, colors = dashes_of("aseg_brain"), line_colors_of("aseg_brain")
     assert dashes[5] != dashes[77]  # Inf-Lat-Vent and WM-hypointensities
     assert dashes[26] != dashes[8]  # Accumbens-area and Cerebellum-Cortex
     assert dashes[17] == dashes[53]  # both hippocampi
@@ -118,6 +118,23 @@ def test_similar_colours_have_different_dashes():
     alike = [pair for pair in pairs if len({side_of(names[label])[1] for label in pair}) == 2]
     assert len(alike) > 4
     assert all(dashes[one] != dashes[other] for one, other in alike)
+
+
+@pytest.mark.parametrize("table", ["aseg_brain", "hippoFS60"])
+def test_outlines_are_seen_on_black(table):
+    """WCAG asks 3:1 of lines. CSF was at 1.9, the presubiculum at 1.4."""
+    from matplotlib.colors import to_rgb
+    from skimage.color import rgb2hsv, rgb2xyz
+
+    before, after = (np.array([[to_rgb(c) for c in of(table).values()]]) for of in (colors_of, line_colors_of))
+    contrast = (rgb2xyz(after)[0, :, 1] + 0.05) / 0.05
+    assert contrast.min() > 3
+    bright = (rgb2xyz(before)[0, :, 1] + 0.05) / 0.05 > 3.45
+    np.testing.assert_array_equal(after[0, bright], before[0, bright])
+    assert 0 < np.count_nonzero(~bright) < len(bright) / 2
+    colored = rgb2hsv(before)[0, :, 1] > 0.1
+    turned = np.abs(rgb2hsv(after)[0, colored, 0] - rgb2hsv(before)[0, colored, 0])
+    assert np.minimum(turned, 1 - turned).max() < 0.02
 
 
 def test_specks_are_not_drawn():
