@@ -329,7 +329,7 @@ def verdict(flags: list[Flag]) -> str:
     weighting = any(flag.check == "t1_weighting" for flag in flags)
     if len(flags) < _MANY or not (missing >= _MANY_MISSING or weighting):
         return ""
-    reasons = [f"{missing} structures not found"] * (missing > 0)
+    reasons = [f"{missing} structure{'s' * (missing > 1)} not found"] * (missing > 0)
     reasons += ["white matter is not brighter than gray matter"] * weighting
     reasons.append(f"{len(flags)} flags in all")
     return f"this does not look like a T1w of an adult brain: {', '.join(reasons)}"

@@ -183,7 +183,10 @@ def test_the_app_runs_as_bids_apps_are_run(container, open_folder):
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("error: ")
     assert bound.run(*app, "both").returncode == 2
-    group = bound.run(*app, "group", timeout=600)
+    without_one = bound.run(*app, "group", timeout=600)
+    assert without_one.returncode == 1
+    assert "sub-broken: it has no results" in without_one.stderr
+    group = bound.run(*app, "group", "--participant-label", "mni152", timeout=600)
     assert group.returncode == 0, group.stderr[-3000:]
     assert "sub-mni152" in (out / "group_seg-aseg_stats.tsv").read_text()
     if validator := shutil.which("bids-validator-deno"):

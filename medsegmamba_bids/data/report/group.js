@@ -11,7 +11,7 @@
   const state = { segmentation: 0, structure: 0, colour: -1, found: -1 };
   const scans = DATA.scans;
   const thin = scans.length > 800;
-  const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits }).replaceAll(",", "\u202f");
+  const number = (value, digits = 0) => value.toLocaleString("en-US", { maximumFractionDigits: digits }).replaceAll(",", "\u202f").replace(/^-0$/, "0");
   const signed = (value, digits) => value.toFixed(digits).replace("-", "−");
   const element = (tag, text, className) => {
     const made = document.createElement(tag);

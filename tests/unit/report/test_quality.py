@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from medsegmamba_bids.errors import ThresholdError
+from medsegmamba_bids.execution.outcomes import FLAGGED, Outcome, outcome_table
 from medsegmamba_bids.report.quality import (
     COLUMNS,
     Flag,
@@ -206,6 +207,27 @@ def test_ordinary_heads_are_not_flagged(structure, asymmetry):
 
 def flag(check, number=0):
     return Flag("sub-01", "aseg", check, f"structure {number}", 0.0, ">= 1", "voxel", f"{check} {number}")
+
+
+#: What was flagged of images made from sub-02's tissues (CT, six months old, T2w, proton density), of its inverse and
+#: of a ball: by how many checks, of these how many structures missing; each had "t1_weighting".
+ODD = {"CT": (78, 31), "infant": (20, 1), "T2w": (34, 3), "inverted": (83, 19), "phantom": (66, 45), "PDw": (34, 4)}
+
+
+@pytest.mark.parametrize(("flags", "missing"), ODD.values(), ids=ODD)
+def test_odd_images_get_a_verdict_of_three_lines_at_most(flags, missing):
+    raised = [flag("missing", number) for number in range(missing)] + [flag("t1_weighting")]
+    raised += [flag("confidence", number) for number in range(flags - len(raised))]
+    plural = "" if missing == 1 else "s"
+    assert verdict(raised) == (
+        f"this does not look like a T1w of an adult brain: {missing} structure{plural} not found, "
+        f"white matter is not brighter than gray matter, {flags} flags in all"
+    )
+    messages = (verdict(raised), *(one.message for one in raised))
+    table = outcome_table([Outcome("sub-01_T1w", FLAGGED, messages)], 3).splitlines()
+    assert table[0].startswith("sub-01_T1w")
+    assert "more lines in the report and the log" in table[-2]
+    assert len(table) <= 3 + 1  # and the counts of all images
 
 
 def test_one_verdict_where_all_is_wrong(tmp_path):
