@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -62,16 +63,28 @@ def read_cases(path: Path, data_dir: Path, names: list[str] | None = None) -> li
     CaseError
         The table lacks a column, a case that is named, or one of the files.
     """
-    if not Path(path).is_file():
-        raise CaseError(f"{path}: no such table of cases")
-    rows = pd.read_csv(path, sep="\t", comment="#", dtype=str, na_values=["n/a"], keep_default_na=False)
-    if missing := [column for column in _COLUMNS if column not in rows]:
-        raise CaseError(f"{path}: the columns {missing} are missing; it has {list(rows)}")
+    rows = read_columns(Path(path), "cases", _COLUMNS, dtype=str, na_values=["n/a"], keep_default_na=False)
     known = rows["case"].tolist()
     if unknown := sorted(set(names or ()) - set(known)):
         raise CaseError(f"{path}: has no case {', '.join(unknown)}; there are {', '.join(known)}")
     rows = rows[rows["case"].isin(names or known)]
     return [_case(row, Path(data_dir)) for _, row in rows.iterrows()]
+
+
+def read_columns(path: Path, what: str, columns: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Return a tab-separated table that must have some columns; ``options`` are those of `pandas.read_csv`.
+
+    Raises
+    ------
+    CaseError
+        There is no such file, or it lacks a column.
+    """
+    if not path.is_file():
+        raise CaseError(f"{path}: no such table of {what}")
+    rows = pd.read_csv(path, sep="\t", comment="#", **options)
+    if missing := [column for column in columns if column not in rows]:
+        raise CaseError(f"{path}: the columns {missing} are missing; it has {list(rows)}")
+    return rows
 
 
 def _case(row: pd.Series, data_dir: Path) -> Case:
@@ -98,8 +111,12 @@ def mirrored(image: Image) -> Image:
 
 def mirror_array(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return an array in the opposite order along the axis that runs most nearly left-right."""
-    axis = int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 0)[0])
-    return np.ascontiguousarray(np.flip(data, axis))
+    return np.ascontiguousarray(np.flip(data, _axis_along(affine, 0)))
+
+
+def _axis_along(affine: np.ndarray, direction: int) -> int:
+    """Return the axis of the voxels that runs most nearly left-right (0), back-front (1) or down-up (2)."""
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == direction)[0])
 
 
 def swap_sides(labels: np.ndarray, table: LabelTable) -> np.ndarray:
@@ -162,7 +179,7 @@ def thick(image: Image, slice_mm: float = THICK_MM) -> Image:
     >>> np.asarray(thicker.dataobj).ravel().tolist(), thicker.affine[2].tolist()
     ([1.5, 5.5], [0.0, 0.0, 4.0, 1.5])
     """
-    axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == 2)[0])
+    axis = _axis_along(image.affine, 2)
     several = max(1, round(slice_mm / Grid.of(image).zooms[axis]))
     slices = np.moveaxis(np.asanyarray(image.dataobj), axis, 0)
     kept = slices[: len(slices) // several * several]

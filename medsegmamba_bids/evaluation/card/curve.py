@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medsegmamba_bids.errors import CaseError
+from medsegmamba_bids.evaluation.card.cases import read_columns
 from medsegmamba_bids.evaluation.compare.charts import STYLE, colour, to_svg
 
 _COLUMNS = ("weights", "steps", "case", "dice")
@@ -22,12 +22,7 @@ def read_curve(path: Path) -> pd.DataFrame:
     CaseError
         There is no such file, or it lacks a column.
     """
-    if not path.is_file():
-        raise CaseError(f"{path}: no such table of the training")
-    rows = pd.read_csv(path, sep="\t", comment="#")
-    if missing := [column for column in _COLUMNS if column not in rows]:
-        raise CaseError(f"{path}: the columns {missing} are missing; it has {list(rows)}")
-    return rows.sort_values("steps", kind="stable")
+    return read_columns(path, "the training", _COLUMNS).sort_values("steps", kind="stable")
 
 
 def training_curve(rows: pd.DataFrame) -> str:

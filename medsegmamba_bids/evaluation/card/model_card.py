@@ -88,12 +88,15 @@ def measure(
     return rows
 
 
+def _with_reference(cases: list[Case]) -> list[Case]:
+    return [case for case in cases if case.reference is not None]
+
+
 def _calibration(cases: list[Case], aim_cases: list[str], networks: Networks, out: Path) -> dict[str, str]:
     """Measure posteriors of the cases that have a reference, and return the card's section on them."""
     table = out.with_name(f"{out.stem}_calibration.tsv")
-    with_reference = [case for case in cases if case.reference is not None]
     first_line = checksums(networks, subfields=False)
-    rows = measure(with_reference, partial(measure_calibration, networks=networks), table, first_line)
+    rows = measure(_with_reference(cases), partial(measure_calibration, networks=networks), table, first_line)
     return calibration_fields(rows, aim_cases, out.with_name(f"{out.stem}_reliability.svg"))
 
 
@@ -140,9 +143,8 @@ def _input_text(info: WeightsInfo) -> str:
 
 def _earlier(cases: list[Case], networks: Networks, out: Path) -> pd.DataFrame:
     """Return the numbers of earlier weights on cases with a reference."""
-    with_reference = [case for case in cases if case.reference is not None]
     path, first_line = out.with_name(f"{out.stem}_earlier.tsv"), checksums(networks, networks.subfields)
-    return measure(with_reference, partial(measure_case, networks=networks), path, first_line)
+    return measure(_with_reference(cases), partial(measure_case, networks=networks), path, first_line)
 
 
 def _draw_curve(table: Path, out: Path) -> str:
