@@ -244,7 +244,7 @@ def boxes(bench):
         more = {"seconds": seconds, "ran_on": run_on}
         bench.row(f"--low-memory, step {step}, {precision}: memory", memory, "GiB", "under 2 GiB", met, **more)
     if bench.cuda:
-        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def images(bench):

@@ -86,7 +86,8 @@ def limit_memory(device: torch.device, limit: int = LOW_MEMORY) -> None:
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        number = torch.cuda.current_device() if device.index is None else device.index  # torch refuses "cuda"
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), number)
 
 
 def use_threads(threads: int) -> None:

@@ -51,7 +51,7 @@ def test_the_published_network_fits_into_low_memory(cuda):
         assert found.notes == []
         assert torch.cuda.max_memory_reserved(cuda) <= LOW_MEMORY
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, cuda)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_a_limit_makes_allocations_fail(cuda):
@@ -60,4 +60,4 @@ def test_a_limit_makes_allocations_fail(cuda):
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(LOW_MEMORY + 2**20, dtype=torch.uint8, device=cuda)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, cuda)
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -202,7 +202,7 @@ class Synthesizer:
         cells = max(4, int(p * np.mean(self.settings.voxel_size) / rng.uniform(4, 12)))
         spots = _upsample(torch.from_numpy(rng.standard_normal((cells,) * 3, dtype=np.float32)), p)
         ventricle = torch.from_numpy(np.isin(labels, VENTRICLES).astype(np.float32))
-        near = F.avg_pool3d(ventricle[None, None], 5, 1, 2)[0, 0].sqrt()
+        near = _mean_of_five(ventricle).sqrt()
         inside = (spots + rng.uniform(0, 3) * near - rng.uniform(0.5, 1.3)).mul(5).clamp(0, 1)
         inside = inside * torch.from_numpy(np.isin(labels, WHITE_MATTER))
         level = rng.uniform(0.35, 1.3)
@@ -252,7 +252,7 @@ class Synthesizer:
         s, p = self.settings, image.shape[0]
         if rng.random() < s.skull_stripped and not (real and m.stripped):
             brain = self.tissues.in_brain[tissue]
-            near = F.avg_pool3d(torch.from_numpy(brain.astype(np.float32))[None, None], 5, 1, 2)[0, 0]
+            near = _mean_of_five(torch.from_numpy(brain.astype(np.float32)))
             ragged = _upsample(torch.from_numpy(rng.random((8, 8, 8), dtype=np.float32)), p)
             limit = rng.uniform(0.02, 0.3) + ragged * rng.uniform(0, 0.3)
             return image * ((near > limit) & (image > 0))
@@ -293,6 +293,13 @@ def _smooth_field(rng: np.random.Generator, points: int, size: int, channels: in
 def _upsample(control: torch.Tensor, size: int) -> torch.Tensor:
     """Return a trilinear field (size, size, size) through control points (G, G, G)."""
     return F.interpolate(control[None, None], size=(size,) * 3, mode="trilinear", align_corners=True)[0, 0]
+
+
+def _mean_of_five(image: torch.Tensor) -> torch.Tensor:
+    """Return the mean over 5 x 5 x 5 voxels, axis after axis, which is several times faster; outside lie zeros."""
+    for kernel, padding in (((5, 1, 1), (2, 0, 0)), ((1, 5, 1), (0, 2, 0)), ((1, 1, 5), (0, 0, 2))):
+        image = F.avg_pool3d(image[None, None], kernel, 1, padding)[0, 0]
+    return image.clamp_min(0)
 
 
 def _blur(image: torch.Tensor, sigmas: np.ndarray) -> torch.Tensor:
@@ -362,7 +369,13 @@ def _warp_patch(
     values = np.zeros((p, p, p), np.float32)
     step = (g - 1) / (p - 1)
     middle = (p - 1) / 2
-    shift = np.zeros(3)
+    corners = np.empty((8, 3))
+    for corner in range(8):
+        for a in range(3):
+            corners[corner, a] = 0.5  # for rounding
+            for b in range(3):
+                corners[corner, a] += matrix[a, b] * (0.25 if corner >> b & 1 else -0.25)
+    line, shift = np.empty((3, g)), np.empty(3)  # the field along k at this i and j; position of this voxel
     for i in range(p):
         fi = i * step
         i0 = min(int(fi), g - 2)
@@ -371,36 +384,27 @@ def _warp_patch(
             fj = j * step
             j0 = min(int(fj), g - 2)
             wj = fj - j0
+            for a in range(3):
+                start = centre[a] + matrix[a, 0] * (i - middle) + matrix[a, 1] * (j - middle) - matrix[a, 2] * middle
+                for k in range(g):
+                    low = field_mm[a, i0, j0, k] * (1 - wj) + field_mm[a, i0, j0 + 1, k] * wj
+                    high = field_mm[a, i0 + 1, j0, k] * (1 - wj) + field_mm[a, i0 + 1, j0 + 1, k] * wj
+                    line[a, k] = start + low * (1 - wi) + high * wi
             for k in range(p):
                 fk = k * step
                 k0 = min(int(fk), g - 2)
                 wk = fk - k0
                 for a in range(3):
-                    c00 = field_mm[a, i0, j0, k0] * (1 - wk) + field_mm[a, i0, j0, k0 + 1] * wk
-                    c01 = field_mm[a, i0, j0 + 1, k0] * (1 - wk) + field_mm[a, i0, j0 + 1, k0 + 1] * wk
-                    c10 = field_mm[a, i0 + 1, j0, k0] * (1 - wk) + field_mm[a, i0 + 1, j0, k0 + 1] * wk
-                    c11 = field_mm[a, i0 + 1, j0 + 1, k0] * (1 - wk) + field_mm[a, i0 + 1, j0 + 1, k0 + 1] * wk
-                    low, high = c00 * (1 - wj) + c01 * wj, c10 * (1 - wj) + c11 * wj
-                    shift[a] = (
-                        centre[a]
-                        + low * (1 - wi)
-                        + high * wi
-                        + matrix[a, 0] * (i - middle)
-                        + matrix[a, 1] * (j - middle)
-                        + matrix[a, 2] * (k - middle)
-                    )
+                    shift[a] = line[a, k0] * (1 - wk) + line[a, k0 + 1] * wk + matrix[a, 2] * k
                 x, y, z = int(shift[0] + 0.5), int(shift[1] + 0.5), int(shift[2] + 0.5)
                 if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
                     t = tissue[x, y, z]
                     out[i, j, k] = neighbour[x, y, z] if neighbour_distance[x, y, z] < reach[t] else t
                 total = 0.0
                 for corner in range(8):
-                    da = 0.25 if corner & 1 else -0.25
-                    db = 0.25 if corner & 2 else -0.25
-                    dc = 0.25 if corner & 4 else -0.25
-                    x = int(shift[0] + matrix[0, 0] * da + matrix[0, 1] * db + matrix[0, 2] * dc + 0.5)
-                    y = int(shift[1] + matrix[1, 0] * da + matrix[1, 1] * db + matrix[1, 2] * dc + 0.5)
-                    z = int(shift[2] + matrix[2, 0] * da + matrix[2, 1] * db + matrix[2, 2] * dc + 0.5)
+                    x = int(shift[0] + corners[corner, 0])
+                    y = int(shift[1] + corners[corner, 1])
+                    z = int(shift[2] + corners[corner, 2])
                     if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
                         t = tissue[x, y, z]
                         if neighbour_distance[x, y, z] < reach[t]:

@@ -100,9 +100,11 @@ def test_a_limit_of_memory_is_a_fraction_of_the_gpus(monkeypatch):
     said = []
     properties = SimpleNamespace(total_memory=24 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: said.append(given))
     limit_memory(torch.device("cpu"))
     assert said == []
     limit_memory(torch.device("cuda:1"))
     limit_memory(torch.device("cuda:1"), 48 * 2**30)
-    assert said == [(1.5 / 24, torch.device("cuda:1")), (1.0, torch.device("cuda:1"))]
+    limit_memory(torch.device("cuda"))  # what "auto" chooses; torch's own function refuses it without a number
+    assert said == [(1.5 / 24, 1), (1.0, 1), (1.5 / 24, 3)]
