@@ -76,7 +76,7 @@ class Watched:
     def __init__(self, dataset, threads):
         root = dataset.parent
         command = [sys.executable, "-m", "medsegmamba_bids", dataset, root / "out", "participant"]
-        command += ["-w", root / "work", "--nprocs", threads, "--device", "cpu"]
+        command += ["-w", root / "work", "--nprocs", threads, "--device", "cpu", "-v"]  # -v: a line per node
         self.start, self.lines, self.memory = time.perf_counter(), [], []
         self.process = subprocess.Popen(
             list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -28,9 +28,9 @@ device=$("$python" -c "import torch; print('cuda' if torch.cuda.is_available() e
 say "device $device, $(nproc) cores, limit $limit s"
 
 data=runs/gpu/data
-sed -e "s/^batch_size = .*/batch_size = $([ $small ] && echo 2 || echo 8)/" \
+sed -e 's/^steps = .*/steps = 30000/' -e "s/^batch_size = .*/batch_size = $([ $small ] && echo 2 || echo 8)/" \
     -e "s/^save_every = .*/save_every = 1000000\nsave_minutes = 1\nworkers = $(nproc)\nlog_every = $([ $small ] && echo 1 || echo 20)/" \
-    -e 's#^initial = .*#initial = "training_state/base-aseg.safetensors"#' \
+    -e 's#^name = "embedded-aseg2-base"#&\ninitial = "training_state/base-aseg.safetensors"#' \
     -e 's/^image = "mni152"/image = "mni152.nii.gz"/' \
     medsegmamba_bids/data/training/embedded_aseg2_base.toml >runs/gpu/session.toml
 [ $small ] && sed -i -e 's/^patch_size = .*/patch_size = 32/' -e 's/^step = 40/step = 16/' \

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from medsegmamba_bids.evaluation.card.cases import read_columns
 from medsegmamba_bids.evaluation.compare.charts import STYLE, colour, to_svg
 
+_EARLY = 1000  # steps; later ones are drawn by their logarithm
 _COLUMNS = ("weights", "steps", "case", "dice")
 
 
@@ -50,6 +51,17 @@ def training_curve(rows: pd.DataFrame) -> str:
             axes.annotate(
                 f" {names[0]}", (steps, 0), xycoords=("data", "axes fraction"), fontsize=7, rotation=90, va="bottom"
             )
+        axes.set_xscale("symlog", linthresh=_EARLY)
+        axes.set_xticks(
+            steps := sorted(rows["steps"].unique()),
+            [f"{n:,}" for n in steps],
+            rotation=60,
+            ha="right",
+            rotation_mode="anchor",
+            fontsize=7,
+        )
+        axes.set_xlim(-0.1 * _EARLY, 1.4 * steps[-1])
+        axes.minorticks_off()
         axes.set(xlabel="steps of training", ylabel="mean Dice of 28 structures")
         figure.legend(loc="outside right center", frameon=False)
         return to_svg(figure)

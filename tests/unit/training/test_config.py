@@ -122,7 +122,14 @@ def test_digest_is_of_what_decides_the_result(tmp_path):
 PAPER = [f"paper_{task}{network}" for task in ("aseg", "hippocampus") for network in ("", "_segmambabot", "_tabsurfer")]
 
 
-EMBEDDED = ["embedded_aseg", "embedded_aseg2_base", "embedded_aseg2", "embedded_hippocampus", "embedded_hippocampus2"]
+EMBEDDED = [
+    "embedded_aseg",
+    "embedded_aseg2_first",
+    "embedded_aseg2_base",
+    "embedded_aseg2",
+    "embedded_hippocampus",
+    "embedded_hippocampus2",
+]
 
 
 @pytest.mark.parametrize("name", [*EMBEDDED, *PAPER])
@@ -210,11 +217,13 @@ def test_folds_leave_out_what_they_are_judged_on():
 
 def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on():
     """The cross-validation rests on the first; sub-03 to sub-05 are for evaluation or tests only."""
-    base, last = (read_config(find_config(name)) for name in ("embedded_aseg2_base", "embedded_aseg2"))
+    names = ("embedded_aseg2_first", "embedded_aseg2_base", "embedded_aseg2")
+    *bases, last = (read_config(find_config(name)) for name in names)
     cases = [case for case in read_cases_table() if case["aim"] == "1"]
     assert len(cases) == 5
     files = {(case["reference"], case["image"]) for case in cases}
-    assert not [s for s in base.sources if any(fnmatch(name, s.labels) for pair in files for name in pair)]
+    seen = [source for base in bases for source in base.sources]
+    assert not [s for s in seen if any(fnmatch(name, s.labels) for pair in files for name in pair)]
     assert {(s.labels, s.image) for s in last.sources if s.labels.startswith("reference/")} == files
     assert [s.labels for s in last.sources if not s.stripped and s.image] == ["reference/head_sub-02_aseg.nii.gz"]
 
