@@ -33,6 +33,18 @@ from medsegmamba_bids.viz.templates import render, to_script
 _THUMBNAILS = 1000  # held in the page; more would make it slow to open
 _MOST_LEVELS = 12  # of a column that colours; rarer values are shown together
 _NUMERIC_SHARE = 0.95
+#: Parts of names, and what stands for them where there is little room.
+_NARROW = {
+    "Left-": "L ",
+    "Right-": "R ",
+    "White-Matter": "WM",
+    "WM-hypointensities": "WM hypointens.",
+    "Cerebral": "Cerebr.",
+    "Cerebellum": "Cerebell.",
+    "Lateral-Ventricle": "Lat-Ventricle",
+    "hippocampal": "hippoc.",
+    "molecular": "molec.",
+}
 
 
 def group_page(
@@ -124,6 +136,8 @@ def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: lis
         "structures": [
             {
                 "name": structure,
+                "narrow": narrow_name(structure),
+                "told": _why_no_z(aligned[structure], z[structure]),
                 "color": colors.get(structure, "#666666"),
                 "values": _numbers(aligned[structure], 1),
                 "z": _numbers(z[structure], 2),
@@ -134,6 +148,28 @@ def _segmentation(results: Gathered, name: str, rule: dict[str, Any], scans: lis
         ],
         "outlying": [position[prefix] for prefix, listed in outliers.items() if listed],
     }
+
+
+def narrow_name(structure: str) -> str:
+    """Return a name of 18 letters at most for a structure of the label tables; no two get the same.
+
+    Examples
+    --------
+    >>> narrow_name("Left-Cerebellum-White-Matter"), narrow_name("Right-choroid-plexus")
+    ('L Cerebell.-WM', 'R choroid-plexus')
+    """
+    for part, short in _NARROW.items():
+        structure = structure.replace(part, short)
+    return structure
+
+
+def _why_no_z(volumes: pd.Series, z: pd.Series) -> str:
+    """Return why a structure has no robust z in any T1w; empty where it has one."""
+    if z.notna().any():
+        return ""
+    if volumes.notna().sum() == 1:
+        return "in one T1w only"
+    return "no z: most volumes are alike"
 
 
 def _trajectories(long: pd.DataFrame, scans: list[Scan]) -> dict[str, Any]:

@@ -184,13 +184,6 @@
     context.fillText(content, x, y);
   };
 
-  // A name as far as there is room for it.
-  const shorter = (context, name) => {
-    context.font = '11px system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif';
-    let short = name;
-    while (short.length > 4 && context.measureText(`${short}…`).width > LEFT - 30) short = short.slice(0, -1);
-    return short === name ? name : `${short}…`;
-  };
   const drawAll = (chart) => {
     const structures = DATA.segmentations[state.segmentation].structures, row = 19, top = 24;
     const context = chart.size(top + structures.length * row + 6);
@@ -211,7 +204,8 @@
       context.lineWidth = 1;
       context.fillRect(4, y - 5, 10, 10);
       context.strokeRect(4.5, y - 4.5, 9, 9);
-      text(context, wide ? structure.name : shorter(context, structure.name), 22, y, "left", "#1b2330", wide ? 12.5 : 11);
+      text(context, wide ? structure.name : structure.narrow, 22, y, "left", "#1b2330", wide ? 12.5 : 11);
+      if (structure.told && scans.length > 1) text(context, structure.told, LEFT + 8, y, "left", "#5c6776", 11);
       structure.z.forEach((z, scan) => {
         if (z === null) return;
         const at = { x: x(z), y: y + jitter[scan] * row * .6, scan, structure };

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.errors import GroupError
+from medsegmamba_bids.image.labels import TABLES, load_label_table
 from medsegmamba_bids.report.group import write_group
+from medsegmamba_bids.report.group_page import narrow_name
 from medsegmamba_bids.report.quality import Flag, flags_path, flags_to_tsv
 from medsegmamba_bids.stats.measures import Measure
 from medsegmamba_bids.stats.tables import COLUMNS
@@ -116,6 +119,30 @@ def test_one_t1w_is_no_group(out):
     shutil.rmtree(out / "sub-01")
     write_group(config(out))
     assert "There is one T1w, and so no group" in (out / "group.html").read_text()
+
+
+def test_two_t1w_are_told_that_z_says_little(out):
+    shutil.rmtree(out / "sub-02")
+    write_group(config(out))
+    page = (out / "group.html").read_text()
+    assert "There are two T1w." in page
+    assert '"z":[0.67,-0.67]' in page  # the caudate: 3500.25 and 3400
+    assert re.search(r'"name":"Brain-Stem","narrow":"Brain-Stem","told":"no z: most volumes are alike"', page)
+
+
+def test_structures_without_z_say_why(out):
+    write_group(config(out))
+    told = dict(re.findall(r'"name":"([^"]+)","narrow":"[^"]*","told":"([^"]*)"', (out / "group.html").read_text()))
+    assert told == {"Left-Caudate": "", "Brain-Stem": "no z: most volumes are alike", "eTIV": told["eTIV"]}
+    assert told["eTIV"] == "no z: most volumes are alike"  # 1.5, 1.5 and 1.6 litres
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_narrow_names_are_short_and_differ(table):
+    names = load_label_table(table).names[1:]
+    narrow = [narrow_name(name) for name in names]
+    assert len(set(narrow)) == len(names)
+    assert max(map(len, narrow)) <= 18
 
 
 def test_a_column_of_flags(out):
