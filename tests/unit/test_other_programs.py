@@ -1,17 +1,20 @@
 """Results as pybids and nilearn find and read them."""
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import ListedColormap, to_hex
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.interfaces.more_forms import FreeSurferSubfields
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SEGMENTATIONS
 
 LABELS = {kind.name: load_label_table(kind.widest).labels.tolist() for kind in SEGMENTATIONS}
@@ -85,17 +88,45 @@ def test_nileans_masker_names_structures(derivatives, kind):
     assert [masker.region_names_[place] for place in range(len(found))] == [names[int(label)] for label in found]
 
 
-@pytest.mark.parametrize("labels", [LABELS["aseg"][1:], LABELS["hippoFS60"][1:], LABELS["hippoFS60"][1:13]])
-def test_nilearn_plots_labels(derivatives, labels):
+def color_map(table):
+    """The colour map that docs/outputs.md makes of a table."""
+    colors = table.set_index("index")["color"].reindex(range(table["index"].max() + 1), fill_value="#000000")
+    return ListedColormap(colors)
+
+
+def colors_drawn(image, colors):
+    """Colour of each label as nilearn draws a slice of an image of bars."""
     from nilearn.plotting import plot_roi
 
-    kind = ASEG if max(labels) < 1000 else HIPPOCAMPUS
-    table = pd.read_csv(derivatives / kind.table_file, sep="\t")
-    image = nib.Nifti1Image(bars(labels), np.eye(4))
-    # Its own "%.2g" makes 1200 of both ends of a side's subfields, and it fails: docs/outputs.md.
-    display = plot_roi(
-        image, bg_img=None, cmap=table, cbar_tick_format="%d", display_mode="z", cut_coords=[15], annotate=False
-    )
-    drawn = np.asarray(display.axes[15].ax.images[0].get_array())
-    assert set(np.ma.compressed(np.ma.masked_invalid(drawn)).astype(int)) - {0} == set(labels)
+    options = {"cmap": colors, "vmin": 0, "vmax": colors.N - 1, "colorbar": False}
+    display = plot_roi(image, bg_img=None, display_mode="z", cut_coords=[15], annotate=False, **options)
+    drawn = display.axes[15].ax.images[0]
+    labels = set(np.ma.compressed(np.ma.masked_invalid(drawn.get_array())).astype(int).tolist()) - {0}
     display.close()
+    return {label: to_hex(drawn.cmap(drawn.norm(label))) for label in labels}
+
+
+@pytest.mark.parametrize("kind", SEGMENTATIONS, ids=lambda kind: kind.name)
+def test_nilearn_draws_labels_in_their_colours(derivatives, kind):
+    labels = LABELS[kind.name][1:]
+    table = pd.read_csv(derivatives / kind.table_file, sep="\t")
+    found = colors_drawn(nib.Nifti1Image(bars(labels, 36), np.eye(4)), color_map(table))
+    assert found == {label: color for label, color in zip(table["index"], table["color"], strict=True) if label}
+
+
+@pytest.mark.parametrize(("side", "added"), [("lh", 1000), ("rh", 2000)])
+def test_nilearn_draws_freesurfers_file_of_one_side(derivatives, tmp_path, side, added):
+    numbers = tmp_path / "numbers.json"
+    numbers.write_text(json.dumps({"soft_volumes": {}, "mean_posteriors": {}}))
+    inputs = {
+        "labels_file": str(derivatives / output_name("sub-01", HIPPOCAMPUS.conformed)),
+        "numbers_file": str(numbers),
+    }
+    folder = Path(FreeSurferSubfields(**inputs).run(cwd=tmp_path).outputs.out_dir)
+    image = nib.load(folder / f"{side}.hippoAmygLabels-T1.v22.FS60.FSvoxelSpace.mgz")
+    table = pd.read_csv(derivatives / HIPPOCAMPUS.table_file, sep="\t")
+    both = table.assign(index=table["index"] % 1000).drop_duplicates("index")
+    of_side = table[table["index"] // 1000 == added // 1000]
+    assert colors_drawn(image, color_map(both)) == {
+        label - added: color for label, color in zip(of_side["index"], of_side["color"], strict=True) if label
+    }
