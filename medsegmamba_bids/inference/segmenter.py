@@ -21,6 +21,7 @@ from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import table_of_labels
+from medsegmamba_bids.inference.borders import follow_hippocampi
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, View, background_only, merge_posteriors
@@ -147,10 +148,11 @@ class Segmenter:
         aseg_labels: np.ndarray,
         weights: Weights = None,
         on_posterior: OnPosterior | None = None,
+        border_labels: np.ndarray | None = None,
     ) -> Segmentation:
         """Segment the hippocampal subfields; see `segment_hippocampus` of this module."""
         network, info = self.load(weights, HIPPOCAMPUS.task)
-        return segment_hippocampus(network, info, conformed, aseg_labels, self.settings, on_posterior)
+        return segment_hippocampus(network, info, conformed, aseg_labels, self.settings, on_posterior, border_labels)
 
 
 def segment_conformed(
@@ -200,13 +202,16 @@ def segment_hippocampus(
     aseg_labels: np.ndarray,
     settings: InferenceSettings | None = None,
     on_posterior: OnPosterior | None = None,
+    border_labels: np.ndarray | None = None,
 ) -> Segmentation:
     """Segment the hippocampal subfields in the box around both hippocampi.
 
     Parameters
     ----------
     aseg_labels : int (X, Y, Z)
-        FreeSurfer labels on the conformed grid, 17 and 53 among them.
+        FreeSurfer labels on the conformed grid, 17 and 53 among them: the box lies around these.
+    border_labels : int (X, Y, Z), optional
+        The same whose hippocampi the outer border follows, if the weights ask for that; by default ``aseg_labels``.
     network, info, conformed, settings, on_posterior
         As :func:`segment_conformed` takes them.
 
@@ -220,7 +225,11 @@ def segment_hippocampus(
         raise SegmentationError(f"labels of shape {aseg_labels.shape} for an image of shape {job.data.shape}")
     box = hippocampus_box(aseg_labels)
     job.notes += [f"no {side} hippocampus was found" for side in missing_hippocampi(aseg_labels)]
-    return job.finish(job.predict(job.grids.to_network_box(box)), on_posterior)
+    views = job.predict(job.grids.to_network_box(box))
+    if info.input.follow_aseg:
+        border = aseg_labels if border_labels is None else border_labels
+        follow_hippocampi(views, info.labels, border, info.input.follow_aseg)
+    return job.finish(views, on_posterior)
 
 
 def hippocampus_box(labels: np.ndarray, side: int = HIPPOCAMPUS_SIDE) -> Box:

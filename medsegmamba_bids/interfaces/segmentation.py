@@ -126,6 +126,7 @@ class SegmentHippocampusInputSpec(SegmentInputSpec):
     """Inputs of :class:`SegmentHippocampus`."""
 
     aseg_file = File(exists=True, mandatory=True, desc="labels, of which 17 and 53 are the hippocampi")
+    border_file = File(exists=True, desc="labels whose hippocampi the outer border follows; aseg_file if undefined")
 
 
 class SegmentHippocampus(SegmentAseg):
@@ -142,7 +143,9 @@ class SegmentHippocampus(SegmentAseg):
         if len(missing_hippocampi(aseg)) == len(HIPPOCAMPI):
             note = "no hippocampus was found, so there are no subfields"
             return background_only(Grid.of(image), info.labels, [note])
-        return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors)
+        file = self.inputs.border_file
+        border = np.asanyarray(nib.load(file).dataobj) if isdefined(file) else None
+        return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors, border)
 
 
 def save_segmentation(segmentation: Segmentation, folder: Path, name: str) -> dict[str, Any]:

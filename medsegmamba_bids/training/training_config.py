@@ -40,6 +40,7 @@ class WeightsTable:
     gaussian: bool = False
     mirror: bool = False
     mirror_voxel_size: float | None = None
+    follow_aseg: float = 0.0
     origin: str = ""
     licence: str = ""
     training_data: str = ""

@@ -7,6 +7,7 @@ A weights file is a safetensors file. Its metadata holds one JSON text, under th
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -50,6 +51,8 @@ class InputSpec:
         Average with the prediction for the mirrored image.
     mirror_voxel_size : float or None
         Edge of the voxels in which the mirrored image is seen, mm; None is that of the image itself.
+    follow_aseg : float
+        Of subfields: how closely their outer border follows the hippocampi of aseg, log odds a mm; 0 is not at all.
     """
 
     voxel_size: float = 1.0
@@ -60,6 +63,7 @@ class InputSpec:
     gaussian: bool = False
     mirror: bool = False
     mirror_voxel_size: float | None = None
+    follow_aseg: float = 0.0
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -69,6 +73,8 @@ class InputSpec:
             raise WeightsError(
                 f"its mirror voxel size is {self.mirror_voxel_size} mm; it must be positive, and mirror be true"
             )
+        if not 0 <= self.follow_aseg < math.inf:
+            raise WeightsError(f"its follow_aseg is {self.follow_aseg}; it must be a number from 0 up")
         if self.patch_size < 8 or self.patch_size % 8:
             raise WeightsError(f"its patch size is {self.patch_size}; it must be a multiple of 8")
         if not 1 <= self.step <= self.patch_size:

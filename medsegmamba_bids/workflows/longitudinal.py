@@ -137,6 +137,8 @@ class _Segmented:
     kind : SegmentationKind
     template : Node
         Segments the median.
+    fused : list of Node
+        Of each visit, the labels.
     statistics : list of Node
         Of each visit.
     written : Node
@@ -147,6 +149,7 @@ class _Segmented:
 
     kind: SegmentationKind
     template: Node
+    fused: list[Node]
     statistics: list[Node]
     written: Node
     rows: list[Row]
@@ -190,7 +193,7 @@ class _Shared:
             (compare, write, [("table_file", kind.changes), ("sidecar_file", f"{kind.changes}_json")]),
             (write, written, [("out_files", f"in{count + 1}")]),
         ]
-        statistics = []
+        fused, statistics = [], []
         for number, (image, node) in enumerate(zip(self.visits.images, self.images, strict=True)):
             segment = network_step(interface, f"{task}_{number}", network, self.config)
             fuse = step(_fuse(network), f"fuse_{task}_{number}", self.config)
@@ -198,10 +201,12 @@ class _Shared:
             steps = [self.align, node, segment, fuse, native, *([] if aseg else [self.intracranial])]
             measure = step(self._statistics(kind, network, image, steps), f"statistics_{task}_{number}", self.config)
             sink = self._sink(f"write_{task}_{number}", _VISIT_PRODUCTS[task], image.prefix, network, image)
+            fused.append(fuse)
             statistics.append(measure)
             rows += [
                 *self._image_rows(network, node, segment),
                 (around, segment, [("labels_file", place)]),
+                *([(aseg.fused[number], segment, [("labels_file", "border_file")])] if aseg else []),
                 (segment, posteriors, [("posteriors_file", f"in{number + 1}")]),
                 (segment, fuse, [("posteriors_file", "own_file")]),
                 (posteriors, fuse, [("out", "all_files")]),
@@ -219,7 +224,7 @@ class _Shared:
                 (measure, tables, [("table_file", f"in{number + 1}")]),
                 (sink, written, [("out_files", f"in{number + 1}")]),
             ]
-        return _Segmented(kind, template, statistics, written, rows)
+        return _Segmented(kind, template, fused, statistics, written, rows)
 
     def _image_rows(self, network: WeightsFile, image: Node, node: Node) -> list[Row]:
         """Return what a network is given: the image that its weights ask for, stripped by the common mask."""

@@ -77,6 +77,16 @@ def test_every_visit_and_the_template_inform_each_visit(config):
         assert ("intracranial", "etiv", "etiv") in sources(graph, nodes[f"statistics_aseg_{number}"])
 
 
+def test_subfields_are_sought_in_one_box_but_end_where_each_visit_s_own_hippocampus_does(config):
+    """After the template's the outer borders of all visits would be one, and nothing would have changed."""
+    nodes, graph = nodes_of(config, "a", "b")
+    for number in range(2):
+        given = sources(graph, nodes[f"hippocampus_{number}"])
+        assert ("aseg_template", "labels_file", "aseg_file") in given
+        assert (f"fuse_aseg_{number}", "labels_file", "border_file") in given
+    assert "border_file" not in {field for *_, field in sources(graph, nodes["hippocampus_template"])}
+
+
 @pytest.mark.parametrize("task", ["aseg", "hippocampus"])
 def test_changes_are_those_of_shape_in_the_templates_structures(config, task):
     nodes, graph = nodes_of(config, "a", "b")

@@ -138,7 +138,10 @@ def _input_text(info: WeightsInfo) -> str:
     spec = info.input
     mirror = ", averaged with the mirror image" if spec.mirror else ""
     mirror += f" in voxels of {spec.mirror_voxel_size:g} mm" if spec.mirror_voxel_size else ""
-    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}"
+    border = (
+        f"; the outer border follows aseg's hippocampi ({spec.follow_aseg:g} log odds a mm)" if spec.follow_aseg else ""
+    )
+    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}{border}"
 
 
 def _earlier(cases: list[Case], networks: Networks, out: Path) -> pd.DataFrame:

@@ -287,6 +287,34 @@ def test_subfields_in_the_box(subfields):
     assert found.notes == ()
 
 
+def test_weights_may_ask_that_subfields_end_where_aseg_s_hippocampus_does(intensity_weights, monkeypatch):
+    """What that does is tested in test_borders.py; here all of it is given to the background."""
+    given = []
+
+    def nothing_left(views, labels, aseg_labels, slope):
+        given.append((labels, aseg_labels, slope))
+        for view in views:
+            view.prediction.probabilities[1:] = 0
+            view.prediction.probabilities[0] = 1
+
+    monkeypatch.setattr("medsegmamba_bids.inference.segmenter.follow_hippocampi", nothing_left)
+    aseg, found = brain_labels(), {}
+    for follow in (0.0, 4.0):
+        weights = intensity_weights(
+            "hippocampus", SUBFIELDS, voxel_size=2.0, patch_size=48, step=48, follow_aseg=follow
+        )
+        network, info = load_weights(weights)
+        found[follow] = segment_hippocampus(network, info, conformed(aseg), aseg).labels
+    assert found[0.0].any()
+    assert not found[4.0].any()
+    [(labels, aseg_labels, slope)] = given
+    assert (labels, slope) == (info.labels, 4.0)
+    assert aseg_labels is aseg
+    own = np.where(aseg == 53, 0, aseg)
+    segment_hippocampus(network, info, conformed(aseg), aseg, border_labels=own)
+    assert given[-1][1] is own
+
+
 def test_one_hippocampus_is_enough_and_noted(subfields):
     aseg = np.where(brain_labels() == 53, 16, brain_labels())
     found = segment_hippocampus(*subfields, conformed(aseg), aseg)

@@ -194,6 +194,7 @@ def test_a_wrong_shape_is_named(file):
         ({"input": {"intensity": "log"}}, "intensity convention is 'log'"),
         ({"input": {"mirror_voxel_size": 1.25}}, "size is 1.25 mm; it must be positive, and mirror be true"),
         ({"input": {"mirror": True, "mirror_voxel_size": 0.0}}, "mirror voxel size is 0.0 mm"),
+        ({"input": {"follow_aseg": -1.0}}, "follow_aseg is -1.0; it must be a number from 0 up"),
         ({"input": {"mirror": "yes"}}, "'?mirror'? is 'yes'; it must be true or false"),
     ],
 )
