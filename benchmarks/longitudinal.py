@@ -41,6 +41,7 @@ from medsegmamba_bids.inference.device import use_threads
 from medsegmamba_bids.inference.merge import Segmentation, merge_probabilities
 from medsegmamba_bids.inference.segmenter import Segmenter, class_groups
 from medsegmamba_bids.longitudinal.alignment import Alignment, Visit, align, common_masks, common_view, white_level
+from medsegmamba_bids.longitudinal.change import both_volumes
 from medsegmamba_bids.longitudinal.class_files import PosteriorFolder
 from medsegmamba_bids.longitudinal.deformation import displacement, expansion, relative_volumes
 from medsegmamba_bids.longitudinal.fusion import WEIGHT, fuse
@@ -51,7 +52,7 @@ from medsegmamba_bids.stats.structures import structure_statistics
 TARGETS = {"left hippocampus": (17,), "lateral ventricles": (4, 43)}
 #: Whole within the box: the structures that are compared.
 DEEP = (4, 43, 5, 44, 10, 49, 11, 50, 12, 51, 13, 52, 14, 17, 53, 18, 54, 26, 58)
-ALONE, DEFORMED = "each by itself", "by shape"
+ALONE, DEFORMED, BOTH = "each by itself", "by shape", "as the app"
 COLUMNS = ("NVoxels", "Volume_mm3", "SoftVolume_mm3")
 _DEEP_MM = 100  # and 8 mm on either side make a patch
 _MARGIN = 25  # voxels around the brain that a visit shows
@@ -201,13 +202,16 @@ class Stages:
         names = [visit.name for visit in visits]
         median = median_image([self.folder / f"{name}_seen.nii" for name in names])
         template = self.segment(median, labels, "template").labels
-        yield DEFORMED, [relative_table(found) for found in self.deformed(norms, brain, template)]
+        shapes = [relative_table(found) for found in self.deformed(norms, brain, template)]
+        yield DEFORMED, shapes
         for name in names:
             self.segment(nib.load(self.folder / f"{name}_seen.nii"), labels, name)
             print(self.folder.name, name, "in the middle", flush=True)
         for power in powers:
             tables = [self.fused(name, names, power, norm, brain, alignment.grid) for name, norm in norms.items()]
             yield f"by labels, w = {power:g}", tables
+            if power == WEIGHT:
+                yield BOTH, [table_of_both(*pair) for pair in zip(tables, shapes, strict=True)]
 
     def deformed(
         self, norms: dict[str, np.ndarray], brain: np.ndarray, labels: np.ndarray
@@ -281,6 +285,16 @@ def relative_table(relative: dict[int, float]) -> dict[str, dict[str, float]]:
     return dict.fromkeys(COLUMNS, volumes)
 
 
+def table_of_both(labels: dict, shapes: dict) -> dict[str, dict[str, float]]:
+    """What the app makes of tables by labels and by shape of one visit."""
+    out = {}
+    for column, volumes in labels.items():
+        known = [label for label in volumes if label in shapes[column]]
+        pair = (np.array([table[column][label] for label in known], float) for table in (labels, shapes))
+        out[column] = dict(zip(known, both_volumes(*pair, np.array(known, int)).tolist(), strict=True))
+    return out
+
+
 def report(out: Path, measure: str) -> None:
     """Write what was found as tables of Markdown."""
     heads = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
@@ -325,7 +339,7 @@ def repeated(heads: list[dict], measure: str) -> str:
     )
     lines = [f"Standard deviation of the difference of two scans, percent ({measure})", ""]
     lines += ["| structure | " + " | ".join(ways) + " | ratio |", "|---" * (len(ways) + 2) + "|"]
-    ratio = table[DEFORMED] / table[ALONE]
+    ratio = table[BOTH if BOTH in table else DEFORMED] / table[ALONE]
     for label, row in table.iterrows():
         lines.append(f"| {title[label]} | " + " | ".join(f"{v:.2f}" for v in row) + f" | {ratio[label]:.2f} |")
     lines.append("| median | " + " | ".join(f"{v:.2f}" for v in table.median()) + f" | {ratio.median():.2f} |")

@@ -393,11 +393,11 @@ class CompareVisits(StepInterface):
         return protocols
 
     def _sidecar(self, visits: list[VisitTable], notes: list[str]) -> dict[str, Any]:
-        described = {**COLUMNS["Volume_mm3"]}
+        described = {**COLUMNS["LabelVolume_mm3"]}
         described["Description"] += f". {VOLUME_DEFINITIONS[self.inputs.volumes]}"
         return {
             **COLUMNS,
-            "Volume_mm3": described,
+            "LabelVolume_mm3": described,
             "Visits": [visit.scan for visit in in_time(visits)],
             "Times": self.inputs.times_source or "not known",
             "Overlaps": self.inputs.align_record.get("Overlaps", {}),

@@ -55,7 +55,24 @@ def test_volumes_by_shape_have_the_level_of_labels():
     hippocampus, caudate = (rows[rows["SegId"] == label] for label in (17, 11))
     np.testing.assert_allclose(hippocampus["ShapeVolume_mm3"], [1.02 * level, 0.98 * level])
     assert caudate["ShapeVolume_mm3"].tolist() == [3050, 3050]
-    assert rows["Volume_mm3"].tolist() == [4000, 3000, 4100, 3100]
+    assert rows["LabelVolume_mm3"].tolist() == [4000, 3000, 4100, 3100]
+    expected = [4000**0.4 * (1.02 * level) ** 0.6, 4100**0.4 * (0.98 * level) ** 0.6]
+    np.testing.assert_allclose(hippocampus["Volume_mm3"], expected)
+    np.testing.assert_allclose(hippocampus["Change_mm3"], [0, expected[1] - expected[0]])
+
+
+def test_structures_with_faint_borders_change_as_their_labels_do():
+    visits = [shaped("a", {10: 1.1, 11: 1.1}, 6000.0, 3000.0), shaped("b", {10: 0.9, 11: 0.9}, 6100.0, 3100.0)]
+    for one in visits:
+        one.together["SegId"] = one.alone["SegId"] = [10, 11]
+    rows = change_table(visits)
+    assert rows.loc[rows["SegId"] == 10, "Volume_mm3"].tolist() == [6000, 6100]
+    assert rows.loc[rows["SegId"] == 11, "Change_mm3"].iloc[1] < 0
+
+
+def test_visits_that_are_alike_differ_by_nothing():
+    visits = [shaped(name, {17: 0.9998, 11: 1.0003}, 4123.4, 3071.7) for name in "abc"]
+    assert change_table(visits)["Change_mm3"].tolist() == [0.0] * 6
 
 
 def test_labels_count_where_the_template_or_a_visit_lacks_a_structure():
@@ -108,6 +125,6 @@ def test_a_line_through_all_visits():
 def test_what_is_missing_is_said():
     text = to_tsv(change_table([visit("a", None, 1.0, 2.0), visit("b", None, 1.0, 2.0)]))
     assert text.splitlines()[1].split("\t") == [
-        *("ses-a", "sub-1_ses-a_T1w", "n/a", "17", "Left-Hippocampus", "1.000", "1.000", "2.000"),
+        *("ses-a", "sub-1_ses-a_T1w", "n/a", "17", "Left-Hippocampus", "1.000", "1.000", "1.000", "2.000"),
         *("0.000", "0.0000", "n/a", "0.90000"),
     ]

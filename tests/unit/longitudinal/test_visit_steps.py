@@ -59,8 +59,11 @@ def test_changes_of_shape_stand_beside_those_of_labels(tmp_path, larger):
     (tmp_path / "compare").mkdir()
     outputs = node.run(cwd=str(tmp_path / "compare")).outputs
     rows = pd.read_csv(outputs.table_file, sep="\t", na_values="n/a")
-    assert rows["Change_mm3"].tolist() == [0, 30]
+    assert rows["LabelVolume_mm3"].tolist() == [900, 930]
     before, after = rows["ShapeVolume_mm3"]
+    both = 900**0.4 * before**0.6, 930**0.4 * after**0.6
+    assert rows["Volume_mm3"].tolist() == pytest.approx(both, abs=2e-3)
+    assert rows["Change_mm3"].tolist() == pytest.approx([0, both[1] - both[0]], abs=4e-3)
     larger_by = after / before  # demons in twelve voxels of brain: roughly
     assert larger_by - 1 == pytest.approx((6.2 / 6) ** 3 - 1, rel=0.35)
     # The first visit is the template exactly, and the level is what the labels of both say that it has.
