@@ -90,14 +90,21 @@ def _quoted(path: Path) -> str:
 def _tell_plan(config: RunConfig) -> int:
     """Print what would be done and for how long; 1 where something would be skipped."""
     from medsegmamba_bids.bids import collect_inputs
-    from medsegmamba_bids.execution.dry_run import plan_run, plan_text, seconds_of_networks, seconds_of_run
+    from medsegmamba_bids.execution.dry_run import (
+        images_together,
+        plan_run,
+        plan_text,
+        seconds_of_networks,
+        seconds_of_run,
+    )
 
     set_up_logging(config.verbose)
     plan = plan_run(collect_inputs(config), config)
     print(plan_text(plan))
     if plan.process:
         network_s, device = seconds_of_networks(plan, config)
-        took = seconds_of_run(len(plan.process), network_s, config, device == "cpu")
+        together = images_together(plan) if config.longitudinal else 0
+        took = seconds_of_run(len(plan.process), network_s, config, device == "cpu", together)
         print(f"for about {duration(took)} here: the networks take {duration(network_s)} a T1w of an adult ({device})")
     return int(bool(plan.skipped))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.execution.resume import why_unfinished
+from medsegmamba_bids.execution.visits import several_sessions
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.workflows.ingredients import made_from
@@ -14,6 +15,8 @@ from medsegmamba_bids.workflows.networks import Networks, choose_networks
 
 #: Steps other than networks take this of a T1w, s of one processor (docs/performance.md: 23 s on two of them).
 OTHER_STEPS_S = 45.0
+#: The deformation of a visit takes this besides (docs/longitudinal.md).
+DEFORMATION_S = 25.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,18 @@ def seconds_of_networks(plan: Plan, config: RunConfig) -> tuple[float, str]:
     return seconds, segmenter.device.type
 
 
-def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: bool) -> float:
+def images_together(plan: Plan) -> int:
+    """Return how many images ``--longitudinal`` segments besides: visits, and the template, of each participant with
+    something new and more sessions than one.
+    """
+    images: dict[str, list[T1wImage]] = {}
+    for image in [*(image for image, _ in plan.process), *plan.finished]:
+        images.setdefault(image.subject, []).append(image)
+    new = {image.subject for image, _ in plan.process}
+    return sum(len(own) + 1 for subject, own in images.items() if subject in new and several_sessions(own))
+
+
+def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: bool, together: int = 0) -> float:
     """Return how long a run takes, s: networks one image after the other, the other steps beside them.
 
     Parameters
@@ -101,6 +115,8 @@ def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: boo
     config : RunConfig
     on_cpu : bool
         Whether networks take processors from the other steps.
+    together : int
+        Images that visits processed together add, see :func:`images_together`.
 
     Examples
     --------
@@ -110,4 +126,5 @@ def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: boo
     (712.5, 600.0)
     """
     processor_s = OTHER_STEPS_S + (network_s * config.omp_nthreads if on_cpu else 0.0)
-    return images * max(network_s, processor_s / config.nprocs)
+    alone = images * max(network_s, processor_s / config.nprocs)
+    return alone + together * max(network_s, (processor_s + DEFORMATION_S) / config.nprocs)

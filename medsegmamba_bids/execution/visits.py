@@ -40,10 +40,10 @@ def plan_of_visits(
     for subject, images in by_subject.items():
         failed = {outcome.name for outcome in outcomes[subject] if outcome.status == FAILED}
         good = [image for image in images if f"{image.prefix}_T1w" not in failed]
-        if not _several_sessions(images):
+        if not several_sessions(images):
             logger.info("sub-%s: has one session only; its images are processed one by one", subject)
             continue
-        if not _several_sessions(good):
+        if not several_sessions(good):
             reason = f"one session is left, as {', '.join(sorted(failed))} failed; two and more are needed"
             told[subject] = [Outcome(_name(subject), FAILED, (reason,))]
             continue
@@ -57,7 +57,8 @@ def plan_of_visits(
     return plan, told
 
 
-def _several_sessions(images: Sequence[T1wImage]) -> bool:
+def several_sessions(images: Sequence[T1wImage]) -> bool:
+    """Return whether images are of two sessions or more."""
     return len({image.session for image in images if image.session}) > 1
 
 

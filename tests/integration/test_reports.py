@@ -29,7 +29,9 @@ OPTIONS = (
 # Runs after the page's own scripts and leaves what it saw in an attribute of the document.
 PROBE = """
 <script>
-window.addEventListener("load", () => setTimeout(() => {
+window.addEventListener("load", () => setTimeout(async () => {
+  const decoded = Promise.allSettled([...document.images].map((image) => image.decode()));
+  await Promise.race([decoded, new Promise((resolve) => setTimeout(resolve, 2000))]);
   const painted = (canvas) => {
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     const colours = new Set();
