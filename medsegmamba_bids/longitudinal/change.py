@@ -19,8 +19,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "SegId": {"Description": "FreeSurfer's label of the structure"},
     "StructName": {"Description": "FreeSurfer's name of the structure"},
     "Volume_mm3": {
-        "Description": "Volume, all visits processed together: LabelVolume_mm3 to the power 0.4 times "
-        "ShapeVolume_mm3 to the power 0.6 for ventricles, caudate, hippocampus and its subfields, amygdala and "
+        "Description": "Volume, all visits processed together: LabelVolume_mm3 to the power 0.3 times "
+        "ShapeVolume_mm3 to the power 0.7 for ventricles, caudate, hippocampus and its subfields, amygdala and "
         "accumbens; LabelVolume_mm3 for all else",
         "Units": "mm3",
     },
@@ -57,7 +57,7 @@ SLOPE_COLUMNS: dict[str, dict[str, str]] = {
 #: thalamus, putamen and pallidum have borders too faint for a deformation; of the others nothing was measured.
 BY_BOTH = (4, 43, 5, 44, 14, 11, 50, 17, 53, 18, 54, 26, 58)
 #: Power of the volume by shape among the two (docs/longitudinal.md says what it was chosen by).
-SHAPE_SHARE = 0.6
+SHAPE_SHARE = 0.7
 #: Labels whose voxels change their kind rather than their place.
 _NO_SHAPE = (HYPOINTENSITIES,)
 _DECIMALS = {
@@ -152,7 +152,7 @@ def both_volumes(labels: np.ndarray, shapes: np.ndarray, structures: np.ndarray)
     --------
     >>> volumes = both_volumes(np.array([3800.0, 3800.0]), np.array([4000.0, 4000.0]), np.array([17, 10]))
     >>> volumes.round(1).tolist()
-    [3918.8, 3800.0]
+    [3938.9, 3800.0]
     """
     by_both = (np.isin(structures, BY_BOTH) | (np.asarray(structures) > min(SUBFIELDS_FROM.values()))) & (labels > 0)
     ratio = np.divide(shapes, labels, out=np.ones(len(labels)), where=by_both)
