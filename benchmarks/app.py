@@ -143,7 +143,7 @@ def many(image, folder, options):
     """
     direct = direct_seconds(image, options)
     run = Watched(make_dataset(folder / "bids", image, options.participants), options.threads)
-    found = (re.search(r"aseg done, ([0-9.]+) s", line) for _, line in run.read() if "native" not in line)
+    found = (re.search(r": aseg done, ([0-9.]+) s", line) for _, line in run.read())
     seconds = [float(match[1]) for match in found if match]
     whole, quarter = run.finish(), max(1, options.participants // 4)
     halves = [[gb for at, gb in run.memory if low <= at / whole < low + 0.5] for low in (0, 0.5)]
