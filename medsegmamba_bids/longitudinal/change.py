@@ -20,8 +20,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "StructName": {"Description": "FreeSurfer's name of the structure"},
     "Volume_mm3": {
         "Description": "Volume, all visits processed together: LabelVolume_mm3 to the power 0.3 times "
-        "ShapeVolume_mm3 to the power 0.7 for ventricles, caudate, hippocampus and its subfields, amygdala and "
-        "accumbens; LabelVolume_mm3 for all else",
+        "ShapeVolume_mm3 to the power 0.7 for ventricles, caudate, hippocampus, amygdala and accumbens; of subfields "
+        "LabelVolume_mm3 times what that makes of their sum on a side; LabelVolume_mm3 for all else",
         "Units": "mm3",
     },
     "LabelVolume_mm3": {
@@ -139,7 +139,8 @@ def both_volumes(labels: np.ndarray, shapes: np.ndarray, structures: np.ndarray)
     """Return volumes by labels and shape: a weighted geometric mean for ``BY_BOTH`` and subfields, else by labels.
 
     Errors of labels and of a deformation have little in common, so that together they repeat better than either; what
-    labels miss of a change is about what the deformation says too much.
+    labels miss of a change is about what the deformation says too much. Within a hippocampus there is nothing that a
+    deformation could follow: its subfields all change by what shape says of their sum.
 
     Parameters
     ----------
@@ -154,8 +155,11 @@ def both_volumes(labels: np.ndarray, shapes: np.ndarray, structures: np.ndarray)
     >>> volumes.round(1).tolist()
     [3938.9, 3800.0]
     """
-    by_both = (np.isin(structures, BY_BOTH) | (np.asarray(structures) > min(SUBFIELDS_FROM.values()))) & (labels > 0)
-    ratio = np.divide(shapes, labels, out=np.ones(len(labels)), where=by_both)
+    ratio = np.divide(shapes, labels, out=np.ones(len(labels)), where=np.isin(structures, BY_BOTH) & (labels > 0))
+    for first in SUBFIELDS_FROM.values():
+        side = (structures > first) & (structures < first + 1000)
+        if labels[side].sum() > 0:
+            ratio[side] = shapes[side].sum() / labels[side].sum()
     return labels * ratio**SHAPE_SHARE
 
 

@@ -8,6 +8,7 @@ from medsegmamba_bids.longitudinal.change import (
     VisitTable,
     annual_slopes,
     annual_symmetrized_change,
+    both_volumes,
     change_table,
     in_time,
     to_tsv,
@@ -68,6 +69,13 @@ def test_structures_with_faint_borders_change_as_their_labels_do():
     rows = change_table(visits)
     assert rows.loc[rows["SegId"] == 10, "Volume_mm3"].tolist() == [6000, 6100]
     assert rows.loc[rows["SegId"] == 11, "Change_mm3"].iloc[1] < 0
+
+
+def test_subfields_of_a_side_change_by_the_shape_of_their_sum():
+    """600 and 400 mm3 by labels, 700 and 350 by shape on the left: all by 1050 / 1000; the right side by itself."""
+    labels, shapes = np.array([600.0, 400.0, 500.0, 0.0]), np.array([700.0, 350.0, 490.0, 0.0])
+    volumes = both_volumes(labels, shapes, np.array([1203, 1206, 2203, 2206]))
+    np.testing.assert_allclose(volumes, [600 * 1.05**0.7, 400 * 1.05**0.7, 500 * 0.98**0.7, 0])
 
 
 def test_visits_that_are_alike_differ_by_nothing():
