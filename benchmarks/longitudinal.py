@@ -95,10 +95,6 @@ class Head:
     def grid(self) -> Grid:
         return Grid.of(self.image)
 
-    @cached_property
-    def brain(self) -> np.ndarray:
-        return (self.labels > 0) & ~np.isin(self.labels, OUTSIDE_BRAIN)
-
     def made(self, change: float, scan: Scan) -> tuple[nib.Nifti1Image, dict[int, float]]:
         """Return a scan of the head after a change of the targets, and how much larger structures are, in percent."""
         if not change:

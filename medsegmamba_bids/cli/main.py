@@ -99,11 +99,12 @@ def _tell_plan(config: RunConfig) -> int:
     )
 
     set_up_logging(config.verbose)
-    plan = plan_run(collect_inputs(config), config)
+    inputs = collect_inputs(config)
+    plan = plan_run(inputs, config)
     print(plan_text(plan))
     if plan.process:
         network_s, device = seconds_of_networks(plan, config)
-        together = images_together(plan) if config.longitudinal else 0
+        together = images_together(inputs, plan) if config.longitudinal else 0
         took = seconds_of_run(len(plan.process), network_s, config, device == "cpu", together)
         print(f"for about {duration(took)} here: the networks take {duration(network_s)} a T1w of an adult ({device})")
     return int(bool(plan.skipped))

@@ -93,15 +93,12 @@ def seconds_of_networks(plan: Plan, config: RunConfig) -> tuple[float, str]:
     return seconds, segmenter.device.type
 
 
-def images_together(plan: Plan) -> int:
+def images_together(inputs: Inputs, plan: Plan) -> int:
     """Return how many images ``--longitudinal`` segments besides: visits, and the template, of each participant with
     something new and more sessions than one.
     """
-    images: dict[str, list[T1wImage]] = {}
-    for image in [*(image for image, _ in plan.process), *plan.finished]:
-        images.setdefault(image.subject, []).append(image)
     new = {image.subject for image, _ in plan.process}
-    return sum(len(own) + 1 for subject, own in images.items() if subject in new and several_sessions(own))
+    return sum(len(own) + 1 for subject, own in inputs.subjects().items() if subject in new and several_sessions(own))
 
 
 def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: bool, together: int = 0) -> float:

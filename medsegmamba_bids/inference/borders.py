@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
+from medsegmamba_bids.anatomy import HIPPOCAMPI, LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.inference.merge import View
 
@@ -49,9 +49,7 @@ def follow_hippocampi(views: Sequence[View], labels: Sequence[int], aseg_labels:
 
 def _side(label: int) -> int:
     """Return the label of the hippocampus that a subfield is part of."""
-    return next(
-        side for side in HIPPOCAMPI if (label >= SUBFIELDS_FROM[RIGHT_HIPPOCAMPUS]) == (side == RIGHT_HIPPOCAMPUS)
-    )
+    return RIGHT_HIPPOCAMPUS if label >= SUBFIELDS_FROM[RIGHT_HIPPOCAMPUS] else LEFT_HIPPOCAMPUS
 
 
 def _chance(mask: np.ndarray, grid: Grid, slope: float) -> np.ndarray:

@@ -117,7 +117,8 @@ def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
     """
     ordered = in_time(visits)
     shapes = shape_volumes(ordered)
-    return pd.concat([_rows(visit, ordered[0], shapes) for visit in ordered], ignore_index=True)
+    before = _volumes(ordered[0], shapes)
+    return pd.concat([_rows(visit, ordered[0].years, before, shapes) for visit in ordered], ignore_index=True)
 
 
 def shape_volumes(visits: Sequence[VisitTable]) -> pd.DataFrame:
@@ -163,12 +164,12 @@ def both_volumes(labels: np.ndarray, shapes: np.ndarray, structures: np.ndarray)
     return labels * ratio**SHAPE_SHARE
 
 
-def _rows(visit: VisitTable, first: VisitTable, shapes: pd.DataFrame) -> pd.DataFrame:
+def _rows(visit: VisitTable, start: float | None, first: pd.Series, shapes: pd.DataFrame) -> pd.DataFrame:
     table = visit.together
     of_labels, by_shape = table["Volume_mm3"].to_numpy(float), shapes.loc[visit.scan, table["SegId"]].to_numpy(float)
-    volume, before = (_volumes(one, shapes).reindex(table["SegId"]).to_numpy(float) for one in (visit, first))
+    volume, before = _volumes(visit, shapes).to_numpy(), first.reindex(table["SegId"]).to_numpy(float)
     alone = visit.alone.set_index("SegId")["Volume_mm3"].reindex(table["SegId"]).to_numpy(float)
-    times = (first.years, visit.years)
+    times = (start, visit.years)
     interval = np.nan if None in times else times[1] - times[0]
     change = volume - before
     rows = {

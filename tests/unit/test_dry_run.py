@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from medsegmamba_bids.bids import T1wImage
+from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.cli.main import main
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.execution.dry_run import Plan, images_together, plan_text, seconds_of_run
@@ -45,10 +45,9 @@ def test_visits_of_participants_with_something_new_are_segmented_once_more():
         return T1wImage(Path("a"), f"sub-{subject}_ses-{session}", subject, session, "a")
 
     new = [(image("01", "c"), "new"), (image("02", "a"), "new")]
-    plan = Plan(
-        new, [image(*one) for one in (("01", "a"), ("01", "b"), ("03", "a"), ("03", "b"))], {}, {}, Networks(None)
-    )
-    assert images_together(plan) == 3 + 1  # all of 01 with the template; 02 has one session, 03 nothing new
+    finished = [image(*one) for one in (("01", "a"), ("01", "b"), ("03", "a"), ("03", "b"))]
+    plan, inputs = Plan(new, finished, {}, {}, Networks(None)), Inputs([*(one for one, _ in new), *finished])
+    assert images_together(inputs, plan) == 3 + 1  # all of 01 with the template; 02 has one session, 03 nothing new
     config = RunConfig(Path("in"), Path("out"), nprocs=2, omp_nthreads=2)
     alone = 2 * (45 + 2 * 60) / 2
     assert seconds_of_run(2, 60.0, config, on_cpu=True, together=4) == alone + 4 * (45 + 25 + 2 * 60) / 2
