@@ -125,7 +125,7 @@ class Segmenter:
             The weights cannot be used, or the step does not fit them.
         """
         file = weights if isinstance(weights, WeightsFile) else resolve_weights(weights, task)
-        key = (file.path.resolve(), file.info.checksum)
+        key = (file.path.resolve(), file.info.fingerprint)
         if key not in self._networks:
             self._networks[key] = load_weights(file)
         _check_step(self.settings.step, self._networks[key][1])

@@ -36,8 +36,8 @@ class SegmentInputSpec(StepInputSpec):
 
     in_file = File(exists=True, mandatory=True, desc="conformed T1w, normalised where the weights ask for it")
     mask_file = File(exists=True, desc="brain mask; the image is set to 0 outside")
-    weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its checksum stands for it")
-    checksum = traits.Str(mandatory=True, desc="of the weights")
+    weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its fingerprint stands for it")
+    fingerprint = traits.Str(mandatory=True, desc="of the weights")
     precision = traits.Str("float32", usedefault=True, desc="what the network computes in")
     step_size = traits.Int(desc="voxels between patches; what the weights say if undefined")
     save_posteriors = traits.Bool(False, usedefault=True, desc="write the probabilities of all classes")
@@ -118,7 +118,7 @@ class SegmentAseg(StepInterface):
             "Device": segmentation.device,
             "Precision": self.inputs.precision,
             "StepSize": step if isdefined(step) else info.input.step,
-            "Weights": {"Name": info.name, "Checksum": info.checksum, "Origin": info.origin},
+            "Weights": {**info.provenance(), "Origin": info.origin},
         }
 
 

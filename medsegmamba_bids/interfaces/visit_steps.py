@@ -285,8 +285,8 @@ class FuseVisitInputSpec(StepInputSpec):
     in_file = File(exists=True, mandatory=True, desc="the visit's image in the middle, whose grid is meant")
     own_file = File(exists=True, mandatory=True, desc="index of the visit's probabilities")
     all_files = traits.List(File(exists=True), mandatory=True, desc="those of all visits and of the template")
-    weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its checksum stands for it")
-    checksum = traits.Str(mandatory=True, desc="of the weights")
+    weights = traits.Instance(WeightsFile, mandatory=True, nohash=True, desc="its fingerprint stands for it")
+    fingerprint = traits.Str(mandatory=True, desc="of the weights")
     weight = traits.Range(0.0, 1.0, value=WEIGHT, usedefault=True, desc="how far visits are drawn to each other")
 
 

@@ -262,7 +262,10 @@ def check_weights(results: Gathered, segmentation: str) -> None:
     groups: dict[str, list[ScanTable]] = {}
     for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
-    scans_by = [(tables[0].weights.label, [table.scan.prefix for table in tables]) for tables in groups.values()]
+    names = [tables[0].weights.label for tables in groups.values()]
+    if len(set(names)) < len(names):  # the same tensors
+        names = [f"{tables[0].weights.label} with the settings {key[:12]}" for key, tables in groups.items()]
+    scans_by = list(zip(names, [[table.scan.prefix for table in tables] for tables in groups.values()], strict=True))
     what = f"volumes of seg-{segmentation} were made with different weights, which are not comparable: "
     _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")
 

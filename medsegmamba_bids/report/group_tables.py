@@ -197,7 +197,12 @@ def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
     weights = {table.weights.key: table.weights for table in tables}
     out: dict[str, Any] = {
         "Weights": [
-            {"Name": made_by.name, "Checksum": made_by.checksum, "Origin": made_by.origin}
+            {
+                "Name": made_by.name,
+                "Checksum": made_by.checksum,
+                "Fingerprint": made_by.fingerprint,
+                "Origin": made_by.origin,
+            }
             for made_by in weights.values()
         ],
         "Versions": sorted({table.version for table in tables if table.version}),

@@ -21,18 +21,19 @@ class Weights:
 
     Attributes
     ----------
-    name, checksum, origin : str
+    name, checksum, origin, fingerprint : str
         Empty where they are not known.
     """
 
     name: str = ""
     checksum: str = ""
     origin: str = ""
+    fingerprint: str = ""
 
     @property
     def key(self) -> str:
-        """What tells weights apart: the checksum, or the name where there is none."""
-        return self.checksum or self.name
+        """What tells weights apart: tensors and settings, or less where no more is known."""
+        return self.fingerprint or self.checksum or self.name
 
     @property
     def label(self) -> str:
@@ -64,7 +65,7 @@ def weights_of(sidecar: dict[str, Any], segmentation: str) -> Weights:
     named = [step.get("Weights") for step in steps_of(sidecar) if step.get("Name") == of_name(segmentation).task]
     for entry in [*named, sidecar.get("Weights")]:
         if isinstance(entry, dict):
-            return Weights(*(str(entry.get(key) or "") for key in ("Name", "Checksum", "Origin")))
+            return Weights(*(str(entry.get(key) or "") for key in ("Name", "Checksum", "Origin", "Fingerprint")))
     return Weights()
 
 

@@ -6,6 +6,7 @@ A weights file is a safetensors file. Its metadata holds one JSON text, under th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from medsegmamba_bids.segmentations import TASKS
 
 METADATA_KEY = "medsegmamba"
 INTENSITIES = ("conformed", "freesurfer")
+# Entries of a WeightsInfo that decide no result.
+_FOR_PEOPLE = ("name", "origin", "licence", "training_data")
 
 # A longer header than this is a damaged length field, not a description.
 _LARGEST_HEADER = 100_000_000
@@ -133,6 +136,19 @@ class WeightsInfo:
                 f"its patch size is {self.input.patch_size}, but its {self.network} takes patches of {built_for} alone"
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides results: the tensors, by their checksum, and what is done with them.
+
+        The same tensors with another distance of patches, say, are not the same weights.
+        """
+        deciding = {key: value for key, value in asdict(self).items() if key not in _FOR_PEOPLE}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def provenance(self) -> dict[str, str]:
+        """Return what the JSON beside results says of the weights."""
+        return {"Name": self.name, "Checksum": self.checksum, "Fingerprint": self.fingerprint}
+
     def to_json(self) -> str:
         """Return the JSON text that :meth:`from_json` reads."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -192,10 +208,6 @@ class WeightsFile:
     def takes_heads(self) -> bool:
         """Whether it takes a conformed head as it is."""
         return not self.info.input.skull_stripped and self.info.input.intensity == "conformed"
-
-    def provenance(self) -> dict[str, str]:
-        """Return what the JSON beside its results says of it."""
-        return {"Name": self.info.name, "Checksum": self.info.checksum}
 
 
 def read_info(path: str | os.PathLike) -> WeightsInfo:

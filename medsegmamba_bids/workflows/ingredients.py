@@ -24,7 +24,7 @@ def made_from(image: T1wImage, config: RunConfig, networks: Networks, template: 
     return {
         "Version": __version__,
         "T1w": image.relative,
-        "Weights": {name: network.info.checksum for name, network in used.items() if network},
+        "Weights": {name: network.info.fingerprint for name, network in used.items() if network},
         "Options": {name: _as_json(getattr(config, name)) for name in _OPTIONS},
         "Template": _template(template),
     }

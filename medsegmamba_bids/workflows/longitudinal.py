@@ -289,7 +289,7 @@ def _metadata(name: str, visits: Visits, image: T1wImage | None, network: Weight
         return f"bids::{output_name(prefix, other)}"
 
     filled = {key: [fill(v) for v in value] if isinstance(value, list) else fill(value) for key, value in fixed.items()}
-    return {**filled, "Weights": network.provenance()} if filled and name not in _IMAGES else filled
+    return {**filled, "Weights": network.info.provenance()} if filled and name not in _IMAGES else filled
 
 
 def _align(visits: Visits, config: RunConfig) -> AlignVisits:
@@ -307,7 +307,7 @@ def _into_midspace(image: T1wImage, number: int, config: RunConfig) -> Node:
 
 
 def _fuse(network: WeightsFile) -> FuseVisit:
-    return FuseVisit(weights=network, checksum=network.info.checksum)
+    return FuseVisit(weights=network, fingerprint=network.info.fingerprint)
 
 
 def _finish_node(visits: Visits, config: RunConfig, networks: Networks, template: Template) -> Node:

@@ -77,7 +77,7 @@ def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Wei
         metadata["Sources"] = [_mask_uri(image, config)]
         return metadata
     if name not in ("conformed", "mask"):
-        metadata["Weights"] = network.provenance()
+        metadata["Weights"] = network.info.provenance()
     if name.endswith("_posteriors"):
         metadata["LabelMap"] = _label_map(network)
     return metadata

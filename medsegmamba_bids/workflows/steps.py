@@ -35,7 +35,7 @@ def mask_network_step(interface: type[SegmentAseg], name: str, network: WeightsF
     """Return a node that runs a network as its weights say, for a brain mask alone."""
     inputs = interface(
         weights=network,
-        checksum=network.info.checksum,
+        fingerprint=network.info.fingerprint,
         precision=config.precision,
         device=config.device,
         low_memory=config.low_memory,

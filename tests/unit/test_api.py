@@ -118,7 +118,8 @@ def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
     conformed = tmp_path / "conformed.nii.gz"
     nib.save(found.conformed.image, conformed)
     segmented = run(
-        SegmentAseg(in_file=str(conformed), weights=resolve_weights(weights, "aseg"), checksum="x"), tmp_path / "aseg"
+        SegmentAseg(in_file=str(conformed), weights=resolve_weights(weights, "aseg"), fingerprint="x"),
+        tmp_path / "aseg",
     )
     files = {"labels_file": segmented.labels_file, "mask_file": segmented.mask_file}
     normalized = run(Normalize(in_file=str(conformed), **files), tmp_path / "normalize")

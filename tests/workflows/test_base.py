@@ -181,7 +181,7 @@ def test_metadata_name_sources_and_weights(config, tmp_path):
     assert found == {
         "SpatialReference": "bids:raw:sub-01/anat/sub-01_T1w.nii.gz",
         "Sources": ["bids::sub-01/anat/sub-01_space-conform_seg-aseg_desc-medsegmamba_dseg.nii.gz"],
-        "Weights": {"Name": "w-aseg_brain", "Checksum": "abc"},
+        "Weights": {"Name": "w-aseg_brain", "Checksum": "abc", "Fingerprint": network().info.fingerprint},
     }
     prep = replace(config, derivatives=(tmp_path / "prep",))
     masked = image(mask=tmp_path / "prep" / "sub-01" / "m.nii.gz")

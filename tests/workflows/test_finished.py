@@ -32,12 +32,12 @@ from medsegmamba_bids.workflows.participants import participant_work_dir
 TEMPLATE = Template("head", Path("template.nii.gz"), 2_000_000.0, "")
 
 
-def networks(checksum="abc", subfields=None):
+def networks(checksum="abc", subfields=None, **spec):
     labels = tuple(load_label_table("aseg_brain").labels.tolist())
 
     def network(what):
         config = {"classes": len(labels)}
-        info = WeightsInfo("w", "medsegmamba", config, "aseg", labels, InputSpec(), checksum=what)
+        info = WeightsInfo("w", "medsegmamba", config, "aseg", labels, InputSpec(**spec), checksum=what)
         return WeightsFile(Path(what), info)
 
     return Networks(network(checksum), network(subfields) if subfields else None)
@@ -110,6 +110,7 @@ def test_options_that_matter(done, config, change, sentence):
 def test_weights_and_version_matter(done, config, monkeypatch):
     assert why(done, config, checksum="abd") == "it was made with another weights"
     assert why(done, config, subfields="s") == "it was made with another weights"
+    assert why(done, config, step=16) == "it was made with another weights"  # the same tensors
     monkeypatch.setattr(ingredients, "__version__", "99")
     assert why(done, config) == "it was made with another version"
 

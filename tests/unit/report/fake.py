@@ -100,12 +100,14 @@ def entropy_of(labels):
     return np.clip(ndimage.gaussian_filter(edges.astype(np.float32), 0.8), 0, 1) * 1.2
 
 
-def facts(task, name=None, version=__version__, notes=()):
+def facts(task, name=None, version=__version__, notes=(), fingerprint=None):
     """What the JSON beside a table says of the run, as nodes write it."""
     name = name or f"embedded-{task}"
     origin = ATLAS if task == "hippocampus" else "trained for this package on synthesised images"
     checksum = hashlib.sha256(name.encode()).hexdigest()
     weights = {"Name": name, "Checksum": checksum, "License": "Apache-2.0", "Origin": origin}
+    if fingerprint:
+        weights["Fingerprint"] = fingerprint
     return {
         "Notes": list(notes),
         "Missing": [],

@@ -290,6 +290,13 @@ def test_refuses_mixed_weights(out):
     assert read(out / ASEG)["weights"].str.split().str[0].tolist() == ["embedded-aseg"] * 3 + ["another"]
 
 
+def test_refuses_the_same_tensors_with_other_settings(tmp_path):
+    for number, fingerprint in enumerate(("ab" * 32, "ab" * 32, "cd" * 32), 1):
+        add(tmp_path / "out", f"sub-{number}", 3000, fingerprint=fingerprint)
+    with pytest.raises(GroupError, match=r"settings abababababab for 2 of .*settings cdcdcdcdcdcd for 1 of"):
+        write_group(config(tmp_path / "out"))
+
+
 def test_refuses_mixed_templates(out):
     path = out / output_name("sub-02", "aseg_stats", ".json")
     sidecar = json.loads(path.read_text())

@@ -124,6 +124,20 @@ def test_the_checksum_depends_on_the_tensors_alone(file, network, info, tmp_path
     assert save_weights(network, info, second).checksum != renamed.checksum
 
 
+def test_the_fingerprint_depends_on_all_that_decides_results(info):
+    as_before = [replace(info, name="second", origin="elsewhere", licence="MIT", training_data="other heads")]
+    others = [
+        replace(info, checksum="0" * 64),
+        replace(info, labels=info.labels[::-1]),
+        *[
+            replace(info, input=replace(info.input, **change))
+            for change in ({"step": info.input.step - 1}, {"gaussian": not info.input.gaussian}, {"follow_aseg": 3.0})
+        ],
+    ]
+    assert {other.fingerprint for other in as_before} == {info.fingerprint}
+    assert len({other.fingerprint for other in [info, *others]}) == 1 + len(others)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.01, 0.5, 0.9999])
 def test_a_truncated_file_is_refused(file, kept):
     content = file.read_bytes()
