@@ -62,7 +62,8 @@ def _why_not_as_recorded(path: Path, made: dict[str, Any], read: dict[str, Path]
     if not all(isinstance(entry, dict) for entry in (before, inputs, outputs)):
         return "it was not finished before"
     if different := sorted(key for key in made.keys() | before.keys() if made.get(key) != before.get(key)):
-        return f"it was made with another {' and another '.join(map(str.lower, different))}"
+        articles = ("other" if name.endswith("s") else "another" for name in different)
+        return f"it was made with {' and '.join(map('{} {}'.format, articles, map(str.lower, different)))}"
     if read.keys() != inputs.keys():
         return "it was made with another mask"
     if changed := [name for name, path in read.items() if not is_unchanged(path, inputs[name])]:

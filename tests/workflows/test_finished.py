@@ -94,13 +94,13 @@ def test_nothing_is_done_twice(done, config):
     ("change", "sentence"),
     [
         ({"force": True}, "asked for"),
-        ({"precision": "bfloat16"}, "another options"),
-        ({"step_size": 16}, "another options"),
-        ({"save_posteriors": True}, "another options"),
-        ({"fs_stats": False}, "another options"),
-        ({"fs_subfields": True}, "another options"),
-        ({"meshes": True}, "another options"),
-        ({"output_spaces": ("MNI152NLin2009cAsym",)}, "another options"),
+        ({"precision": "bfloat16"}, "other options"),
+        ({"step_size": 16}, "other options"),
+        ({"save_posteriors": True}, "other options"),
+        ({"fs_stats": False}, "other options"),
+        ({"fs_subfields": True}, "other options"),
+        ({"meshes": True}, "other options"),
+        ({"output_spaces": ("MNI152NLin2009cAsym",)}, "other options"),
     ],
 )
 def test_options_that_matter(done, config, change, sentence):
@@ -108,9 +108,9 @@ def test_options_that_matter(done, config, change, sentence):
 
 
 def test_weights_and_version_matter(done, config, monkeypatch):
-    assert why(done, config, checksum="abd") == "it was made with another weights"
-    assert why(done, config, subfields="s") == "it was made with another weights"
-    assert why(done, config, step=16) == "it was made with another weights"  # the same tensors
+    assert why(done, config, checksum="abd") == "it was made with other weights"
+    assert why(done, config, subfields="s") == "it was made with other weights"
+    assert why(done, config, step=16) == "it was made with other weights"  # the same tensors
     monkeypatch.setattr(ingredients, "__version__", "99")
     assert why(done, config) == "it was made with another version"
 
