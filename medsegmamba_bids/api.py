@@ -18,6 +18,7 @@ import pandas as pd
 
 from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.evaluation.metrics import structure_metrics
+from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.header import describe_orientation, orientation_code
@@ -33,7 +34,6 @@ from medsegmamba_bids.image.io import (
 )
 from medsegmamba_bids.image.labels import join_brain_labels, load_label_table
 from medsegmamba_bids.image.masks import check_mask, load_mask
-from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.components import largest_component
 
 # More than any brain (the largest are below 2 litres), less than the head of a child.
 _LARGEST_BRAIN_MM3 = 2.3e6
@@ -57,36 +56,3 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     # Between two clusters the variance is flat: the middle of the plateau is taken.
     best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
     return float(edges[1:-1][best].mean())
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Return the largest part of a mask that hangs together by faces; empty where the mask is.
-
-    Examples
-    --------
-    >>> largest_component(np.array([[[1, 0, 1, 1]]], bool)).tolist()
-    [[[False, False, True, True]]]
-    """
-    out = np.zeros(mask.shape, bool)
-    box = Box.around(mask)
-    if box is None:
-        return out
-    parts, _ = ndimage.label(mask[box])
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    out[box] = parts == sizes.argmax()
-    return out
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Return a mask with all cavities filled that no path by faces connects to the outside.
-
-    The same as SciPy's ``binary_fill_holes`` and SimpleITK's ``BinaryFillhole``, 6 and 4 times as fast in a head.
-    """
-    out = mask.copy()
-    box = Box.around(mask)
-    if box is None:
-        return out
-    outside, _ = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
-    out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    return out

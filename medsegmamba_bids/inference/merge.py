@@ -18,8 +18,8 @@ import torch
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import OUTSIDE_BRAIN, covers_brain
+from medsegmamba_bids.image.components import fill_holes, largest_component
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.inference.foreground import fill_holes, largest_component
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
 

@@ -19,11 +19,12 @@ from torch import nn
 from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM, covers_brain
 from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
+from medsegmamba_bids.image.components import largest_component
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.inference.borders import follow_hippocampi
 from medsegmamba_bids.inference.device import choose_device, limit_memory
-from medsegmamba_bids.inference.foreground import head_mask, largest_component, looks_whole
+from medsegmamba_bids.inference.foreground import head_mask, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, View, background_only, merge_posteriors
 from medsegmamba_bids.inference.predict import (
     Patching,

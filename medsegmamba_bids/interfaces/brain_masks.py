@@ -10,6 +10,7 @@ import numpy as np
 from nipype.interfaces.base import File
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import save_image
@@ -38,7 +39,7 @@ class GivenMask(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, resample, save."""
-        from medsegmamba_bids.inference.foreground import fill_holes, head_mask
+        from medsegmamba_bids.inference.foreground import head_mask
 
         given, reference = load_mask(self.inputs.in_file), nib.load(self.inputs.reference)
         mask = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(reference))
@@ -60,7 +61,7 @@ class NonzeroMask(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, threshold, save."""
-        from medsegmamba_bids.inference.foreground import fill_holes, looks_whole
+        from medsegmamba_bids.inference.foreground import looks_whole
 
         image = nib.load(self.inputs.in_file)
         data = np.asanyarray(image.dataobj)

@@ -23,6 +23,7 @@ from medsegmamba_bids.anatomy import (
     RIGHT_WHITE_MATTER,
     WHITE_MATTER,
 )
+from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.grid import Box
 
 VENTRICLES_AND_PLEXUS = (4, 5, 31, 43, 44, 63)
@@ -184,7 +185,7 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
         Edge of the isotropic voxels, mm.
     """
     reach = math.ceil(_CLOSING_MM / voxel_mm) + _COARSE
-    out = brain.copy()
+    out = brain.copy(order="K")
     box = Box.around(brain)
     if box is None:
         return out
@@ -192,7 +193,7 @@ def intracranial_mask(brain: np.ndarray, voxel_mm: float = 1.0) -> np.ndarray:
     size = voxel_mm * _COARSE
     grown = ndimage.distance_transform_edt(~coarse, sampling=size) <= _CLOSING_MM
     closed = ndimage.distance_transform_edt(grown, sampling=size) > _CLOSING_MM
-    closed = ndimage.binary_fill_holes(closed)[(slice(reach, -reach),) * 3]
+    closed = fill_holes(closed)[(slice(reach, -reach),) * 3]
     for axis in range(3):
         closed = closed.repeat(_COARSE, axis)
     out[box] |= closed[Box.whole(out[box].shape)]
@@ -213,7 +214,7 @@ def intracranial_space(labels: np.ndarray, brain: np.ndarray, voxel_mm: float = 
         Edge of the isotropic voxels, mm.
     """
     if knows_outer_fluid(labels):
-        return ndimage.binary_fill_holes((labels > 0) | brain)
+        return fill_holes((labels > 0) | brain)
     return intracranial_mask(brain, voxel_mm)
 
 

@@ -18,11 +18,11 @@ from medsegmamba_bids.evaluation.card import calibration
 from medsegmamba_bids.evaluation.card.cases import VARIANTS, Case, Image, mirror_array, swap_sides
 from medsegmamba_bids.evaluation.metrics import COLUMNS as METRICS
 from medsegmamba_bids.evaluation.metrics import structure_metrics
+from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Grid
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.image.labels import LabelTable, join_brain_labels, table_of_labels
-from medsegmamba_bids.inference.foreground import fill_holes
 from medsegmamba_bids.inference.segmenter import Segmenter
 from medsegmamba_bids.inference.single import ImageLabels, conform_and_segment
 

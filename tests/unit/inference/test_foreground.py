@@ -1,12 +1,9 @@
 """Masks of head and brain."""
 
 import numpy as np
-import pytest
 
 from medsegmamba_bids.inference.foreground import (
-    fill_holes,
     head_mask,
-    largest_component,
     looks_whole,
     otsu_threshold,
 )
@@ -51,32 +48,3 @@ def test_whole_heads_are_larger_than_brains():
     assert not looks_whole(data)
     assert not looks_whole(data, 287.0)
     assert looks_whole(data, 288.0)
-
-
-def test_largest_component_hangs_together_by_faces():
-    mask = np.zeros((6, 6, 6), bool)
-    mask[0, 0, :3] = True
-    mask[1, 1, 3:5] = True  # touches the first by a corner only
-    expected = np.zeros_like(mask)
-    expected[0, 0, :3] = True
-    np.testing.assert_array_equal(largest_component(mask), expected)
-    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
-
-
-@pytest.mark.parametrize("offset", [0, 2])
-def test_cavities_are_filled_and_bays_are_not(offset):
-    mask = np.zeros((12, 12, 12), bool)
-    block = (slice(offset, offset + 7),) * 3
-    mask[block] = True
-    cavity, bay = (offset + 2,) * 3, (slice(offset + 4, offset + 7), offset + 4, offset + 4)
-    mask[cavity] = False
-    mask[bay] = False
-    before = mask.copy()
-    filled = fill_holes(mask)
-    np.testing.assert_array_equal(mask, before)
-    mask[cavity] = True
-    np.testing.assert_array_equal(filled, mask)
-
-
-def test_nothing_has_no_holes():
-    assert not fill_holes(np.zeros((3, 4, 5), bool)).any()
