@@ -7,11 +7,9 @@ import logging
 import os
 import re
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from medsegmamba_bids.errors import ImageError
 
@@ -20,9 +18,7 @@ logger = logging.getLogger(__name__)
 READABLE = (".nii", ".nii.gz", ".mgz", ".mgh")
 WRITABLE = (".nii", ".nii.gz", ".mgz")
 _COMPRESSED = {".nii.gz": ".nii", ".mgz": ".mgh"}
-_CHUNK = 1 << 16  # may unpack to a thousand times as much
 _GZIP = b"\x1f\x8b"
-_GZIP_MEMBER = 16 + zlib.MAX_WBITS
 # An annexed file that is not here: its key, or, where links cannot be made (Windows), what the link would point to.
 _ANNEX = re.compile(rb"(\xef\xbb\xbf)?([/\\]annex[/\\]objects[/\\]|(\.\.?[/\\])*\.git[/\\]annex[/\\]objects[/\\])")
 #: First bytes of files that are no images, and what they are.
@@ -71,15 +67,8 @@ def is_compressed(path: Path) -> bool:
     return suffix_of(path) in _COMPRESSED
 
 
-def check_file(path: Path) -> bool:
-    """Refuse what cannot be an image, from its name, its first bytes and, where it is compressed, its checksum.
-
-    Bytes behind the compressed data, which gzip itself leaves out, are left out with a warning.
-
-    Returns
-    -------
-    bool
-        Whether there are such bytes, on which Python's gzip fails: `unpacked` reads the file then.
+def check_file(path: Path) -> None:
+    """Refuse what cannot be an image, from its name and its first bytes; `gzip_files` looks into what is compressed.
 
     Raises
     ------
@@ -104,11 +93,9 @@ def check_file(path: Path) -> bool:
     if suffix in _COMPRESSED:
         if _is_plain_image(start):
             raise ImageError(f"{path}: is not compressed; give it a name that ends in {_COMPRESSED[suffix]}")
-        return _check_gzip(path)
-    if start.startswith(_GZIP):
+    elif start.startswith(_GZIP):
         ending = {plain: packed for packed, plain in _COMPRESSED.items()}[suffix]
         raise ImageError(f"{path}: is compressed with gzip; give it a name that ends in {ending}")
-    return False
 
 
 def _check_start(start: bytes, path: Path) -> None:
@@ -128,56 +115,3 @@ def _check_start(start: bytes, path: Path) -> None:
 def _is_plain_image(start: bytes) -> bool:
     """Return whether bytes begin an image that is not compressed: sizes of NIfTI headers, the version of MGH files."""
     return start[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c", b"\x1c\x02\0\0", b"\0\0\x02\x1c", b"\0\0\0\x01")
-
-
-def _check_gzip(path: Path) -> bool:
-    """Unpack a file once to its end, as nibabel does not read the checksum there; whether bytes follow."""
-    try:
-        behind = _bytes_behind(path)
-    except EOFError as error:
-        raise ImageError(f"{path}: the compressed file is truncated; copy it again") from error
-    except (OSError, zlib.error) as error:
-        raise ImageError(f"{path}: the compressed file is corrupt ({error}); copy it again") from error
-    if behind:
-        logger.warning("%s: %d bytes behind the compressed data are left out", path, behind)
-    return behind > 0
-
-
-def unpacked(path: Path) -> bytes:
-    """Return what a file holds in compressed form, without the bytes behind it."""
-    rest, parts = path.read_bytes(), []
-    while rest.startswith(_GZIP):
-        member = zlib.decompressobj(_GZIP_MEMBER)
-        parts.append(member.decompress(rest))
-        rest = member.unused_data.lstrip(b"\0")
-    return b"".join(parts)
-
-
-def _bytes_behind(path: Path) -> int:
-    """Unpack a file and count the bytes that follow its last gzip member; zeros there are padding.
-
-    Raises
-    ------
-    EOFError, zlib.error
-        The file ends too early, or is no gzip or damaged.
-    """
-    with path.open("rb") as file:
-        rest = _after_member(file, b"")
-        while rest.startswith(_GZIP):
-            rest = _after_member(file, rest)
-        return len(rest) + sum(len(more) for more in iter(lambda: file.read(_CHUNK), b""))
-
-
-def _after_member(file: BinaryIO, start: bytes) -> bytes:
-    """Unpack a gzip member, whose first bytes may have been read; return what was read beyond it without zeros."""
-    member = zlib.decompressobj(_GZIP_MEMBER)
-    member.decompress(start)
-    while not member.eof:
-        chunk = file.read(_CHUNK)
-        if not chunk:
-            raise EOFError
-        member.decompress(chunk)
-    rest = member.unused_data.lstrip(b"\0")
-    while len(rest) < len(_GZIP) and (more := file.read(_CHUNK)):
-        rest = (rest + more).lstrip(b"\0")
-    return rest

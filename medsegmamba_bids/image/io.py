@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import numpy as np
 from isal import igzip
 
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, suffix_of, unpacked
+from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, is_compressed, suffix_of
+from medsegmamba_bids.image.gzip_files import ArrayFile, check_gzip, unpacked
 from medsegmamba_bids.image.header import check_nifti, placed
 from medsegmamba_bids.image.intensity import without_negative
 
@@ -128,8 +130,8 @@ def read_image(path: Path) -> Image:
     ImageError
         The file is missing, damaged, not three-dimensional, or its voxels are no real numbers or lie nowhere.
     """
-    content = unpacked(path) if check_file(path) else None
-    image, data = _read(path, content)
+    check_file(path)
+    image, data = _read(path, unpacked(path) if is_compressed(path) else None)
     return with_data(image, _three_dimensional(_real(data, path), path), *placed(image, path, path))
 
 
@@ -146,9 +148,33 @@ def open_series(path: Path) -> Image:
     ImageError
         The file is missing or damaged, or its voxels lie nowhere.
     """
-    image = _opened(path, unpacked(path) if check_file(path) else None)
+    check_file(path)
+    packed_otherwise = is_compressed(path) and check_gzip(path)
+    image = _opened(path, unpacked(path) if packed_otherwise else None)
     affine, header = placed(image, path, path)
     return type(image)(image.dataobj, affine, header)
+
+
+def load_as_is(path: str | os.PathLike) -> Image:
+    """Read an image that the app itself has written, without looking for what may be wrong with those of others.
+
+    Returns
+    -------
+    nibabel image
+        As `nibabel.load` returns it; what is compressed has its voxels in memory, and its checksum was compared.
+
+    Raises
+    ------
+    ImageError
+        The file is compressed and truncated or corrupt.
+    """
+    path = Path(path)
+    if not is_compressed(path):
+        return nib.load(path)
+    content = unpacked(path)
+    with _damage_said(path):
+        image = _of_content(path, content)
+        return type(image)(_voxels(image, content), image.affine, image.header)
 
 
 def take_image(image: Image, name: str) -> Image:
@@ -165,20 +191,47 @@ def with_data(image: Image, data: np.ndarray, affine: np.ndarray | None = None, 
     return type(image)(data, image.affine if affine is None else affine, header)
 
 
-def _read(path: Path, content: bytes | None) -> tuple[Image, np.ndarray]:
+def _read(path: Path, content: np.ndarray | None) -> tuple[Image, np.ndarray]:
     """Return an image and its array, as they are in a file or its content; float32 where its header scales them."""
     image = _opened(path, content)
-    proxy = image.dataobj
     with _damage_said(path):
-        scaled = (proxy.slope, proxy.inter) != (1, 0)
-        return image, np.asarray(proxy, np.float32) if scaled else np.asarray(proxy)
+        if content is not None:
+            return image, _voxels(image, content, np.float32)
+        return image, np.asarray(image.dataobj, np.float32 if _is_scaled(image) else None)
 
 
-def _opened(path: Path, content: bytes | None) -> Image:
+def _opened(path: Path, content: np.ndarray | None) -> Image:
     if suffix_of(path) in (".nii", ".nii.gz"):
         check_nifti(path)
     with _damage_said(path):
-        return nib.load(path) if content is None else _kind(path, content).from_bytes(content)
+        return nib.load(path) if content is None else _of_content(path, content)
+
+
+def _of_content(path: Path, content: np.ndarray) -> Image:
+    """Return the image of an unpacked file; `_voxels` reads its voxels without a copy."""
+    return _kind(path, content[:4].tobytes()).from_stream(ArrayFile(content))
+
+
+def _is_scaled(image: Image) -> bool:
+    return (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+
+
+def _voxels(image: Image, content: np.ndarray, scaled: type | None = None) -> np.ndarray:
+    """Return the voxels of an image of unpacked content, a view of it unless its header scales them.
+
+    Parameters
+    ----------
+    image : nibabel image
+    content : uint8 (bytes,)
+    scaled : optional
+        Type of scaled voxels; nibabel's by default.
+    """
+    proxy = image.dataobj
+    stop = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    if _is_scaled(image) or stop > len(content):  # nibabel says what is missing
+        return np.asarray(proxy, scaled)
+    voxels = content[proxy.offset : stop].view(proxy.dtype).reshape(proxy.shape, order="F")
+    return np.require(voxels, requirements="A")
 
 
 @contextmanager
@@ -191,11 +244,11 @@ def _damage_said(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: cannot be read, it is truncated, corrupt or no image ({reason})") from error
 
 
-def _kind(path: Path, content: bytes) -> type[Image]:
-    """Return nibabel's class of a file, as `nibabel.load` finds it."""
+def _kind(path: Path, start: bytes) -> type[Image]:
+    """Return nibabel's class of a file, from its first four bytes, as `nibabel.load` finds it."""
     if suffix_of(path) == ".mgz":
         return nib.MGHImage
-    return nib.Nifti2Image if content[:4] in _NIFTI2 else nib.Nifti1Image
+    return nib.Nifti2Image if start in _NIFTI2 else nib.Nifti1Image
 
 
 def _real(data: np.ndarray, name: str | os.PathLike) -> np.ndarray:

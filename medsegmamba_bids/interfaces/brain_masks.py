@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File
 
@@ -13,7 +12,7 @@ from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.image.io import load_as_is, save_image
 from medsegmamba_bids.image.masks import check_within_head, load_mask
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
@@ -41,7 +40,7 @@ class GivenMask(StepInterface):
         """Load, resample, save."""
         from medsegmamba_bids.inference.foreground import head_mask
 
-        given, reference = load_mask(self.inputs.in_file), nib.load(self.inputs.reference)
+        given, reference = load_mask(self.inputs.in_file), load_as_is(self.inputs.reference)
         mask = labels_to_grid(np.asanyarray(given.dataobj), Grid.of(given), Grid.of(reference))
         check_within_head(mask, fill_holes(head_mask(np.asanyarray(reference.dataobj))), self.inputs.in_file)
         return {"out_file": str(save_image(mask, reference.affine, folder / "mask.nii.gz"))}
@@ -63,7 +62,7 @@ class NonzeroMask(StepInterface):
         """Load, threshold, save."""
         from medsegmamba_bids.inference.foreground import looks_whole
 
-        image = nib.load(self.inputs.in_file)
+        image = load_as_is(self.inputs.in_file)
         data = np.asanyarray(image.dataobj)
         if looks_whole(data):
             raise ImageError(

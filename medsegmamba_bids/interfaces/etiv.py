@@ -12,7 +12,7 @@ from nipype.interfaces.base import File, traits
 
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import write_text
+from medsegmamba_bids.image.io import load_as_is, write_text
 from medsegmamba_bids.image.transforms import save_itk, to_lta
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.stats.intracranial import (
@@ -56,8 +56,8 @@ class EstimateIntracranial(StepInterface):
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, register, save."""
         template: Template = self.inputs.template
-        image = nib.load(self.inputs.in_file)
-        data, labels, brain = (np.asanyarray(nib.load(path).dataobj) for path in self._files())
+        image, *others = (load_as_is(path) for path in self._files())
+        data, labels, brain = (np.asanyarray(one.dataobj) for one in (image, *others))
         brain = brain > 0
         if reason := _why_not(data, labels, brain):
             return {"notes": [f"there is no eTIV: {reason}"]}

@@ -14,7 +14,7 @@ from nipype.interfaces.base import Directory, File, isdefined, traits
 from medsegmamba_bids.anatomy import SUBFIELDS_FROM
 from medsegmamba_bids.datasets.space_templates import SpaceTemplate
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import save_image, write_text
+from medsegmamba_bids.image.io import load_as_is, save_image, write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.image.meshes import mesh_of, save_mesh
 from medsegmamba_bids.interfaces.segmentation import read_numbers
@@ -55,7 +55,7 @@ class MakeMeshes(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, find surfaces, save."""
-        kind, image = of_name(self.inputs.segmentation), nib.load(self.inputs.labels_file)
+        kind, image = of_name(self.inputs.segmentation), load_as_is(self.inputs.labels_file)
         table, labels = load_label_table(kind.widest).table, np.asanyarray(image.dataobj)
         out = _emptied(folder / "meshes")
         for label, name, short in table[["label", "name", "abbreviation"]].itertuples(index=False):
@@ -80,7 +80,7 @@ class FreeSurferSubfields(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, renumber, save."""
-        image, (volumes, _) = nib.load(self.inputs.labels_file), read_numbers(self.inputs.numbers_file)
+        image, (volumes, _) = load_as_is(self.inputs.labels_file), read_numbers(self.inputs.numbers_file)
         labels, out = np.asanyarray(image.dataobj).astype(np.int32), _emptied(folder / "mri")
         for side, added in _SIDES.items():
             here = np.where(labels // 1000 == added // 1000, labels - added, 0)
@@ -121,7 +121,7 @@ class ToTemplate(StepInterface):
         import SimpleITK as sitk
 
         template, out = self.inputs.template, _emptied(folder / "template")
-        mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
+        mask = np.asanyarray(load_as_is(self.inputs.mask_file).dataobj) > 0
         if not mask.any():
             return {"out_dir": str(out), "notes": [f"nothing is in {template.name}: no brain was found"]}
         transform, how = self._registered(mask)
@@ -130,14 +130,14 @@ class ToTemplate(StepInterface):
         for kind in (ASEG, HIPPOCAMPUS):
             labels_file = getattr(self.inputs, f"{kind.task}_file")
             if isdefined(labels_file):
-                self._save(kind, nib.load(labels_file), grid, transform, how, out)
+                self._save(kind, load_as_is(labels_file), grid, transform, how, out)
         return {"out_dir": str(out), "details": {"Registration": how}}
 
     def _registered(self, mask: np.ndarray) -> tuple[Any, str]:
         """Return the transform from the template's points, and what it is."""
         from medsegmamba_bids.image.registration import register_affine_brain, register_field
 
-        image, template = nib.load(self.inputs.norm_file), self.inputs.template
+        image, template = load_as_is(self.inputs.norm_file), self.inputs.template
         box = Box.around(mask, margin=10)
         moving = np.where(mask, np.asanyarray(image.dataobj), 0)[box].astype(np.float32)
         brains = moving, Grid.of(image).cut(box), *template.brain()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined, traits
 
 from medsegmamba_bids.image.geometry import labels_to_grid
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.image.io import load_as_is, save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
@@ -41,7 +40,7 @@ class ToNative(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, resample, save."""
-        image = nib.load(self.inputs.in_file)
+        image = load_as_is(self.inputs.in_file)
         native = Grid(self.inputs.native_affine, self.inputs.native_shape)
         seen = Grid(self.inputs.transform @ native.affine, native.shape) if isdefined(self.inputs.transform) else native
         moved = labels_to_grid(np.asanyarray(image.dataobj), Grid.of(image), seen)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nipype.interfaces.base import File, isdefined
 
 from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.image.intensity import normalize
-from medsegmamba_bids.image.io import save_image
+from medsegmamba_bids.image.io import load_as_is, save_image
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
@@ -37,10 +36,10 @@ class Normalize(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, normalise, save."""
-        image = nib.load(self.inputs.in_file)
-        mask = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
+        image = load_as_is(self.inputs.in_file)
+        mask = np.asanyarray(load_as_is(self.inputs.mask_file).dataobj) > 0
         white_matter = None
         if isdefined(self.inputs.labels_file):
-            white_matter = np.isin(np.asanyarray(nib.load(self.inputs.labels_file).dataobj), WHITE_MATTER)
+            white_matter = np.isin(np.asanyarray(load_as_is(self.inputs.labels_file).dataobj), WHITE_MATTER)
         data = normalize(np.asanyarray(image.dataobj), mask, white_matter, self.inputs.num_threads)
         return {"out_file": str(save_image(data, image.affine, folder / "norm.nii", np.float32))}

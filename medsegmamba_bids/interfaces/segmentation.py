@@ -14,7 +14,7 @@ from nipype.interfaces.base import File, isdefined, traits
 
 from medsegmamba_bids.anatomy import HIPPOCAMPI
 from medsegmamba_bids.image.grid import Grid
-from medsegmamba_bids.image.io import save_image, write_text
+from medsegmamba_bids.image.io import load_as_is, save_image, write_text
 from medsegmamba_bids.interfaces.posteriors import PosteriorFile
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 from medsegmamba_bids.segmentations import of_task
@@ -86,10 +86,10 @@ class SegmentAseg(StepInterface):
         return self._segmenter().segment(image, self.inputs.weights, posteriors)
 
     def _image(self) -> nib.Nifti1Image:
-        image = nib.load(self.inputs.in_file)
+        image = load_as_is(self.inputs.in_file)
         data = np.asanyarray(image.dataobj)
         if isdefined(self.inputs.mask_file):
-            brain = np.asanyarray(nib.load(self.inputs.mask_file).dataobj) > 0
+            brain = np.asanyarray(load_as_is(self.inputs.mask_file).dataobj) > 0
             data = np.where(brain, data, data.dtype.type(0))
         return nib.Nifti1Image(data, image.affine)
 
@@ -139,12 +139,12 @@ class SegmentHippocampus(SegmentAseg):
         from medsegmamba_bids.inference.merge import background_only
         from medsegmamba_bids.inference.segmenter import missing_hippocampi
 
-        aseg = np.asanyarray(nib.load(self.inputs.aseg_file).dataobj)
+        aseg = np.asanyarray(load_as_is(self.inputs.aseg_file).dataobj)
         if len(missing_hippocampi(aseg)) == len(HIPPOCAMPI):
             note = "no hippocampus was found, so there are no subfields"
             return background_only(Grid.of(image), info.labels, [note])
         file = self.inputs.border_file
-        border = np.asanyarray(nib.load(file).dataobj) if isdefined(file) else None
+        border = np.asanyarray(load_as_is(file).dataobj) if isdefined(file) else None
         return self._segmenter().segment_hippocampus(image, aseg, self.inputs.weights, posteriors, border)
 
 

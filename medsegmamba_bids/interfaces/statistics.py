@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from nipype.interfaces.base import DynamicTraitedSpec, File, isdefined, traits
@@ -18,7 +17,7 @@ from nipype.interfaces.io import add_traits
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.image.io import write_text
+from medsegmamba_bids.image.io import load_as_is, write_text
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.segmentation import read_numbers
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
@@ -140,4 +139,4 @@ class Statistics(StepInterface):
 
 
 def _load(path: Any) -> np.ndarray | None:
-    return np.asanyarray(nib.load(path).dataobj) if isdefined(path) else None
+    return np.asanyarray(load_as_is(path).dataobj) if isdefined(path) else None

@@ -14,7 +14,7 @@ from nipype.interfaces.base import File, isdefined, traits
 from medsegmamba_bids.anatomy import OUTSIDE_BRAIN
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import load_image, open_series, save_image, write_text
+from medsegmamba_bids.image.io import load_as_is, load_image, open_series, save_image, write_text
 from medsegmamba_bids.interfaces.segmentation import (
     SegmentAseg,
     SegmentHippocampus,
@@ -192,7 +192,7 @@ def _save_transform(matrix: np.ndarray, path: Path) -> Path:
 
 
 def _mask(path: str) -> np.ndarray:
-    return np.asanyarray(nib.load(path).dataobj) > 0
+    return np.asanyarray(load_as_is(path).dataobj) > 0
 
 
 class MedianTemplateInputSpec(StepInputSpec):
@@ -240,8 +240,8 @@ class DeformVisit(StepInterface):
 
     def run_step(self, folder: Path) -> dict[str, Any]:
         """Load, register, save."""
-        template = nib.load(self.inputs.template_file)
-        visit = np.asarray(nib.load(self.inputs.norm_file).dataobj)
+        template = load_as_is(self.inputs.template_file)
+        visit = np.asarray(load_as_is(self.inputs.norm_file).dataobj)
         field, box = displacement(
             np.asarray(template.dataobj), visit, _mask(self.inputs.brain_file), self.inputs.num_threads
         )
@@ -270,7 +270,7 @@ class SegmentVisit(_KeepsClasses, SegmentAseg):
     def _segment(self, image: Any, info: WeightsInfo, posteriors: PosteriorFolder | None) -> Segmentation:
         box = None
         if isdefined(self.inputs.around_file):
-            labels = np.asanyarray(nib.load(self.inputs.around_file).dataobj)
+            labels = np.asanyarray(load_as_is(self.inputs.around_file).dataobj)
             box = Box.around((labels > 0) & ~np.isin(labels, OUTSIDE_BRAIN))
         return self._segmenter().segment(image, self.inputs.weights, posteriors, box)
 
@@ -370,8 +370,8 @@ class CompareVisits(StepInterface):
 
     def _relative(self, larger_file: str) -> dict[int, float]:
         """Return how many times larger the template's structures are in a visit."""
-        labels = np.asarray(nib.load(self.inputs.template_file).dataobj)
-        return relative_volumes(labels, np.asarray(nib.load(larger_file).dataobj))
+        labels = np.asarray(load_as_is(self.inputs.template_file).dataobj)
+        return relative_volumes(labels, np.asarray(load_as_is(larger_file).dataobj))
 
     def _notes(self, visits: list[VisitTable]) -> list[str]:
         notes = differences(self._protocols(visits))

@@ -21,7 +21,7 @@ from medsegmamba_bids.anatomy import CSF, HYPOINTENSITIES, OUTER_CSF, WHITE_MATT
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.geometry import CONFORMED_SIDE, conformed_grid, resample
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.io import open_series
+from medsegmamba_bids.image.io import load_as_is, open_series
 from medsegmamba_bids.longitudinal.rigid import (
     flattened,
     register_both_ways,
@@ -70,12 +70,12 @@ class Visit:
 
     def read(self) -> Head:
         """Return what a registration needs."""
-        image = nib.load(self.conformed)
-        mask = np.asanyarray(nib.load(self.mask).dataobj) > 0
+        image = load_as_is(self.conformed)
+        mask = np.asanyarray(load_as_is(self.mask).dataobj) > 0
         box = Box.around(mask, margin=_MARGIN)
         if box is None:
             raise ImageError(f"{self.mask}: the brain mask is empty")
-        labels = np.asanyarray(nib.load(self.labels).dataobj)[box]
+        labels = np.asanyarray(load_as_is(self.labels).dataobj)[box]
         data = flattened(np.asarray(image.dataobj)[box], mask[box])
         return Head(data, Grid.of(image).cut(box), mask[box], labels)
 
@@ -191,7 +191,7 @@ def _middle_grid(visits: Sequence[Visit], matrices: Sequence[np.ndarray]) -> Gri
     """Return the conformed grid around the mean position of the brains."""
     centres = []
     for visit, matrix in zip(visits, matrices, strict=True):
-        image = nib.load(visit.mask)
+        image = load_as_is(visit.mask)
         mask = np.asanyarray(image.dataobj) > 0
         centres.append(nib.affines.apply_affine(matrix @ image.affine, ndimage.center_of_mass(mask)))
     around = np.eye(4)
@@ -204,7 +204,7 @@ def _overlaps(visits: Sequence[Visit], matrices: Sequence[np.ndarray], grid: Gri
     coarse = _coarse(grid)
     seen = []
     for visit, matrix in zip(visits, matrices, strict=True):
-        image = nib.load(visit.labels)
+        image = load_as_is(visit.labels)
         labels = np.asanyarray(image.dataobj)
         back = np.linalg.inv(matrix @ image.affine) @ coarse.affine
         seen.append(ndimage.affine_transform(labels, back[:3, :3], back[:3, 3], coarse.shape, order=0))
@@ -236,10 +236,10 @@ def common_masks(visits: Sequence[Visit], alignment: Alignment) -> tuple[np.ndar
     grid = alignment.grid
     brain, white = (np.zeros(grid.shape, np.float32) for _ in range(2))
     for visit, matrix in zip(visits, alignment.transforms, strict=True):
-        image = nib.load(visit.mask)
+        image = load_as_is(visit.mask)
         seen = Grid(matrix @ image.affine, image.shape)
         brain += resample((np.asanyarray(image.dataobj) > 0).astype(np.float32), seen, grid)
-        labels = np.asanyarray(nib.load(visit.labels).dataobj)
+        labels = np.asanyarray(load_as_is(visit.labels).dataobj)
         white += resample(np.isin(labels, WHITE_MATTER).astype(np.float32), seen, grid)
     return brain > len(visits) / 2, white > _MOSTLY_WHITE * len(visits)
 
@@ -286,7 +286,7 @@ def white_level(visits: Sequence[Visit]) -> float:
     """Return the mean over visits of white matter's intensity in the conformed images; 0 where none is labelled."""
     levels = []
     for visit in visits:
-        white = np.isin(np.asanyarray(nib.load(visit.labels).dataobj), WHITE_MATTER)
+        white = np.isin(np.asanyarray(load_as_is(visit.labels).dataobj), WHITE_MATTER)
         if white.any():
-            levels.append(float(np.median(np.asanyarray(nib.load(visit.conformed).dataobj)[white])))
+            levels.append(float(np.median(np.asanyarray(load_as_is(visit.conformed).dataobj)[white])))
     return float(np.mean(levels)) if levels else 0.0

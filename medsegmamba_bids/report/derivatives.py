@@ -16,6 +16,7 @@ import pandas as pd
 
 from medsegmamba_bids.data.names import output_folder, output_name, product, split_prefix
 from medsegmamba_bids.errors import ImageError, TableError, reason
+from medsegmamba_bids.image.io import load_as_is
 from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import read_measures, read_tsv
 
@@ -123,8 +124,10 @@ def canonical_image(path: Path) -> nib.spatialimages.SpatialImage:
         The file cannot be read.
     """
     try:
-        image = nib.as_closest_canonical(nib.load(path))
+        image = nib.as_closest_canonical(load_as_is(path))
         data = np.asarray(image.dataobj)
+    except ImageError:
+        raise
     except Exception as error:  # nibabel has many ways to fail on a damaged file
         raise ImageError(f"{path}: cannot be read ({error})") from error
     return type(image)(data, image.affine, image.header)

@@ -125,7 +125,7 @@ def test_damaged_and_absent_files_are_named(tmp_path):
     (tmp_path / output_name("sub-02", "conformed")).write_bytes(b"no image")
     problems = read_results(scans_of(tmp_path, "02")[0]).problems
     assert len(problems) == 3
-    assert problems[0].startswith(f"{output_name('sub-02', 'conformed')}: cannot be read")
+    assert problems[0].startswith(f"{output_name('sub-02', 'conformed')}: the compressed file is corrupt")
     assert "not a volume table" in problems[1]
     assert problems[2].startswith("there is no table of volumes")
     page = write_report(tmp_path, "02").read_text(encoding="utf-8")
