@@ -9,13 +9,15 @@ import SimpleITK  # noqa: F401
 
 import medsegmamba_bids.report.participant  # noqa: F401
 import medsegmamba_bids.workflows.participants  # noqa: F401
+from medsegmamba_bids.image.label_shares import largest_shares
 from medsegmamba_bids.stats.partial_volume import corrected_counts
 
 
 def load_compiled() -> None:
-    """Have numba set itself up and load a kernel from its cache, which takes it a third of a second in each process."""
+    """Have numba set itself up and load kernels from its cache, which takes it a third of a second in each process."""
     halves = np.arange(8, dtype=np.int16).reshape(2, 2, 2) % 2
     corrected_counts(halves, halves.astype(np.float32), 2)
+    largest_shares(halves, np.eye(4), halves.shape)
 
 
 load_compiled()

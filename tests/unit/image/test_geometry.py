@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import affine_transform, map_coordinates
 
 from medsegmamba_bids.image.geometry import (
     conform,
@@ -45,6 +45,11 @@ def random_labels(shape, count, seed=0):
     seeds = rng.uniform(0, shape, (3 * count, 3))
     nearest = np.linalg.norm(points[..., None, :] - seeds, axis=-1).argmin(-1)
     return np.where(nearest < count, nearest + 1, 0).astype(np.uint8)
+
+
+def noise(shape):
+    """Labels 2 to 2035 and background without any order."""
+    return np.random.default_rng(0).choice(np.array([0, 2, 3, 41, 1035, 2035], np.uint16), shape)
 
 
 # Conforming
@@ -267,6 +272,53 @@ def test_labels_are_those_of_the_largest_share(affine, to_affine, to_shape, seed
     assert set(np.unique(found)) == set(range(7))
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(found[clear], expected[clear])
+
+
+def labels_one_after_the_other(labels, grid, to_grid):
+    """Each label's mask interpolated by SciPy in float32; ties included, what the compiled loop must give."""
+    matrix = to_grid.to_voxels_of(grid)
+    winner, (best, total) = np.zeros(to_grid.shape, labels.dtype), np.zeros((2, *to_grid.shape), np.float32)
+    for label in np.unique(labels[labels > 0]):
+        mask, share = (labels == label).astype(np.float32), np.zeros(to_grid.shape, np.float32)
+        linear, offset = matrix[:3, :3], matrix[:3, 3]
+        affine_transform(mask, linear, offset, to_grid.shape, share, order=1, mode="grid-constant", prefilter=False)
+        total += share
+        better = share > best
+        best[better], winner[better] = share[better], label
+    winner[best < 1 - total] = 0
+    return winner
+
+
+def about(middle, affine, shape):
+    """A grid whose middle lies at a point."""
+    moved = affine.copy()
+    moved[:3, 3] += middle - apply_affine(affine, (np.array(shape) - 1) / 2)
+    return Grid(moved, shape)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("labels", [random_labels((16, 18, 14), 6), noise((16, 18, 14))], ids=["blobs", "noise"])
+@pytest.mark.parametrize(
+    ("to_affine", "to_shape"),
+    [
+        (np.diag([0.5, 0.5, 0.5, 1]), (40, 40, 40)),  # ties at a third of the voxels
+        (np.eye(4), (17, 21, 13)),  # ties at all of them
+        (np.diag([0.67, 0.7, 0.67, 1]), (24, 26, 20)),
+        (np.diag([3.0, 3, 3, 1]), (8, 8, 8)),
+        (from_matvec(0.9 * LIA), (20, 24, 14)),
+        (from_matvec(np.array([[0, -1.1, 0], [0, 0, 1], [0.8, 0, 0]])), (20, 24, 14)),
+        (oblique((0.8, 0.9, 1.3), 1), (22, 24, 16)),
+        (oblique((1.0, 1.0, 1.0), 2, 45), (20, 20, 20)),
+        (oblique((2.0, 0.5, 1.0), 3, 80), (9, 40, 20)),
+    ],
+)
+def test_labels_are_those_of_one_label_after_the_other(labels, to_affine, to_shape, order):
+    grid = Grid(np.eye(4), labels.shape)
+    to_grid = about((7.5, 8.5, 6.5), to_affine, to_shape)
+    found = labels_to_grid(np.array(labels, order=order), grid, to_grid)
+    np.testing.assert_array_equal(found, labels_one_after_the_other(labels, grid, to_grid))
+    assert found.dtype == labels.dtype
+    assert found.flags[f"{order}_CONTIGUOUS"]
 
 
 @pytest.mark.parametrize("shift", [0, 2e-4])
