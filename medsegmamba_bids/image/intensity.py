@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.grid import Box
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +158,18 @@ def correct_bias_field(data: np.ndarray, mask: np.ndarray, threads: int = 1, shr
     coarse = sitk.GetImageFromArray(data[small].astype(np.float32))
     method.Execute(coarse, sitk.GetImageFromArray(inside[small].astype(np.uint8)))
     field = sitk.GetArrayFromImage(method.GetLogBiasFieldAsImage(coarse)).astype(np.float32)
-    field = _stretched(field, data.shape, shrink // 2, shrink)
-    field -= field[inside].mean()
-    return data.astype(np.float32) / np.exp(field, out=field)
+    field = np.asarray(_stretched(field, data.shape, shrink // 2, shrink), order="F" if data.flags.fnc else "C")
+    box = Box.around(inside)
+    # Turned in the box alone, and not while they are looked through: the sum depends on the order of its terms.
+    field -= np.ascontiguousarray(field[box])[np.ascontiguousarray(inside[box])].mean()
+    return np.divide(data, np.exp(field, out=field), out=field, dtype=np.float32, casting="same_kind")
 
 
 def _stretched(coarse: np.ndarray, shape: tuple[int, ...], first: int, step: int) -> np.ndarray:
     """Interpolate by cubic splines, axis by axis, between voxels ``first``, ``first + step``, ... of a finer grid.
 
-    A bias field is smooth: evaluating its own B-splines at every voxel took as long as finding them.
+    A bias field is smooth: evaluating its own B-splines at every voxel took as long as finding them. The first axis is
+    next in memory, as in what nibabel reads.
     """
     from scipy.interpolate import CubicSpline  # takes a while
 
@@ -173,8 +177,8 @@ def _stretched(coarse: np.ndarray, shape: tuple[int, ...], first: int, step: int
         known = coarse.shape[axis]
         at = np.clip((np.arange(side) - first) / step, 0, known - 1)
         weights = CubicSpline(np.arange(known), np.eye(known))(at) if known > 1 else np.ones((side, 1))
-        coarse = np.moveaxis(np.tensordot(weights.astype(coarse.dtype), coarse, (1, axis)), 0, axis)
-    return np.ascontiguousarray(coarse)
+        coarse = np.tensordot(weights.astype(coarse.dtype), coarse, (1, axis))  # the new axis comes first
+    return coarse.T
 
 
 def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -> np.ndarray:
@@ -203,14 +207,14 @@ def normalize_white_matter(data: np.ndarray, white_matter: np.ndarray | float) -
     [0.0, 55.0, 110.0, 255.0]
     """
     if np.ndim(white_matter):
-        inside = data[white_matter]
+        inside = data.T[white_matter.T]  # in memory's order if nibabel read them; the median is the same in any
         peak = float(np.median(inside)) if inside.size else 0.0
     else:
         peak = float(white_matter)
     if not peak > 0:
         raise ImageError("no white matter was found to normalise the intensities with")
     scaled = data * np.float32(WHITE_MATTER_PEAK / peak)
-    return np.clip(scaled, 0, BRIGHTEST).astype(np.float32, copy=False)
+    return np.clip(scaled, 0, BRIGHTEST, out=scaled).astype(np.float32, copy=False)
 
 
 def white_matter_peak(data: np.ndarray, brain: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,20 @@ from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.image.grid import Box
 
 TABLES = tuple(sorted(path.stem for path in data_path("labels").glob("*.tsv")))
+
+
+def any_of(labels: np.ndarray, wanted: Iterable[int]) -> np.ndarray:
+    """Return where labels are any of a few: bool, the same as ``numpy.isin``, which turns an image's axes for it.
+
+    Examples
+    --------
+    >>> any_of(np.array([0, 2, 3, 41]), (2, 41)).tolist()
+    [False, True, False, True]
+    """
+    found = np.zeros_like(labels, bool)
+    for label in wanted:
+        found |= labels == label
+    return found
 
 
 @dataclass(frozen=True, eq=False)
