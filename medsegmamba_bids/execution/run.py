@@ -56,7 +56,7 @@ from medsegmamba_bids.workflows.participants import (
     participant_wf_name,
     participant_work_dir,
 )
-from medsegmamba_bids.workflows.t1w import DRAWN
+from medsegmamba_bids.workflows.t1w import DRAW
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Result:
     def of_image(self, image: T1wImage) -> dict[str, str]:
         """Return step -> what it failed with."""
         steps = self._steps(image.subject, image.node_name)
-        return {step: text for step, text in steps.items() if step not in DRAWN}
+        return {step: text for step, text in steps.items() if step != DRAW}
 
     def of_visits(self, subject: str) -> dict[str, str]:
         """Return step -> what it failed with, of the visits that were processed together."""
@@ -123,7 +123,7 @@ class Result:
 
 def _is_of_report(step: str) -> bool:
     """Return whether a step, by its name within a participant's workflow, is the report's."""
-    return step == REPORT or step.rsplit(".", 1)[-1] in DRAWN
+    return step == REPORT or step.rsplit(".", 1)[-1] == DRAW
 
 
 def run_participants(

@@ -21,46 +21,28 @@ class DrawInputSpec(StepInputSpec):
     hippocampus_labels = File(exists=True)
     hippocampus_entropy = File(exists=True)
     prefix = traits.Str(mandatory=True, desc="the T1w's name without _T1w and extension")
-
-
-class DrawPicturesInputSpec(DrawInputSpec):
-    """Inputs of :class:`DrawPictures`."""
-
     scans = traits.Int(mandatory=True, desc="T1w images on the page: of many, pictures are smaller")
 
 
 class DrawOutputSpec(StepOutputSpec):
-    """Outputs of both."""
+    """Outputs of :class:`Draw`."""
 
-    out_file = File(desc="for the report: pictures as JSON, the viewer as HTML")
-
-
-class DrawPictures(StepInterface):
-    """Draw what a report shows before volumes are known, so that it need not wait for them."""
-
-    input_spec = DrawPicturesInputSpec
-    output_spec = DrawOutputSpec
-
-    def run_step(self, folder: Path) -> dict[str, Any]:
-        """Draw, save."""
-        from medsegmamba_bids.report.drawn import draw_from_files, save_pictures
-
-        prefix, scans = self.inputs.prefix, self.inputs.scans
-        pictures = draw_from_files(*_files(self.inputs), scans)
-        return {"out_file": str(save_pictures(pictures, prefix, scans, folder / "pictures.json"))}
+    pictures_file = File(desc="for the report, JSON")
+    viewer_file = File(desc="HTML")
 
 
-class DrawViewer(StepInterface):
-    """Make the viewer, which needs no volumes either."""
+class Draw(StepInterface):
+    """Draw what a report shows before volumes are known, so that it need not wait for them; and make the viewer."""
 
     input_spec = DrawInputSpec
     output_spec = DrawOutputSpec
 
     def run_step(self, folder: Path) -> dict[str, Any]:
-        """Make, save."""
-        from medsegmamba_bids.report.drawn import viewer_from_files
+        """Load, draw, save."""
+        from medsegmamba_bids.report.drawn import draw_from_files
 
-        return {"out_file": str(viewer_from_files(self.inputs.prefix, *_files(self.inputs), folder))}
+        pictures, viewer = draw_from_files(self.inputs.prefix, *_files(self.inputs), self.inputs.scans, folder)
+        return {"pictures_file": str(pictures), "viewer_file": str(viewer)}
 
 
 def _files(inputs: Any) -> tuple[Path, dict[str, Path], dict[str, Path], Path]:

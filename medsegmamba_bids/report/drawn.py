@@ -19,37 +19,39 @@ _THUMBNAIL = "thumbnail"  # the one entry that is bytes
 
 
 def draw_from_files(
-    t1w: Path, labels: dict[str, Path], entropies: dict[str, Path], brain: Path, scans: int
-) -> Pictures:
-    """Draw all pictures of a T1w, from files on its conformed grid.
-
-    Parameters
-    ----------
-    t1w, brain : Path
-    labels, entropies : dict of str to Path
-        By name of the segmentation.
-    scans : int
-        T1w images on the page.
-    """
-    return draw_pictures(canonical_image(t1w), _arrays(labels), _arrays(entropies), _array(brain), detail_of(scans))
-
-
-def viewer_from_files(
-    prefix: str, t1w: Path, labels: dict[str, Path], entropies: dict[str, Path], brain: Path, folder: Path
-) -> Path:
-    """Write the viewer of a T1w into a folder, from files on its conformed grid; return its path.
+    prefix: str,
+    t1w: Path,
+    labels: dict[str, Path],
+    entropies: dict[str, Path],
+    brain: Path,
+    scans: int,
+    folder: Path,
+) -> tuple[Path, Path]:
+    """Write the pictures of a T1w and its viewer into a folder, from files on its conformed grid, each read once.
 
     Parameters
     ----------
     prefix : str
         The T1w's name without ``_T1w`` and extension.
-    t1w, labels, entropies, brain
-        As `draw_from_files` takes them.
+    t1w, brain : Path
+    labels, entropies : dict of str to Path
+        By name of the segmentation.
+    scans : int
+        T1w images on the page.
     folder : Path
+
+    Returns
+    -------
+    tuple of Path
+        The pictures as JSON and the viewer as HTML.
     """
-    image = canonical_image(t1w)
-    volumes = (np.asarray(image.dataobj), image.affine, _arrays(labels), _arrays(entropies), _array(brain))
-    return write_text(folder / viewer_path(Scan(folder, prefix)).name, viewer_page(prefix, *volumes))
+    image, volumes = canonical_image(t1w), (_arrays(labels), _arrays(entropies), _array(brain))
+    pictures = draw_pictures(image, *volumes, detail_of(scans))
+    page = viewer_page(prefix, np.asarray(image.dataobj), image.affine, *volumes)
+    return (
+        save_pictures(pictures, prefix, scans, folder / "pictures.json"),
+        write_text(folder / viewer_path(Scan(folder, prefix)).name, page),
+    )
 
 
 def _arrays(files: dict[str, Path]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from medsegmamba_bids.interfaces.write_report import PICTURES, VIEWER, WriteRepo
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.longitudinal import Visits, init_longitudinal_wf
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.t1w import DRAWN, init_t1w_wf
+from medsegmamba_bids.workflows.t1w import DRAW, init_t1w_wf
 
 ROOT = "medsegmamba_wf"
 REPORT = "report"  # the node of a participant
@@ -64,7 +64,7 @@ def init_participant_wf(
     report = _report_node(subject, config, [part.name for part in parts])
     workflow = Workflow(name=participant_wf_name(subject))
     workflow.add_nodes([*parts, report])
-    drawn = [(f"{node}.out_file", kind) for node, kind in zip(DRAWN, (PICTURES, VIEWER), strict=True)]
+    drawn = [(f"{DRAW}.pictures_file", PICTURES), (f"{DRAW}.viewer_file", VIEWER)]
     for part in parts:
         outputs = [("finish.out_file", part.name), *((output, part.name + kind) for output, kind in drawn)]
         workflow.connect([(part, report, outputs)])

@@ -10,7 +10,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.brain_masks import GivenMask, NonzeroMask
 from medsegmamba_bids.interfaces.conform import Conform
-from medsegmamba_bids.interfaces.draw import DrawPictures, DrawViewer
+from medsegmamba_bids.interfaces.draw import Draw
 from medsegmamba_bids.interfaces.normalize import Normalize
 from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.segmentation import SegmentAseg, SegmentHippocampus
@@ -32,7 +32,7 @@ _FOUND = tuple(
 )
 
 
-DRAWN = ("draw", "viewer")  # they make the pictures of a T1w's report, and its viewer
+DRAW = "draw"  # makes the pictures of a T1w's report, and its viewer
 BRAIN = "brain"  # the network that makes a mask for weights which do not
 
 
@@ -82,8 +82,7 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
     steps = [node.name for node in chain.order]
     results = init_aseg_results_wf(image, config, networks.aseg, template, steps)
     finish = _finish_node(image, config, networks, template)
-    both = (DrawPictures(prefix=image.prefix, scans=scans), DrawViewer(prefix=image.prefix))
-    drawn = [step(interface, name, config) for interface, name in zip(both, DRAWN, strict=True)]
+    draw = step(Draw(prefix=image.prefix, scans=scans), DRAW, config)
 
     workflow = Workflow(name=image.node_name)
     workflow.connect(
@@ -105,13 +104,13 @@ def init_t1w_wf(image: T1wImage, config: RunConfig, networks: Networks, template
             (aseg, results, [*_FOUND]),
             *[(node, results, [("record", f"statistics_aseg.record_{node.name}")]) for node in chain.order],
             (results, finish, [("write_aseg.out_files", "aseg_files")]),
-            *[(conform, draw, [("out_file", "conformed_file")]) for draw in drawn],
-            *[(mask, draw, [(chain.mask_output, "mask_file")]) for draw in drawn],
-            *[(aseg, draw, [("labels_file", "aseg_labels"), ("entropy_file", "aseg_entropy")]) for draw in drawn],
+            (conform, draw, [("out_file", "conformed_file")]),
+            (mask, draw, [(chain.mask_output, "mask_file")]),
+            (aseg, draw, [("labels_file", "aseg_labels"), ("entropy_file", "aseg_entropy")]),
         ]
     )
     if networks.hippocampus:
-        _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish, drawn)
+        _add_hippocampus(workflow, image, config, networks.hippocampus, chain, finish, draw)
         subfields = workflow.get_node(f"{HIPPOCAMPUS.task}_results_wf")
         workflow.connect(results, "statistics_aseg.measures", subfields, "statistics_hippocampus.whole_brain")
     found = {kind.task: node for kind in SEGMENTATIONS if (node := workflow.get_node(kind.task))}
@@ -126,7 +125,7 @@ def _add_hippocampus(
     network: WeightsFile,
     chain: _Chain,
     finish: Node,
-    drawn: list[Node],
+    draw: Node,
 ) -> None:
     """Add the subfields, which are looked for around the hippocampi that were found."""
     hippocampus = network_step(SegmentHippocampus, HIPPOCAMPUS.task, network, config)
@@ -140,10 +139,7 @@ def _add_hippocampus(
             (hippocampus, results, [*_FOUND]),
             (hippocampus, results, [("record", "statistics_hippocampus.record_hippocampus")]),
             (results, finish, [("write_hippocampus.out_files", "hippocampus_files")]),
-            *[
-                (hippocampus, draw, [("labels_file", "hippocampus_labels"), ("entropy_file", "hippocampus_entropy")])
-                for draw in drawn
-            ],
+            (hippocampus, draw, [("labels_file", "hippocampus_labels"), ("entropy_file", "hippocampus_entropy")]),
         ]
     )
 

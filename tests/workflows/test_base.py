@@ -135,7 +135,7 @@ def test_no_step_only_passes_files_on(config):
     )
     graph = generate_expanded_graph(workflow._create_flat_graph())
     assert names(node.fullname for node in graph.nodes()) == {
-        *("conform", "aseg", "normalize", "hippocampus", "finish", "native_mask", "intracranial", "draw", "viewer"),
+        *("conform", "aseg", "normalize", "hippocampus", "finish", "native_mask", "intracranial", "draw"),
         "report",
         *(f"{step}_{task}" for step in ("native", "statistics", "write") for task in ("aseg", "hippocampus")),
     }

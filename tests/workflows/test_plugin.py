@@ -164,10 +164,10 @@ def test_an_idle_network_is_not_kept_waiting(plugin):
 
 
 def test_what_most_others_wait_for_is_started_first(plugin):
-    names = ["native_aseg", "intracranial", "native_mask", "normalize", "viewer", "draw", "conform"]
+    names = ["native_aseg", "intracranial", "native_mask", "normalize", "native_hippocampus", "draw", "conform"]
     plugin.procs = [Node(Tell(), name=name) for name in names]
     assert [names[job] for job in plugin._sort_jobs(range(7))] == [
-        *("conform", "normalize", "intracranial", "native_aseg", "native_mask", "draw", "viewer")
+        *("conform", "normalize", "intracranial", "native_aseg", "native_mask", "draw", "native_hippocampus")
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from medsegmamba_bids.execution.run import Result
 from medsegmamba_bids.report.derivatives import Scan
-from medsegmamba_bids.report.drawn import draw_from_files, load_pictures, save_pictures, viewer_from_files
+from medsegmamba_bids.report.drawn import draw_from_files, load_pictures
 from medsegmamba_bids.report.participant import write_report
 from medsegmamba_bids.report.viewer import viewer_path
 from medsegmamba_bids.segmentations import SEGMENTATIONS
@@ -30,8 +30,7 @@ def drawn(tmp_path_factory):
     )
     files = (scan.path("conformed"), labels, entropies, scan.path("conformed_mask"))
     folder = tmp_path_factory.mktemp("drawn")
-    viewer_from_files("sub-01", *files, folder)
-    return root, save_pictures(draw_from_files(*files, 1), "sub-01", 1, folder / "pictures.json")
+    return root, draw_from_files("sub-01", *files, 1, folder)[0]
 
 
 def page(root, *files, viewers=()):
@@ -79,9 +78,8 @@ def test_what_is_kept_is_what_was_drawn(drawn):
     assert load_pictures([file], 2) == {}
 
 
-@pytest.mark.parametrize("step", ["draw", "viewer"])
-def test_a_drawing_that_fails_is_the_reports_failure(step):
-    crash = {f"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.{step}": "MemoryError"}
+def test_a_drawing_that_fails_is_the_reports_failure():
+    crash = {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.draw": "MemoryError"}
     assert Result(crash).of_report("01") == "MemoryError"
     assert Result(crash).of_report("02") == ""
     image = type("Image", (), {"subject": "01", "node_name": "T1w_sub_01_wf"})
