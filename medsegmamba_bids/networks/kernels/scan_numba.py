@@ -15,15 +15,16 @@ from numba import float32, get_num_threads, get_thread_id, int32, njit, prange, 
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors. ``exp_of_negative`` takes its
-#: whole part by ``floor``, which regrouping cannot break (the usual addition of a large constant it would).
+#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors.
 _FAST = {"nsz", "contract", "arcp", "reassoc"}
-#: Channels of a task: a fixed count lets the compiler unroll, and a block's states stay in a near cache.
-WIDTH = 128
-#: The same on the way back, which keeps the states of all steps.
-BLOCK = 64
+#: Channels of a task: a fixed count lets the compiler unroll. Few enough for their states to stay in a near cache and
+#: for what does not change from state to state to stay in registers.
+WIDTH = 64
 TASKS = 16  # at least, for each sample
 LINE = 16  # float32 of a cache line
+LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
+#: A float32 this large has no bits for fractions: added to a small number it leaves the whole part in the last bits.
+_NO_FRACTIONS = np.float32(1.5 * 2**23)
 
 
 @intrinsic
@@ -34,6 +35,42 @@ def _float_of_bits(typing_context, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return float32(int32), codegen
+
+
+@intrinsic
+def _bits_of_float(typing_context, number):
+    """The bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return int32(float32), codegen
+
+
+@intrinsic
+def _sum_as_written(typing_context, one, other):
+    """``one + other``, which fast-math does not regroup: an instruction with a flag of its own gets no others."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args, flags=("nsz",))
+
+    return float32(float32, float32), codegen
+
+
+@intrinsic
+def _arrays_are_apart(typing_context):
+    """Promise that no array given to the function that calls this overlaps one that it writes.
+
+    Without it the compiler writes every sum back to memory, lest something else is to be read there.
+    """
+
+    def codegen(context, builder, signature, args):
+        for argument in builder.function.args:
+            if argument.type == ir.FloatType().as_pointer():
+                argument.add_attribute("noalias")
+        return context.get_dummy_value()
+
+    return void(), codegen
 
 
 @intrinsic
@@ -53,18 +90,21 @@ def _fetch(typing_context, array, index):
 
 
 @njit(inline="always", fastmath=_FAST)
-def exp_of_negative(x):
-    """Exponential of x <= 0, float32, relative error below 3e-7: 2^whole * 2^rest, the latter by a polynomial."""
-    t = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
-    whole = np.floor(t)
-    rest = t - whole
-    power = np.float32(1.8775767e-3)
-    power = power * rest + np.float32(8.9893397e-3)
-    power = power * rest + np.float32(5.5826318e-2)
-    power = power * rest + np.float32(2.4015361e-1)
-    power = power * rest + np.float32(6.9315308e-1)
-    power = power * rest + np.float32(9.9999994e-1)
-    return power * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+def exp2_of_negative(t):
+    """2^t of t <= 0, float32, relative error below 2e-7: a polynomial of what rounding leaves, and whole powers.
+
+    From -126 on, where the smallest normal number is reached, it stays what it is there.
+    """
+    t = max(t, np.float32(-126.0))
+    rounded = _sum_as_written(t, _NO_FRACTIONS)
+    rest = t - _sum_as_written(rounded, -_NO_FRACTIONS)
+    power = np.float32(1.32647273e-3)
+    power = power * rest + np.float32(9.67151299e-3)
+    power = power * rest + np.float32(5.55073358e-2)
+    power = power * rest + np.float32(2.40222424e-1)
+    power = power * rest + np.float32(6.93147004e-1)
+    power = power * rest + np.float32(1)
+    return _float_of_bits(_bits_of_float(power) + (_bits_of_float(rounded) << np.int32(23)))
 
 
 @njit(inline="always")
@@ -75,39 +115,33 @@ def _fetch_row(array, start, length):
 
 
 @njit(fastmath=_FAST)
-def _advance(h, rate, dt, dtx, write, read, y):
-    """One step of a block of channels: h = exp(dt A) h + dt B x; y = C h."""
-    y[:] = 0
+def _advance(h, rate, dt, x, write, read, y):
+    """One step of a block of channels: h = 2^(dt rate) h + dt B x; y += C h."""
+    _arrays_are_apart()
     for n in range(h.shape[0]):
         b, c = write[n], read[n]
         for i in range(WIDTH):
-            state = exp_of_negative(dt[i] * rate[n, i]) * h[n, i] + b * dtx[i]
+            state = exp2_of_negative(dt[i] * rate[n, i]) * h[n, i] + b * (dt[i] * x[i])
             h[n, i] = state
             y[i] += c * state
 
 
 @njit(fastmath=_FAST)
 def _walk(u, delta, b, c, rates, path, channels, scratch, out):
-    """One direction for a block of channels of one sample, added to ``out`` (L, C); ``scratch`` (2 N + 3, WIDTH)."""
+    """One direction for a block of channels of one sample, added to ``out`` (L, C); ``scratch`` (2, N, WIDTH)."""
     length, states = len(path), len(rates)
     here = slice(channels, channels + WIDTH)
-    h, rate = scratch[:states], scratch[states : 2 * states]
-    dt, dtx, y = scratch[2 * states], scratch[2 * states + 1], scratch[2 * states + 2]
+    h, rate = scratch[0], scratch[1]
     h[:] = 0
-    rate[:] = rates[:, here]
-    flat_delta = delta.reshape(-1)
+    rate[:] = rates[:, here] * LOG2_E
+    flat_u, flat_delta, flat_out = u.reshape(-1), delta.reshape(-1), out.reshape(-1)
     for step in range(length):
         voxel, ahead = path[step], path[min(step + 1, length - 1)]
-        _fetch_row(flat_delta, ahead * delta.shape[1] + channels, WIDTH)
+        for flat in (flat_u, flat_delta, flat_out):
+            _fetch_row(flat, ahead * u.shape[1] + channels, WIDTH)
         _fetch_row(b[ahead], 0, states)
         _fetch_row(c[ahead], 0, states)
-        steps, x, sums = delta[voxel, here], u[voxel, here], out[voxel, here]
-        for i in range(WIDTH):
-            dt[i] = steps[i]
-            dtx[i] = steps[i] * x[i]
-        _advance(h, rate, dt, dtx, b[voxel], c[voxel], y)
-        for i in range(WIDTH):
-            sums[i] += y[i]
+        _advance(h, rate, delta[voxel, here], u[voxel, here], b[voxel], c[voxel], out[voxel, here])
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
@@ -126,33 +160,38 @@ def _forward(u, delta, b, c, a, paths, scratch, out):
 
 
 @njit(fastmath=_FAST)
-def _remember(before, after, rate, dt, dtx, write):
+def _remember(before, after, rate, dt, x, write):
     """The next states of a block of channels."""
+    _arrays_are_apart()
     for n in range(before.shape[0]):
         b = write[n]
-        for i in range(BLOCK):
-            after[n, i] = exp_of_negative(dt[i] * rate[n, i]) * before[n, i] + b * dtx[i]
+        for i in range(WIDTH):
+            after[n, i] = exp2_of_negative(dt[i] * rate[n, i]) * before[n, i] + b * (dt[i] * x[i])
 
 
 @njit(fastmath=_FAST)
-def _retreat(before, after, carry, rate, dt, dtx, grad, write, read, grad_dtx, grad_dt, grad_rate, grad_b, grad_c):
+def _retreat(before, after, carry, rate, dt, x, grad, write, read, grad_x, grad_dt, grad_rate, grad_b, grad_c):
     """One step back for a block of channels: gradients by the chain rule, into the arrays at the end."""
-    grad_dtx[:] = 0
+    _arrays_are_apart()
+    grad_x[:] = 0
     grad_dt[:] = 0
     for n in range(before.shape[0]):
         b, c = write[n], read[n]
         sum_b, sum_c = np.float32(0), np.float32(0)
-        for i in range(BLOCK):
-            decay = exp_of_negative(dt[i] * rate[n, i])
+        for i in range(WIDTH):
+            decay = exp2_of_negative(dt[i] * rate[n, i])
             flow = carry[n, i] + grad[i] * c
             carry[n, i] = flow * decay
             past = flow * decay * before[n, i]
             sum_c += grad[i] * after[n, i]
-            sum_b += flow * dtx[i]
-            grad_dtx[i] += flow * b
+            sum_b += flow * (dt[i] * x[i])
+            grad_x[i] += flow * b
             grad_dt[i] += past * rate[n, i]
             grad_rate[n, i] += past * dt[i]
         grad_b[n], grad_c[n] = sum_b, sum_c
+    for i in range(WIDTH):
+        grad_dt[i] = grad_dt[i] * LN_2 + grad_x[i] * x[i]
+        grad_x[i] *= dt[i]
 
 
 @njit(parallel=True, fastmath=_FAST, cache=True)
@@ -162,7 +201,7 @@ def _backward(u, delta, b, c, a, paths, grad):
     The states are computed again, block by block, and kept for one block only.
     """
     batch, length, channels = u.shape
-    directions, states, blocks = paths.shape[0], a.shape[1], channels // BLOCK
+    directions, states, blocks = paths.shape[0], a.shape[1], channels // WIDTH
     grad_u = np.empty((directions, batch, length, channels), np.float32)
     grad_delta = np.empty((batch, directions, length, channels), np.float32)
     grad_b = np.empty((blocks, batch, length, directions, states), np.float32)
@@ -170,30 +209,22 @@ def _backward(u, delta, b, c, a, paths, grad):
     grad_a = np.zeros((batch, directions, states, channels), np.float32)
     for task in prange(batch * directions * blocks):
         block, rest = task % blocks, task // blocks
-        k, s, first = rest % directions, rest // directions, block * BLOCK
-        here = slice(first, first + BLOCK)
-        kept = np.zeros((length + 1, states, BLOCK), np.float32)
-        carry, grad_rates = np.zeros((states, BLOCK), np.float32), np.zeros((states, BLOCK), np.float32)
-        rates, dtx = a[k, :, here].copy(), np.empty(BLOCK, np.float32)
-        grad_dt, grad_dtx = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        k, s, first = rest % directions, rest // directions, block * WIDTH
+        here = slice(first, first + WIDTH)
+        kept = np.zeros((length + 1, states, WIDTH), np.float32)
+        carry, grad_rates = np.zeros((states, WIDTH), np.float32), np.zeros((states, WIDTH), np.float32)
+        rates = a[k, :, here] * LOG2_E
         for step in range(length):
             voxel = paths[k, step]
             dt, x = delta[s, k, voxel, here], u[s, voxel, here]
-            for i in range(BLOCK):
-                dtx[i] = dt[i] * x[i]
-            _remember(kept[step], kept[step + 1], rates, dt, dtx, b[s, voxel, k])
+            _remember(kept[step], kept[step + 1], rates, dt, x, b[s, voxel, k])
         for step in range(length - 1, -1, -1):
             voxel = paths[k, step]
-            dt, x, g = delta[s, k, voxel, here], u[s, voxel, here], grad[s, voxel, here]
-            for i in range(BLOCK):
-                dtx[i] = dt[i] * x[i]
             _retreat(
-                kept[step], kept[step + 1], carry, rates, dt, dtx, g, b[s, voxel, k], c[s, voxel, k],
-                grad_dtx, grad_dt, grad_rates, grad_b[block, s, voxel, k], grad_c[block, s, voxel, k],
+                kept[step], kept[step + 1], carry, rates, delta[s, k, voxel, here], u[s, voxel, here],
+                grad[s, voxel, here], b[s, voxel, k], c[s, voxel, k], grad_u[k, s, voxel, here],
+                grad_delta[s, k, voxel, here], grad_rates, grad_b[block, s, voxel, k], grad_c[block, s, voxel, k],
             )  # fmt: skip
-            for i in range(BLOCK):
-                grad_u[k, s, voxel, first + i] = grad_dtx[i] * dt[i]
-                grad_delta[s, k, voxel, first + i] = grad_dt[i] + grad_dtx[i] * x[i]
         grad_a[s, k, :, here] = grad_rates
     return grad_u, grad_delta, grad_b, grad_c, grad_a
 
@@ -208,7 +239,7 @@ def _scan(arrays: list[torch.Tensor], paths: torch.Tensor) -> torch.Tensor:
     blocks = u.shape[2] // WIDTH
     divisors = [n for n in range(1, directions + 1) if directions % n == 0]
     parts = next((n for n in divisors if n * blocks >= TASKS), directions)
-    scratch = torch.empty(threads, 2 * states + 3, WIDTH)  # of torch, which aligns to cache lines
+    scratch = torch.empty(threads, 2, states, WIDTH)  # of torch, which aligns to cache lines
     out = torch.zeros(parts, *u.shape)
     _forward(*(t.numpy() for t in (*arrays, paths, scratch, out)))
     return out.sum(0) if parts > 1 else out[0]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from medsegmamba_bids.networks.kernels.scan_numba import exp_of_negative
+from medsegmamba_bids.networks.kernels.scan_numba import LOG2_E, exp2_of_negative
 
 _TILE = 64  # voxels whose scores are turned at once: they stay in the nearest cache
 _FAST = {"nsz", "contract", "arcp", "reassoc"}
@@ -47,7 +47,7 @@ def _softmax(rows, out):
                 total[v] += tile[c, v] * np.float32(0)  # NaN where a score is not finite, which the exponential hides
         for c in range(channels):
             for v in range(_TILE):
-                tile[c, v] = exp_of_negative(tile[c, v] - highest[v])
+                tile[c, v] = exp2_of_negative((tile[c, v] - highest[v]) * LOG2_E)
                 total[v] += tile[c, v]
         for v in range(_TILE):
             total[v] = np.float32(1) / total[v]

@@ -1,9 +1,11 @@
 """Every backend of the scan against the slow, obvious one."""
 
+import numba
 import numpy as np
 import pytest
 import torch
 
+from medsegmamba_bids.networks.kernels.scan_numba import exp2_of_negative
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
 from medsegmamba_bids.networks.scan_paths import scan_paths
 
@@ -82,9 +84,31 @@ def test_extreme_steps_stay_finite_and_right():
     assert_close_to_largest(result, reference_scan(*tensors, paths), 2e-6, "numba")
 
 
-def test_numba_does_not_depend_on_threads():
-    import numba
+def powers_of_two(exponents):
+    """``exp2_of_negative`` of each, in a loop that the compiler turns into vectors."""
 
+    @numba.njit
+    def fill(t, out):
+        for i in range(len(t)):
+            out[i] = exp2_of_negative(t[i])
+
+    out = np.empty_like(exponents)
+    fill(exponents, out)
+    return out
+
+
+def test_powers_of_two():
+    """Each is right to 2e-7 of itself, whole ones are exact, and what is too small becomes negligible."""
+    exponents = np.linspace(-126, 0, 1_000_003).astype(np.float32)
+    expected = np.exp2(exponents.astype(float))
+    assert np.abs(powers_of_two(exponents) / expected - 1).max() < 2e-7
+    whole = np.arange(-126, 1).astype(np.float32)
+    assert np.array_equal(powers_of_two(whole), np.exp2(whole))
+    edges = powers_of_two(np.float32([-0.0, -1e-30, -126.4, -126.6, -150, -3e38, -np.inf, np.nan]))
+    np.testing.assert_array_equal(edges, np.float32([1, 1, *[2**-126] * 5, np.nan]))
+
+
+def test_numba_does_not_depend_on_threads():
     tensors, paths = random_inputs(1, 4, 128, 16)
     every = selective_scan(*tensors, paths, backend="numba")
     before = numba.get_num_threads()
