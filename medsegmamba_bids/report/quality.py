@@ -167,13 +167,15 @@ def _overlap_flags(inputs: QualityInputs, entry: dict[str, Any]) -> Iterator[Fla
     aseg, subfields = inputs.labels.get(ASEG.name), inputs.labels.get(HIPPOCAMPUS.name)
     if aseg is None or subfields is None or aseg.shape != subfields.shape:
         return
+    box = Box.around(subfields) or Box.empty()
+    subfields = subfields[box]
     for label, side in HIPPOCAMPI.items():
         first = SUBFIELDS_FROM[label]
         whole, parts = aseg == label, (subfields > first) & (subfields < first + 1000)
         together = np.count_nonzero(whole) + np.count_nonzero(parts)
         if not together:
             continue
-        dice = 2 * np.count_nonzero(whole & parts) / together
+        dice = 2 * np.count_nonzero(whole[box] & parts) / together
         text = f"the {side} subfields overlap with the whole hippocampus by {{}}"
         name = f"{side.capitalize()}-Hippocampus"
         yield from _judge(_Subject(inputs.scan, HIPPOCAMPUS.name, "hippocampus_overlap", name), dice, entry, text)
@@ -266,12 +268,13 @@ def stray_shares(labels: np.ndarray) -> dict[int, float]:
     box = Box.around(labels)
     if box is None:
         return shares
-    inside = labels[box].astype(np.int32, copy=False)
+    inside = np.ascontiguousarray(labels[box], np.int32)
     for number, part in enumerate(ndimage.find_objects(inside), 1):
         if part is None:
             continue
-        pieces, count = ndimage.label(inside[part] == number, structure)
-        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        mask = inside[part] == number
+        pieces, count = ndimage.label(mask, structure)
+        sizes = np.bincount(pieces[mask], minlength=count + 1)[1:]
         shares[number] = float(1 - sizes.max() / sizes.sum())
     return shares
 

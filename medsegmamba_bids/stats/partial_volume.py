@@ -75,7 +75,8 @@ def _quantised(guide: np.ndarray) -> np.ndarray:
     highest = guide.max()
     if highest > 0:
         guide *= 2.0 ** (_LEVELS - np.frexp(highest)[1])
-    return np.ascontiguousarray(np.minimum(np.rint(guide), 2.0**_LEVELS - 1), np.int64)
+    np.minimum(np.rint(guide, out=guide), 2.0**_LEVELS - 1, out=guide)
+    return np.ascontiguousarray(guide, np.int64)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -58,7 +58,7 @@ def structure_statistics(
         :func:`volume_definition` says.
     """
     labels, guide, around = _cropped(labels, guide, around)
-    counts = np.bincount(labels.ravel(), minlength=_HIGHEST_LABEL)
+    counts = np.bincount(labels.ravel("K"), minlength=_HIGHEST_LABEL)
     is_aseg = of_table(table.name).volumes == CORRECTED
     beside = {label: name for label, name in FREESURFER_ONLY.items() if is_aseg and counts[label]}
     listed = [*map(int, table.labels[1:]), *beside]
@@ -114,7 +114,7 @@ def _corrected(labels: np.ndarray, guide: np.ndarray, listed: list[int], around:
 
     if around is not None:
         labels = np.where((labels == 0) & ~np.isin(around, listed), around, labels)
-    present = np.union1d([0], np.flatnonzero(np.bincount(labels.ravel())))
+    present = np.union1d([0], np.flatnonzero(np.bincount(labels.ravel("K"))))
     lookup = np.zeros(int(present[-1]) + 1, np.int16)
     lookup[present] = np.arange(len(present))
     counts = corrected_counts(lookup[labels], guide, len(present))
