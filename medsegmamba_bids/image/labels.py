@@ -89,6 +89,20 @@ class LabelTable:
         return lookup[np.maximum(labels, 0)]
 
 
+def is_one_of(labels: np.ndarray, wanted: Iterable[int]) -> np.ndarray:
+    """Return where labels are one of a few, bool; `numpy.isin` takes two to eight times as long.
+
+    Examples
+    --------
+    >>> is_one_of(np.array([0, 4, 43, 5], np.uint8), (4, 43)).tolist()
+    [False, True, True, False]
+    """
+    there = np.zeros_like(labels, bool)
+    for label in wanted:
+        there |= labels == label
+    return there
+
+
 def _other_side(name: str) -> str:
     if name.startswith("Left-"):
         return "Right-" + name.removeprefix("Left-")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER, OUTSIDE_BRAIN
 from medsegmamba_bids.image.grid import Box
+from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import colors_of, to_uri
@@ -78,11 +79,11 @@ def draw_pictures(
     labels, entropies = ({name: array[box] for name, array in arrays.items()} for arrays in (labels, entropies))
     brain = None if brain is None else brain[box]
     structures = labels.get(ASEG.name, np.zeros(data.shape, np.uint8))
-    structures = np.where(np.isin(structures, OUTSIDE_BRAIN), 0, structures)
+    structures = np.where(is_one_of(structures, OUTSIDE_BRAIN), 0, structures)
     aseg = _Overlay(structures, ASEG.widest, entropies.get(ASEG.name))
     inside = brain > 0 if brain is not None else aseg.labels > 0
     head = _Head(data, affine, slices.bright(data, inside))
-    deep = slices.box_of((aseg.labels > 0) & ~np.isin(aseg.labels, CEREBRUM)).grow(4, data.shape)
+    deep = slices.box_of((aseg.labels > 0) & ~is_one_of(aseg.labels, CEREBRUM)).grow(4, data.shape)
     shown = slices.box_of(inside).grow(6 if brain is not None else _MARGIN, data.shape)
     planes = [
         _layers(plane, _plan(aseg.labels, shown, deep, plane, _SLICES, _COLUMNS, 2.5 * detail), head, aseg)
@@ -176,8 +177,8 @@ def _hippocampi(labels: dict[str, np.ndarray], entropies: dict[str, np.ndarray])
     subfields, aseg = labels.get(HIPPOCAMPUS.name), labels.get(ASEG.name)
     if subfields is not None and subfields.any():
         return _Overlay(subfields, HIPPOCAMPUS.widest, entropies.get(HIPPOCAMPUS.name))
-    if aseg is not None and np.isin(aseg, list(HIPPOCAMPI)).any():
-        alone = np.where(np.isin(aseg, list(HIPPOCAMPI)), aseg, 0)
+    if aseg is not None and (there := is_one_of(aseg, HIPPOCAMPI)).any():
+        alone = np.where(there, aseg, 0)
         return _Overlay(alone, ASEG.widest, entropies.get(ASEG.name))
     return None
 
@@ -196,9 +197,7 @@ def _close_up(head: _Head, hippocampi: _Overlay, detail: float) -> list[dict[str
         box = Box((slice(box[0].start + shift, box[0].stop + shift), *box[1:]))
         shown = box.grow(7, head.data.shape)
         for plane in ("coronal", "sagittal"):
-            alone = np.zeros_like(hippocampi.labels)
-            alone[box] = hippocampi.labels[box]
-            plan = _plan(alone, shown, box, plane, _CLOSE_UP, _CLOSE_UP_COLUMNS, 4.6 * detail)
+            plan = _plan(hippocampi.labels, shown, box, plane, _CLOSE_UP, _CLOSE_UP_COLUMNS, 4.6 * detail)
             pictures.append(_layers(f"{side} hippocampus, {plane}", plan, head, hippocampi))
     return pictures
 

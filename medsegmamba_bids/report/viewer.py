@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import time
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from isal import igzip
-from scipy import ndimage
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import split_prefix
+from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.report.derivatives import Scan
 from medsegmamba_bids.segmentations import of_name
@@ -55,13 +56,13 @@ def viewer_page(
     """
     inside = brain > 0 if brain is not None and brain.any() else next(iter(labels.values()), t1w) > 0
     box = slices.box_of(inside).grow(_MARGIN, t1w.shape)
-    top = slices.bright(t1w, inside)
-    gray = np.clip(t1w[box].astype(np.float32) * (255 / top), 0, 255) // _GRAY_STEP * _GRAY_STEP
+    top = slices.bright(t1w[box], inside[box])
+    gray = np.clip(t1w[box].astype(np.float32) * (255 / top), 0, 255).astype(np.uint8) // _GRAY_STEP * _GRAY_STEP
     layers = [_labels_layer(name, data[box]) for name, data in labels.items()]
-    volumes = {"t1w": gray.astype(np.uint8), **{layer["name"]: layer.pop("data") for layer in layers}}
+    volumes = {"t1w": gray, **{layer["name"]: layer.pop("data") for layer in layers}}
     if entropies:
-        most = np.max([entropy[box] for entropy in entropies.values()], axis=0)
-        steps = np.clip(most.astype(np.float32) / _ENTROPY_MOST, 0, 1) * (_ENTROPY_STEPS - 1)
+        most = reduce(np.maximum, [entropy[box] for entropy in entropies.values()])
+        steps = np.clip(most.astype(np.float32, copy=False) / _ENTROPY_MOST, 0, 1) * (_ENTROPY_STEPS - 1)
         volumes["entropy"] = np.rint(steps).astype(np.uint8)
     start = [side.start for side in box]
     shades = {"unit": _ENTROPY_MOST / (_ENTROPY_STEPS - 1), "range": slices.ENTROPY_RANGE}
@@ -87,11 +88,10 @@ def viewer_page(
 def _labels_layer(name: str, labels: np.ndarray) -> dict[str, Any]:
     """Return a segmentation as numbers of its structures, uint8, with their names, colours and middles in voxels."""
     table = load_label_table(of_name(name).widest)
-    indices = table.to_indices(np.asarray(labels).astype(np.int64)).astype(np.uint8)
+    whole = np.maximum(labels, 0).astype(np.uint16)
+    indices = table.to_indices(np.arange(int(whole.max()) + 1)).astype(np.uint8)[whole]
     structures = []
-    for index, box in enumerate(ndimage.find_objects(indices), 1):
-        if box is None:
-            continue
+    for index, box in Box.around_each(indices).items():
         at = np.argwhere(indices[box] == index) + [side.start for side in box]
         middle = at[np.abs(at - at.mean(0)).sum(1).argmin()]  # in the structure, though it may be curved
         row = table.table.iloc[index]

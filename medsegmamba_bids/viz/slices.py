@@ -233,7 +233,7 @@ def _path(line: np.ndarray) -> str:
     steps = np.diff(points, axis=0)
     if not steps.any():
         return ""
-    return f"M{points[0][0]} {points[0][1]}l" + " ".join(f"{x} {y}" for x, y in steps[steps.any(1)].tolist()) + "z"
+    return f"M{points[0][0]} {points[0][1]}l" + " ".join(map(str, steps[steps.any(1)].ravel().tolist())) + "z"
 
 
 def fill_labels(base: np.ndarray, labels: np.ndarray, colors: Mapping[int, str], opacity: float = 0.55) -> np.ndarray:
