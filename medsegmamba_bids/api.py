@@ -32,7 +32,7 @@ from medsegmamba_bids.image.io import (
     save_image,
     write_text,
 )
-from medsegmamba_bids.image.labels import any_of, join_brain_labels, load_label_table
+from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table
 from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
@@ -88,7 +88,7 @@ class SegmentedImage:
         data = np.asanyarray(image.dataobj)
         brain = fill_holes(data > 0) if aseg.brain_mask is None else aseg.brain_mask
         # Weights that know no white matter have no mask either: its peak is looked for instead.
-        white_matter = None if aseg.brain_mask is None else any_of(aseg.labels, WHITE_MATTER)
+        white_matter = None if aseg.brain_mask is None else is_one_of(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
         guide = np.where(intracranial_space(aseg.labels, brain), guide, np.float32(0))  # as in FreeSurfer's norm
         parts = [(aseg, ASEG.listed)]
@@ -261,7 +261,7 @@ def statistics(
     guide = _on_grid(_taken(image, load_image, check_image), segmented)
     if brain is not None:
         mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
-        guide = normalize(guide, mask, any_of(data, WHITE_MATTER))
+        guide = normalize(guide, mask, is_one_of(data, WHITE_MATTER))
     return structure_statistics(data, guide, structures, Grid.of(segmented).voxel_mm3)[list(COLUMNS)]
 
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from medsegmamba_bids.anatomy import OUTSIDE_BRAIN, covers_brain
 from medsegmamba_bids.image.components import fill_holes, largest_component
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.labels import any_of
+from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
 
@@ -264,7 +264,7 @@ class _Merger:
             voxels=_by_label(labels, counts, int),
             soft_volumes=_by_label(labels, self.sums * grid.voxel_mm3, float),
             mean_posterior=_by_label(labels, means, float),
-            brain_mask=fill_holes((whole > 0) & ~any_of(whole, OUTSIDE_BRAIN))
+            brain_mask=fill_holes((whole > 0) & ~is_one_of(whole, OUTSIDE_BRAIN))
             if covers_brain(labels.tolist())
             else None,
             device=str(self.ran_on),

@@ -21,7 +21,7 @@ from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.components import largest_component
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.image.labels import any_of, table_of_labels
+from medsegmamba_bids.image.labels import is_one_of, table_of_labels
 from medsegmamba_bids.inference.borders import follow_hippocampi
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, looks_whole
@@ -260,7 +260,7 @@ def hippocampus_box(labels: np.ndarray, side: int = HIPPOCAMPUS_SIDE) -> Box:
         raise SegmentationError("no hippocampus was found (labels 17 and 53), so it has no subfields")
     if missing:
         logger.warning("no %s hippocampus was found; the box lies around the other", missing[0])
-    return Box.around(any_of(labels, HIPPOCAMPI)).at_least(side, labels.shape)
+    return Box.around(is_one_of(labels, HIPPOCAMPI)).at_least(side, labels.shape)
 
 
 def missing_hippocampi(labels: np.ndarray) -> list[str]:

@@ -11,7 +11,7 @@ from nipype.interfaces.base import File, isdefined
 from medsegmamba_bids.anatomy import WHITE_MATTER
 from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import load_as_is, save_image
-from medsegmamba_bids.image.labels import any_of
+from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepOutputSpec
 
 
@@ -41,6 +41,6 @@ class Normalize(StepInterface):
         mask = np.asanyarray(load_as_is(self.inputs.mask_file).dataobj) > 0
         white_matter = None
         if isdefined(self.inputs.labels_file):
-            white_matter = any_of(np.asanyarray(load_as_is(self.inputs.labels_file).dataobj), WHITE_MATTER)
+            white_matter = is_one_of(np.asanyarray(load_as_is(self.inputs.labels_file).dataobj), WHITE_MATTER)
         data = normalize(np.asanyarray(image.dataobj), mask, white_matter, self.inputs.num_threads)
         return {"out_file": str(save_image(data, image.affine, folder / "norm.nii", np.float32))}

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from medsegmamba_bids.image.labels import TABLES, any_of, load_label_table, table_of_labels
+from medsegmamba_bids.image.labels import TABLES, is_one_of, load_label_table, table_of_labels
 
 # The 31 structures of the paper and the background.
 ASEG = [0, 4, 5, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 26, 28, 31]
@@ -149,9 +149,9 @@ def test_table_is_found_by_its_labels(table):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_any_of_is_isin_in_the_same_order_of_memory(order):
+def test_is_one_of_is_isin_in_the_same_order_of_memory(order):
     labels = np.array(np.random.default_rng(0).integers(0, 60, (7, 8, 9)), np.uint16, order=order)
-    found = any_of(labels, (2, 41, 70000))
+    found = is_one_of(labels, (2, 41, 70000))
     np.testing.assert_array_equal(found, np.isin(labels, (2, 41)))
     assert found.any()
     assert found.flags[f"{order}_CONTIGUOUS"]
