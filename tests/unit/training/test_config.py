@@ -126,6 +126,7 @@ EMBEDDED = [
     "embedded_aseg",
     "embedded_aseg2_first",
     "embedded_aseg2_base",
+    "embedded_aseg2_heads",
     "embedded_aseg2",
     "embedded_hippocampus",
     "embedded_hippocampus2",
@@ -217,15 +218,19 @@ def test_folds_leave_out_what_they_are_judged_on():
 
 def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on():
     """The cross-validation rests on the first; sub-03 to sub-05 are for evaluation or tests only."""
-    names = ("embedded_aseg2_first", "embedded_aseg2_base", "embedded_aseg2")
-    *bases, last = (read_config(find_config(name)) for name in names)
+    names = ("embedded_aseg2_first", "embedded_aseg2_base", "embedded_aseg2_heads", "embedded_aseg2")
+    *bases, heads, last = (read_config(find_config(name)) for name in names)
     cases = [case for case in read_cases_table() if case["aim"] == "1"]
     assert len(cases) == 5
     files = {(case["reference"], case["image"]) for case in cases}
     seen = [source for base in bases for source in base.sources]
     assert not [s for s in seen if any(fnmatch(name, s.labels) for pair in files for name in pair)]
-    assert {(s.labels, s.image) for s in last.sources if s.labels.startswith("reference/")} == files
-    assert [s.labels for s in last.sources if not s.stripped and s.image] == ["reference/head_sub-02_aseg.nii.gz"]
+    for stage in (heads, last):
+        assert {(s.labels, s.image) for s in stage.sources if s.labels.startswith("reference/")} == files
+    whole = [s.labels for s in last.sources if not s.stripped and s.image]
+    assert whole == ["reference/head_sub-02_aseg.nii.gz", "more/mries/aparc+aseg.mgz", "more/pynetstim/aseg.mgz"]
+    assert last.sources[: len(heads.sources)] == heads.sources
+    assert {s.labels.split("/")[0] for s in last.sources[len(heads.sources) :]} == {"more"}
 
 
 def read_cases_table():
