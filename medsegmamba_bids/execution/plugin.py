@@ -146,8 +146,10 @@ class NetworkProcessPlugin(MultiProcPlugin):
         start_forkserver(threads)
         self._arguments = (self._cwd, threads, log_file)
         self._common = Worker(self.processors, start_worker, self._arguments)
+        self._beside = mp.get_context("forkserver").RawValue("i", 0)  # steps without a network that run
+        self._counting = threading.Lock()
         self._networks = [
-            Worker(1, start_network_worker, (*self._arguments, mask))
+            Worker(1, start_network_worker, (*self._arguments, mask, self._beside))
             for mask in visible_devices(self.plugin_args.get("device", "auto"))
         ]
         self._feeding: set[Node] = set()
@@ -179,9 +181,8 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def _prerun_check(self, graph: Any) -> None:
         """Share the processors among the processes of networks, so that none of them waits for another's.
 
-        A network's threads wait now and then, for each other or for what only one of them does. Part of their
-        processors, one at the least where there are several, is given to other nodes as well: what is left to do of
-        one participant is done while the network is at the next.
+        Part of a network's processors, one at the least where there are several, is given to other nodes as well:
+        what is left to do of one participant is done while the network is at the next, which takes fewer threads then.
         """
         share = self.processors // len(self._networks)
         if not share:
@@ -251,7 +252,15 @@ class NetworkProcessPlugin(MultiProcPlugin):
     def _start(self, taskid: int, worker: Worker, repeatable: bool) -> None:
         future = worker.submit(*self._tasks[taskid])
         self._task_obj[taskid] = future
+        if not _runs_network(self._tasks[taskid][1]):
+            self._count(1)
+            future.add_done_callback(lambda _: self._count(-1))
         future.add_done_callback(partial(self._finished, taskid, repeatable))
+
+    def _count(self, change: int) -> None:
+        """Tell networks that a step beside them has begun or ended."""
+        with self._counting:
+            self._beside.value += change
 
     def _finished(self, taskid: int, repeatable: bool, future: Future) -> None:
         """Keep the result, or what stands for it where the process died."""

@@ -10,6 +10,10 @@ import threading
 from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medsegmamba_bids.inference.beside import Counter
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: Loaded once, before processes are forked off; nothing that starts threads.
@@ -66,13 +70,15 @@ def start_worker(folder: str, threads: int, log_file: str | None) -> None:
     log_to_file(log_file)
 
 
-def start_network_worker(folder: str, threads: int, log_file: str | None, visible: str | None) -> None:
-    """Set up a process that keeps networks, on the GPU that it is given."""
+def start_network_worker(folder: str, threads: int, log_file: str | None, visible: str | None, beside: Counter) -> None:
+    """Set up a process that keeps networks, on the GPU that it is given; told how many steps run beside it."""
     if visible is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
     start_worker(folder, threads, log_file)
+    from medsegmamba_bids.inference.beside import watch
     from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
 
+    watch(beside)
     keep_freed_memory()
 
 

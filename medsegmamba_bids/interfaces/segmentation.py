@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -99,15 +100,17 @@ class SegmentAseg(StepInterface):
         return PosteriorFile(folder / "posteriors.nii.gz", Grid.of(image), len(info.labels))
 
     def _segmenter(self) -> Segmenter:
-        from medsegmamba_bids.inference.device import use_threads
+        from medsegmamba_bids.inference.beside import make_way
         from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 
-        use_threads(self.inputs.num_threads)
+        threads = self.inputs.num_threads
+        make_way(threads)
         step, batch = (value if isdefined(value) else None for value in (self.inputs.step_size, self.inputs.batch_size))
         low_memory = self.inputs.low_memory
-        key = (self.inputs.device, self.inputs.precision, step, batch, low_memory)
+        key = (self.inputs.device, self.inputs.precision, step, batch, low_memory, threads)
         if key not in _SEGMENTERS:
             settings = InferenceSettings(self.inputs.device, self.inputs.precision, step, batch, low_memory=low_memory)
+            settings = replace(settings, progress=lambda done, total: make_way(threads))  # before each patch
             _SEGMENTERS[key] = Segmenter(settings)
             logger.info("the network runs on %s", _SEGMENTERS[key].device)
         return _SEGMENTERS[key]

@@ -17,6 +17,7 @@ from nipype.pipeline.plugins import multiproc
 
 import medsegmamba_bids
 from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, Worker, interrupts_later, visible_devices
+from medsegmamba_bids.inference import beside
 from medsegmamba_bids.report.crashes import read_crashes
 
 
@@ -64,6 +65,22 @@ class TellOfNetwork(Tell):
     runs_network = True
 
 
+class TellWhatIsBeside(Tell):
+    """Looks for a while at how many steps run beside it, and tells each number that it saw, in ``mask``."""
+
+    runs_network = True
+
+    def _run_interface(self, runtime):
+        meet(Path(self.inputs.meeting_place))
+        seen, end = [], time.monotonic() + 60
+        while seen[-2:] != [1, 0] and time.monotonic() < end:
+            now = beside._COUNTERS[0].value
+            seen += [now] if seen[-1:] != [now] else []
+            time.sleep(0.02)
+        self._results.update(pid=os.getpid(), mask=str(seen))
+        return runtime
+
+
 @pytest.fixture
 def plugin(tmp_path):
     log = tmp_path / "log.txt"
@@ -95,6 +112,16 @@ def test_networks_share_a_process_over_workflows(tmp_path, plugin):
     assert one["n1"].pid == one["n2"].pid == two["n3"].pid
     assert one["other"].pid != one["n1"].pid
     assert os.getpid() not in {one["n1"].pid, one["other"].pid}
+
+
+def test_a_network_knows_how_many_steps_run_beside_it(tmp_path, plugin):
+    (tmp_path / "meeting").mkdir()
+    there = str(tmp_path / "meeting")
+    nodes = {"network": TellWhatIsBeside(meeting_place=there), "other": Tell(meeting_place=there, seconds=0.5)}
+    assert results(workflow_of(tmp_path / "a", **nodes).run(plugin))["network"].mask == "[1, 0]"
+    with pytest.raises(RuntimeError):
+        workflow_of(tmp_path / "b", other=Tell(die=True)).run(plugin)
+    assert plugin._beside.value == 0
 
 
 def test_waiting_takes_no_processor(tmp_path, plugin, monkeypatch):

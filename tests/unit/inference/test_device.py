@@ -3,12 +3,15 @@
 from types import SimpleNamespace
 
 import numba
+import numpy as np
 import pytest
 import torch
 
 from medsegmamba_bids.errors import DeviceError
-from medsegmamba_bids.inference import device
+from medsegmamba_bids.inference import beside, device
 from medsegmamba_bids.inference.device import choose_device, limit_memory, use_threads, why_refused
+from medsegmamba_bids.inference.predict import Patching, Resources, predict_volume
+from medsegmamba_bids.networks.registry import build_network
 
 CPU = torch.device("cpu")
 
@@ -94,6 +97,36 @@ def test_threads():
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
+
+
+def test_a_network_makes_way_for_steps_beside_it(monkeypatch):
+    monkeypatch.setattr(beside, "_COUNTERS", [])
+    used, counter = [], SimpleNamespace(value=0)
+    monkeypatch.setattr(device, "use_threads", used.append)
+    beside.make_way(4)
+    beside.watch(counter)
+    for counter.value in (0, 1, 3, 4, 9):
+        beside.make_way(4)
+    assert used == [4, 4, 3, 1, 1, 1]
+
+
+def test_results_do_not_depend_on_when_a_network_makes_way(tmp_path):
+    """Threads that change from patch to patch: the same labels, and probabilities to rounding."""
+    torch.manual_seed(0)
+    sizes = {"channels": [8, 8, 8, 8], "bottleneck": 64, "state": 4, "blocks": 1, "patch_size": 16}
+    network = build_network("medsegmamba", {**sizes, "classes": 3}).eval()
+    volume = np.random.default_rng(0).random((24, 24, 24), np.float32)
+    before = torch.get_num_threads(), numba.get_num_threads()
+    found = []
+    try:
+        for threads in ([2, 2], [2, 1]):
+            resources = Resources(progress=lambda done, total, threads=threads: use_threads(threads[done % 2]))
+            found.append(predict_volume(network, volume, 3, Patching(16, 8), resources).probabilities)
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
+    assert torch.equal(found[0].argmax(0), found[1].argmax(0))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def test_a_limit_of_memory_is_a_fraction_of_the_gpus(monkeypatch):
