@@ -3,7 +3,7 @@
     python benchmarks/app.py IMAGE [--cases one many shared start] [--participants 20] [--threads 2]
 
 IMAGE is a T1w; datasets are made of links to it. Everything is written into a temporary folder and deleted.
-Memory is the sum of the proportional set sizes of the run's processes, looked at once a second (Linux only; five times took a tenth of two processors).
+Memory is the sum of the proportional set sizes of the run's processes, looked at once a second (Linux only).
 """
 
 import argparse
