@@ -146,7 +146,8 @@ class NetworkProcessPlugin(MultiProcPlugin):
         start_forkserver(threads)
         self._arguments = (self._cwd, threads, log_file)
         self._common = Worker(self.processors, start_worker, self._arguments)
-        self._beside = mp.get_context("forkserver").RawValue("i", 0)  # steps without a network that run
+        self._beside = mp.get_context("forkserver").RawValue("i", 0)  # steps that take a processor of the networks'
+        self._running = self._room = 0  # steps without a network; processors that no network has a thread for
         self._counting = threading.Lock()
         self._networks = [
             Worker(1, start_network_worker, (*self._arguments, mask, self._beside))
@@ -195,6 +196,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
             threads = min(node.n_procs, max(1, share))
             node.n_procs = min(threads, max(1, share - max(1, share // 4)))
             node.inputs.num_threads = threads  # Nipype takes the places for the threads
+            self._room = self.processors - threads * len(self._networks)
         self._feeding = {node for network in networks for node in ancestors(graph, network)}
         for worker in self._networks[: len(networks)]:
             worker.prepare(import_networks)
@@ -258,9 +260,10 @@ class NetworkProcessPlugin(MultiProcPlugin):
         future.add_done_callback(partial(self._finished, taskid, repeatable))
 
     def _count(self, change: int) -> None:
-        """Tell networks that a step beside them has begun or ended."""
+        """Tell networks how many steps run beside them on their processors, when one has begun or ended."""
         with self._counting:
-            self._beside.value += change
+            self._running += change
+            self._beside.value = max(0, self._running - self._room)
 
     def _finished(self, taskid: int, repeatable: bool, future: Future) -> None:
         """Keep the result, or what stands for it where the process died."""

@@ -15,12 +15,12 @@ _COUNTERS: list[Counter] = []  # the one of this process; none where nothing run
 
 
 def watch(beside: Counter) -> None:
-    """Have the networks of this process look at how many steps run beside them."""
+    """Have the networks of this process look at how many steps run on processors that they have threads for."""
     _COUNTERS[:] = [beside]
 
 
 def make_way(threads: int) -> None:
-    """Compute with so many threads, less one for each step that runs beside, but one at the least.
+    """Compute with so many threads, less one for each step that takes a processor of theirs, but one at the least.
 
     The threads of a network divide each layer evenly and wait for the last of them: one that shares its processor with
     a step holds up all the others, which loses as much time again as the step takes.

@@ -118,7 +118,9 @@ def test_a_network_knows_how_many_steps_run_beside_it(tmp_path, plugin):
     (tmp_path / "meeting").mkdir()
     there = str(tmp_path / "meeting")
     nodes = {"network": TellWhatIsBeside(meeting_place=there), "other": Tell(meeting_place=there, seconds=0.5)}
-    assert results(workflow_of(tmp_path / "a", **nodes).run(plugin))["network"].mask == "[1, 0]"
+    workflow = workflow_of(tmp_path / "a", **nodes)
+    workflow.get_node("network").n_procs = 2  # all that there are
+    assert results(workflow.run(plugin))["network"].mask == "[1, 0]"
     with pytest.raises(RuntimeError):
         workflow_of(tmp_path / "b", other=Tell(die=True)).run(plugin)
     assert plugin._beside.value == 0
@@ -250,6 +252,21 @@ def test_a_network_leaves_room_for_others(tmp_path, processors, places):
     runner.close(kill=True)
     assert (nodes["aseg"].n_procs, nodes["report"].n_procs) == (places, processors)
     assert nodes["aseg"].inputs.num_threads == processors
+
+
+@pytest.mark.parametrize(("threads", "told"), [(8, [1, 2, 1]), (7, [0, 1, 0]), (2, [0, 0, 0])])
+def test_a_network_gives_up_no_thread_while_other_processors_are_free(tmp_path, threads, told):
+    runner = NetworkProcessPlugin({"n_procs": 8, "memory_gb": 4, "device": "cpu"})
+    graph = generate_expanded_graph(participants_workflow(tmp_path, "a")._create_flat_graph())
+    for node in graph.nodes():
+        node.n_procs = threads
+    runner._prerun_check(graph)
+    runner.close(kill=True)
+    seen = []
+    for change in (1, 1, -1):
+        runner._count(change)
+        seen.append(runner._beside.value)
+    assert seen == told
 
 
 def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
