@@ -263,7 +263,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
         """Tell networks how many steps run beside them on their processors, when one has begun or ended."""
         with self._counting:
             self._running += change
-            self._beside.value = max(0, self._running - self._room)
+            self._beside.value = -(-max(0, self._running - self._room) // len(self._networks))  # each gives its part
 
     def _finished(self, taskid: int, repeatable: bool, future: Future) -> None:
         """Keep the result, or what stands for it where the process died."""

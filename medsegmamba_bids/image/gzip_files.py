@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from medsegmamba_bids.errors import ImageError
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"\x1f\x8b"
-_GZIP_MEMBER = 16 + isal_zlib.MAX_WBITS
+_GZIP_MEMBER = 16 + zlib.MAX_WBITS
 _CHUNK = 1 << 16  # may unpack to a thousand times as much
 _PART = 1 << 20  # bytes unpacked at a time: they stay in the processor's cache until they are copied
 _LARGEST_GUESS = 1 << 30
@@ -34,15 +35,15 @@ def unpacked(path: Path) -> np.ndarray:
     ImageError
         The file is truncated or corrupt.
     """
+    rest, at = path.read_bytes(), 0
     with _damage_said(path):
-        rest, at = path.read_bytes(), 0
         _check_magic(rest)
         out = np.empty(_guessed_size(rest), np.uint8)
         while True:
             member = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
             for part in _parts(member, rest):
                 if at + len(part) > len(out):
-                    out = np.concatenate([out, np.empty(max(len(out), len(part)), np.uint8)])
+                    out = _longer(out, at, len(part))
                 out[at : at + len(part)] = np.frombuffer(part, np.uint8)
                 at += len(part)
             rest = member.unused_data.lstrip(b"\0")
@@ -52,9 +53,16 @@ def unpacked(path: Path) -> np.ndarray:
     return out[:at]
 
 
+def _longer(array: np.ndarray, used: int, more: int) -> np.ndarray:
+    """Return an array that has room for more, and the same content as far as it is used."""
+    longer = np.empty(len(array) + max(len(array), more), np.uint8)
+    longer[:used] = array[:used]
+    return longer
+
+
 def _check_magic(start: bytes) -> None:
     if not start.startswith(_MAGIC):
-        raise OSError("it does not begin as gzip files do")
+        raise zlib.error("it does not begin as gzip files do")
 
 
 def _parts(member: igzip_lib.IgzipDecompressor, content: bytes) -> Iterator[bytes]:
@@ -75,6 +83,8 @@ def _guessed_size(content: bytes) -> int:
 
 def check_gzip(path: Path) -> bool:
     """Unpack a file once to its end and keep nothing of it, as nibabel does not read the checksum there.
+
+    By zlib: piece by piece, ISA-L loses its way in headers that have a checksum of their own.
 
     Returns
     -------
@@ -98,7 +108,7 @@ def _damage_said(path: Path) -> Iterator[None]:
         yield
     except EOFError as error:
         raise ImageError(f"{path}: the compressed file is truncated; copy it again") from error
-    except (OSError, isal_zlib.error) as error:
+    except (zlib.error, isal_zlib.error) as error:
         raise ImageError(f"{path}: the compressed file is corrupt ({error}); copy it again") from error
 
 
@@ -112,7 +122,7 @@ def _bytes_behind(path: Path) -> int:
 
     Raises
     ------
-    EOFError, isal_zlib.error
+    EOFError, zlib.error
         The file ends too early, or is no gzip or damaged.
     """
     with path.open("rb") as file:
@@ -125,7 +135,7 @@ def _bytes_behind(path: Path) -> int:
 
 def _after_member(file: BinaryIO, start: bytes) -> bytes:
     """Unpack a gzip member, whose first bytes may have been read; return what was read beyond it without zeros."""
-    member = isal_zlib.decompressobj(_GZIP_MEMBER)
+    member = zlib.decompressobj(_GZIP_MEMBER)
     member.decompress(start)
     while not member.eof:
         chunk = file.read(_CHUNK)

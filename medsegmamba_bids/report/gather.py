@@ -264,7 +264,8 @@ def check_weights(results: Gathered, segmentation: str) -> None:
         groups.setdefault(table.weights.key, []).append(table)
     names = [tables[0].weights.label for tables in groups.values()]
     if len(set(names)) < len(names):  # the same tensors
-        names = [f"{tables[0].weights.label} with the settings {key[:12]}" for key, tables in groups.items()]
+        settings = [tables[0].weights.fingerprint[:12] or "that were not recorded" for tables in groups.values()]
+        names = [f"{name} with the settings {those}" for name, those in zip(names, settings, strict=True)]
     scans_by = list(zip(names, [[table.scan.prefix for table in tables] for tables in groups.values()], strict=True))
     what = f"volumes of seg-{segmentation} were made with different weights, which are not comparable: "
     _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")

@@ -269,6 +269,21 @@ def test_a_network_gives_up_no_thread_while_other_processors_are_free(tmp_path, 
     assert seen == told
 
 
+def test_networks_share_what_they_give_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    runner = NetworkProcessPlugin({"n_procs": 8, "memory_gb": 4, "device": "cuda"})
+    graph = generate_expanded_graph(participants_workflow(tmp_path, "a")._create_flat_graph())
+    for node in graph.nodes():
+        node.n_procs = 4
+    runner._prerun_check(graph)
+    runner.close(kill=True)
+    seen = []
+    for _ in range(4):
+        runner._count(1)
+        seen.append(runner._beside.value)
+    assert seen == [1, 1, 2, 2]  # of each network's four threads
+
+
 def test_the_mask_of_the_scheduler_is_respected(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert visible_devices("auto") == ["3", "5"]

@@ -1,6 +1,7 @@
 """Unpacked is what Python's gzip unpacks, whatever the end of the file says; damage is never overlooked."""
 
 import gzip
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -18,17 +19,27 @@ def members(*contents):
     return b"".join(gzip.compress(content, 1) for content in contents)
 
 
+def with_long_header(content):
+    """A member whose header names and describes the file and has a checksum of its own (flags 2, 8 and 16)."""
+    header = bytes([0x1F, 0x8B, 8, 2 | 8 | 16, 0, 0, 0, 0, 0, 255]) + b"a file.nii\0" + b"what it is\0"
+    deflate = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    body = deflate.compress(content) + deflate.flush()
+    ends = zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little")
+    return header + (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") + body + ends
+
+
 @pytest.mark.parametrize(
     "packed",
     [
         members(NOISE),
+        with_long_header(NOISE[:100_000]) * 2,
         members(b""),
         members(bytes(5_000_000)),
         members(NOISE, b"a", NOISE[:1_500_000]),
         members(b"a", bytes(3_000_000)) + bytes(500),
         gzip.compress(NOISE[:1000], 9, mtime=7),
     ],
-    ids=["noise", "nothing", "zeros", "members", "padding", "small"],
+    ids=["noise", "header", "nothing", "zeros", "members", "padding", "small"],
 )
 def test_the_content_is_that_of_gzip(tmp_path, packed):
     path = tmp_path / "a.nii.gz"
@@ -50,6 +61,12 @@ def test_a_changed_byte_is_noticed(tmp_path, read, place):
         ImageError, match=r"a\.nii\.gz: the compressed file is (corrupt \(.+\)|truncated); copy it again$"
     ):
         read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path, name):
+    with pytest.raises(FileNotFoundError):
+        load_as_is(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [unpacked, check_gzip])

@@ -295,6 +295,9 @@ def test_refuses_the_same_tensors_with_other_settings(tmp_path):
         add(tmp_path / "out", f"sub-{number}", 3000, fingerprint=fingerprint)
     with pytest.raises(GroupError, match=r"settings abababababab for 2 of .*settings cdcdcdcdcdcd for 1 of"):
         write_group(config(tmp_path / "out"))
+    add(tmp_path / "out", "sub-4", 3000)  # of a time when they were not recorded
+    with pytest.raises(GroupError, match="settings that were not recorded for 1 of"):
+        write_group(config(tmp_path / "out"))
 
 
 def test_refuses_mixed_templates(out):
