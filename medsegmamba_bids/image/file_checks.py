@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 READABLE = (".nii", ".nii.gz", ".mgz", ".mgh")
 WRITABLE = (".nii", ".nii.gz", ".mgz")
 _COMPRESSED = {".nii.gz": ".nii", ".mgz": ".mgh"}
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"  # how such files begin
 # An annexed file that is not here: its key, or, where links cannot be made (Windows), what the link would point to.
 _ANNEX = re.compile(rb"(\xef\xbb\xbf)?([/\\]annex[/\\]objects[/\\]|(\.\.?[/\\])*\.git[/\\]annex[/\\]objects[/\\])")
 #: First bytes of files that are no images, and what they are.
@@ -93,7 +93,7 @@ def check_file(path: Path) -> None:
     if suffix in _COMPRESSED:
         if _is_plain_image(start):
             raise ImageError(f"{path}: is not compressed; give it a name that ends in {_COMPRESSED[suffix]}")
-    elif start.startswith(_GZIP):
+    elif start.startswith(GZIP):
         ending = {plain: packed for packed, plain in _COMPRESSED.items()}[suffix]
         raise ImageError(f"{path}: is compressed with gzip; give it a name that ends in {ending}")
 

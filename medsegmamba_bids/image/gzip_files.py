@@ -14,10 +14,10 @@ import numpy as np
 from isal import igzip_lib, isal_zlib
 
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.file_checks import GZIP
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"\x1f\x8b"
 _GZIP_MEMBER = 16 + zlib.MAX_WBITS
 _CHUNK = 1 << 16  # may unpack to a thousand times as much
 _PART = 1 << 20  # bytes unpacked at a time: they stay in the processor's cache until they are copied
@@ -47,7 +47,7 @@ def unpacked(path: Path) -> np.ndarray:
                 out[at : at + len(part)] = np.frombuffer(part, np.uint8)
                 at += len(part)
             rest = member.unused_data.lstrip(b"\0")
-            if not rest.startswith(_MAGIC):
+            if not rest.startswith(GZIP):
                 break
     _warn(path, len(rest))
     return out[:at]
@@ -61,7 +61,7 @@ def _longer(array: np.ndarray, used: int, more: int) -> np.ndarray:
 
 
 def _check_magic(start: bytes) -> None:
-    if not start.startswith(_MAGIC):
+    if not start.startswith(GZIP):
         raise zlib.error("it does not begin as gzip files do")
 
 
@@ -126,9 +126,9 @@ def _bytes_behind(path: Path) -> int:
         The file ends too early, or is no gzip or damaged.
     """
     with path.open("rb") as file:
-        rest = file.read(len(_MAGIC))
+        rest = file.read(len(GZIP))
         _check_magic(rest)
-        while rest.startswith(_MAGIC):
+        while rest.startswith(GZIP):
             rest = _after_member(file, rest)
         return len(rest) + sum(len(more) for more in iter(lambda: file.read(_CHUNK), b""))
 
@@ -143,7 +143,7 @@ def _after_member(file: BinaryIO, start: bytes) -> bytes:
             raise EOFError
         member.decompress(chunk)
     rest = member.unused_data.lstrip(b"\0")
-    while len(rest) < len(_MAGIC) and (more := file.read(_CHUNK)):
+    while len(rest) < len(GZIP) and (more := file.read(_CHUNK)):
         rest = (rest + more).lstrip(b"\0")
     return rest
 
