@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medsegmamba_bids.networks.kernels.group_norm import group_norm_relu
+from medsegmamba_bids.networks.kernels.winograd import pays, winograd_convolution
 
 GROUPS = 8
 
@@ -41,10 +42,16 @@ class Conv3d(nn.Conv3d):
         """(B, C, X, Y, Z) -> (B, channels_out, X, Y, Z)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if fast_on_cpu(x):
+            if self._keeps_the_grid() and pays(x, self.weight):
+                return winograd_convolution(x, self.weight, self.bias)
             return torch.mkldnn_convolution(
                 x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
             )
         return super().forward(x)
+
+    def _keeps_the_grid(self) -> bool:
+        once = (1, 1, 1)
+        return self.padding == self.stride == self.dilation == once and self.groups == 1 and self.bias is not None
 
 
 class Linear(nn.Linear):

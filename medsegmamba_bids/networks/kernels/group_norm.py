@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from numba import njit, prange
 
+from medsegmamba_bids.networks.kernels.compiled import FAST
 from medsegmamba_bids.networks.kernels.selective_scan import why_refused
 
 EPSILON = 1e-5
 _BLOCKS = 64  # voxels are summed in this many blocks, whatever the number of threads
-_FAST = {"nsz", "contract", "arcp", "reassoc"}
 
 
 def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class _GroupNormReLU(torch.autograd.Function):
         return out.movedim(-1, 1), None, torch.from_numpy(grad_weight), torch.from_numpy(grad_bias)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _sums(rows):
     """Sums of values and squares per channel, float64 (B, C) each."""
     batch, voxels, channels = rows.shape
@@ -105,7 +105,7 @@ def _statistics(rows, groups, weight, bias):
     return tuple(t.astype(np.float32) for t in arrays)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _normalise(rows, scale, shift, out):
     """relu(rows * scale + shift)."""
     batch, voxels, channels = rows.shape
@@ -118,7 +118,7 @@ def _normalise(rows, scale, shift, out):
                     to[c] = max(row[c] * a[c] + b[c], np.float32(0))
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _gradient_sums(rows, grad, scale, shift):
     """Sums of the gradient behind the ReLU, and of it times the input, per channel; float64 (B, C)."""
     batch, voxels, channels = rows.shape
@@ -143,7 +143,7 @@ def _gradient_sums(rows, grad, scale, shift):
     return plain.sum(0), times.sum(0)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _gradient(rows, grad, scale, shift, slope, offset, out):
     """Write scale * relu'(..) * grad + slope * rows + offset, the last two per sample and channel."""
     batch, voxels, channels = rows.shape

@@ -15,8 +15,8 @@ from numba import float32, get_num_threads, get_thread_id, int32, njit, prange, 
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-#: Fast-math but for infinities and NaN; sums may be regrouped, so that they fill vectors.
-_FAST = {"nsz", "contract", "arcp", "reassoc"}
+from medsegmamba_bids.networks.kernels.compiled import FAST, arrays_are_apart
+
 #: Channels of a task: a fixed count lets the compiler unroll. Few enough for their states to stay in a near cache and
 #: for what does not change from state to state to stay in registers.
 WIDTH = 64
@@ -58,22 +58,6 @@ def _sum_as_written(typing_context, one, other):
 
 
 @intrinsic
-def _arrays_are_apart(typing_context):
-    """Promise that no array given to the function that calls this overlaps one that it writes.
-
-    Without it the compiler writes every sum back to memory, lest something else is to be read there.
-    """
-
-    def codegen(context, builder, signature, args):
-        for argument in builder.function.args:
-            if argument.type == ir.FloatType().as_pointer():
-                argument.add_attribute("noalias")
-        return context.get_dummy_value()
-
-    return void(), codegen
-
-
-@intrinsic
 def _fetch(typing_context, array, index):
     """Start to load the cache line that holds an item of a C-contiguous array."""
 
@@ -89,7 +73,7 @@ def _fetch(typing_context, array, index):
     return void(array, index), codegen
 
 
-@njit(inline="always", fastmath=_FAST)
+@njit(inline="always", fastmath=FAST)
 def exp2_of_negative(t):
     """2^t of t <= 0, float32, relative error below 2e-7: a polynomial of what rounding leaves, and whole powers.
 
@@ -114,10 +98,10 @@ def _fetch_row(array, start, length):
         _fetch(array, start + i)
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _advance(h, rate, dt, x, write, read, y):
     """One step of a block of channels: h = 2^(dt rate) h + dt B x; y += C h."""
-    _arrays_are_apart()
+    arrays_are_apart()
     for n in range(h.shape[0]):
         b, c = write[n], read[n]
         for i in range(WIDTH):
@@ -126,7 +110,7 @@ def _advance(h, rate, dt, x, write, read, y):
             y[i] += c * state
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _walk(u, delta, b, c, rates, path, channels, scratch, out):
     """One direction for a block of channels of one sample, added to ``out`` (L, C); ``scratch`` (2, N, WIDTH)."""
     length, states = len(path), len(rates)
@@ -144,7 +128,7 @@ def _walk(u, delta, b, c, rates, path, channels, scratch, out):
         _advance(h, rate, delta[voxel, here], u[voxel, here], b[voxel], c[voxel], out[voxel, here])
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _forward(u, delta, b, c, a, paths, scratch, out):
     """Add the outputs to ``out`` (G, B, L, C), in voxel order; each of its G parts takes K / G directions.
 
@@ -159,20 +143,20 @@ def _forward(u, delta, b, c, a, paths, scratch, out):
             _walk(u[s], delta[s, k], b[s, :, k], c[s, :, k], a[k], paths[k], block * WIDTH, mine, out[group, s])
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _remember(before, after, rate, dt, x, write):
     """The next states of a block of channels."""
-    _arrays_are_apart()
+    arrays_are_apart()
     for n in range(before.shape[0]):
         b = write[n]
         for i in range(WIDTH):
             after[n, i] = exp2_of_negative(dt[i] * rate[n, i]) * before[n, i] + b * (dt[i] * x[i])
 
 
-@njit(fastmath=_FAST)
+@njit(fastmath=FAST)
 def _retreat(before, after, carry, rate, dt, x, grad, write, read, grad_x, grad_dt, grad_rate, grad_b, grad_c):
     """One step back for a block of channels: gradients by the chain rule, into the arrays at the end."""
-    _arrays_are_apart()
+    arrays_are_apart()
     grad_x[:] = 0
     grad_dt[:] = 0
     for n in range(before.shape[0]):
@@ -194,7 +178,7 @@ def _retreat(before, after, carry, rate, dt, x, grad, write, read, grad_x, grad_
         grad_x[i] *= dt[i]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _backward(u, delta, b, c, a, paths, grad):
     """Gradients with respect to the inputs of the scan, given ``grad`` (B, L, C) of its output.
 

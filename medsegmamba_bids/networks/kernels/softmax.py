@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+from medsegmamba_bids.networks.kernels.compiled import FAST
 from medsegmamba_bids.networks.kernels.scan_numba import LOG2_E, exp2_of_negative
 
 _TILE = 64  # voxels whose scores are turned at once: they stay in the nearest cache
-_FAST = {"nsz", "contract", "arcp", "reassoc"}
 
 
 def channel_softmax(scores: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ def channel_softmax(scores: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, cache=True)
 def _softmax(rows, out):
     """Write the softmax over the last axis of ``rows`` (B, V, C) into ``out`` (B, C, V)."""
     batch, voxels, channels = rows.shape
