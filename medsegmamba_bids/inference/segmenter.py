@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from medsegmamba_bids.inference.predict import (
     predict_volume,
 )
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.networks.kernels.memory import give_memory_back
 from medsegmamba_bids.networks.kernels.selective_scan import choose_backend, scan_backend
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import load_weights
@@ -226,7 +227,7 @@ def segment_hippocampus(
         raise SegmentationError(f"labels of shape {aseg_labels.shape} for an image of shape {job.data.shape}")
     box = hippocampus_box(aseg_labels)
     job.notes += [f"no {side} hippocampus was found" for side in missing_hippocampi(aseg_labels)]
-    views = job.predict(job.grids.to_network_box(box))
+    views = list(job.predict(job.grids.to_network_box(box)))
     if info.input.follow_aseg:
         border = aseg_labels if border_labels is None else border_labels
         follow_hippocampi(views, info.labels, border, info.input.follow_aseg)
@@ -318,9 +319,9 @@ class _Job:
         box = Box.around(brain)
         return box and box.out_of(quick.box).grow(margin, self.volume.shape)
 
-    def predict(self, box: Box) -> list[View]:
+    def predict(self, box: Box) -> Iterator[View]:
         """Run the overlapping patches in a box of the network's grid; those of the mirror image perhaps in smaller
-        voxels.
+        voxels, and then first, as they take the most memory.
         """
         spec, settings = self.info.input, self.settings
         patching = Patching(
@@ -330,14 +331,13 @@ class _Job:
             mirror=self._mirror() if spec.mirror else None,
         )
         if patching.mirror is None or spec.mirror_voxel_size is None:
-            return [View(self._predict(self.volume, box, patching, settings.half_accumulator), self.grids)]
+            yield View(self._predict(self.volume, box, patching, settings.half_accumulator), self.grids)
+            return
         fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
         fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
         plain, mirrored = replace(patching, mirror=None), replace(patching, plain=False)
-        return [
-            View(self._predict(self.volume, box, plain, settings.half_accumulator), self.grids),
-            View(self._predict(self._volume(fine), fine_box, mirrored, settings.half_accumulator), fine),
-        ]
+        yield View(self._predict(self._volume(fine), fine_box, mirrored, settings.half_accumulator), fine)
+        yield View(self._predict(self.volume, box, plain, settings.half_accumulator), self.grids)
 
     def _predict(self, volume: np.ndarray, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
         settings = self.settings
@@ -345,6 +345,7 @@ class _Job:
         resources = Resources(
             self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
         )
+        give_memory_back()  # the mean of all patches would lie beside the holes that were left
         with scan_backend(settings.scan_backend):
             prediction = predict_volume(self.network, volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
@@ -358,7 +359,7 @@ class _Job:
             self.note(f"no averaging with the mirror image: {error}")
             return None
 
-    def finish(self, views: Sequence[View], on_posterior: OnPosterior | None) -> Segmentation:
+    def finish(self, views: Iterable[View], on_posterior: OnPosterior | None) -> Segmentation:
         """Bring the probabilities back to the conformed grid."""
         groups = self.groups if self.settings.largest_component else []
         return merge_posteriors(views, self.info.labels, groups, self.notes, on_posterior)

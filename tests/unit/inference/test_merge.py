@@ -1,6 +1,7 @@
 """Posteriors to labels, a class at a time, against all classes at once."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -254,3 +255,25 @@ def test_fluid_outside_the_brain_is_not_in_the_brain_mask():
     np.testing.assert_array_equal(found.brain_mask, brain)
     assert found.voxels == {2: 216, 3: 0, 41: 0, 42: 0, 257: 784}
     assert found.soft_volumes[257] == pytest.approx(784)
+
+
+def test_views_that_are_made_one_after_the_other_are_never_in_memory_together():
+    grids = [AlignedGrids(Grid(AFFINE, SHAPE), ratio) for ratio in (1.5, 2.0)]
+    kept = []
+
+    def one_by_one():
+        for own in grids:
+            assert all(reference() is None for reference in kept)
+            prediction = prediction_of(own)
+            kept.append(weakref.ref(prediction.probabilities))
+            view = View(prediction, own)
+            del prediction
+            yield view
+            del view
+
+    found = merge_posteriors(one_by_one(), LABELS, [[1, 2, 3]])
+    expected = merge_posteriors([View(prediction_of(own), own) for own in grids], LABELS, [[1, 2, 3]])
+    assert len(kept) == 2
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.posterior, expected.posterior)
+    assert found.soft_volumes == expected.soft_volumes
