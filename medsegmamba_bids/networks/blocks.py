@@ -121,9 +121,18 @@ class UpSampling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, channels_out, 2X, 2Y, 2Z)."""
-        if fast_on_cpu(x):
-            return self.norm(upsampled_convolution(x, self.conv.weight, self.conv.bias))
+        if dtype := _folding_type(x):
+            return self.norm(upsampled_convolution(x.to(dtype), self.conv.weight, self.conv.bias))
         return self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+
+
+def _folding_type(x: torch.Tensor) -> torch.dtype | None:
+    """Return in which type an upsampling may be folded into its convolution on a CPU; None where it may not."""
+    if fast_on_cpu(x):
+        return torch.float32
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    fits = x.device.type == "cpu" and half and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+    return torch.bfloat16 if fits else None
 
 
 def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -134,22 +143,24 @@ def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Ten
 
     Parameters
     ----------
-    x : float32 (B, C, X, Y, Z)
+    x : float32 or bfloat16 (B, C, X, Y, Z)
     weight : float32 (D, C, 3, 3, 3)
     bias : float32 (D,)
 
     Returns
     -------
-    float32 (B, D, 2X, 2Y, 2Z), channels last
+    (B, D, 2X, 2Y, 2Z) of the type of ``x``, channels last
     """
     folded = weight
     for axis in (2, 3, 4):
         first, middle, last = folded.split(1, axis)
         even, odd = torch.cat((first, middle + last), axis), torch.cat((first + middle, last), axis)
         folded = torch.cat((even, odd))  # kinds of output voxels, the last axis' slowest
-    folded = folded.contiguous(memory_format=torch.channels_last_3d)
+    folded = folded.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
     padded = F.pad(x, [1] * 6).contiguous(memory_format=torch.channels_last_3d)
-    kinds = torch.mkldnn_convolution(padded, folded, bias.repeat(8), [0] * 3, [1] * 3, [1] * 3, 1).chunk(8, 1)
+    kinds = torch.mkldnn_convolution(padded, folded, bias.to(x.dtype).repeat(8), [0] * 3, [1] * 3, [1] * 3, 1).chunk(
+        8, 1
+    )
     batch, size = len(x), x.shape[2:]
     out = torch.empty((batch, len(bias), *(2 * n for n in size)), dtype=x.dtype, memory_format=torch.channels_last_3d)
     for kind, (c, b, a) in zip(kinds, product((0, 1), repeat=3), strict=True):

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from numba import njit, prange
 
-from medsegmamba_bids.networks.kernels.compiled import FAST
+from medsegmamba_bids.networks.kernels.compiled import FAST, bits_of_float, float_of_bits
 from medsegmamba_bids.networks.kernels.selective_scan import why_refused
 
 EPSILON = 1e-5
+_WIDTH = 128  # values that a loop runs over, about
 _BLOCKS = 64  # voxels are summed in this many blocks, whatever the number of threads
 
 
@@ -25,7 +26,7 @@ def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         if torch.is_grad_enabled():
             return _GroupNormReLU.apply(x.float(), groups, weight, bias).to(x.dtype)
-        return _in_place(x.float(), groups, weight, bias).to(x.dtype)
+        return _in_place(x, groups, weight, bias)
     if x.device.type == "cuda" and not torch.is_grad_enabled() and why_refused("triton", str(x.device)) is None:
         from medsegmamba_bids.networks.kernels import group_norm_triton
 
@@ -37,10 +38,24 @@ def group_norm_relu(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
 def _in_place(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Overwrite ``x`` (or a channels-last copy of it): a full-size network would not fit into 2.5 GiB otherwise."""
     rows = x.movedim(1, -1).contiguous()
-    flat = rows.view(rows.shape[0], -1, rows.shape[-1]).numpy()
-    scale, shift, *_ = _statistics(flat, groups, weight.detach().numpy(), bias.detach().numpy())
-    _normalise(flat, scale, shift, flat)
+    flat = rows.view(rows.shape[0], -1, rows.shape[-1])
+    shape, together = flat.shape, _voxels_together(*flat.shape[1:])
+    flat = flat.view(shape[0], shape[1] // together, shape[2] * together)
+    half = x.dtype == torch.bfloat16
+    flat = flat.view(torch.int16).numpy() if half else flat.numpy()
+    sums, normalise = (_sums_of_halves, _normalise_halves) if half else (_sums, _normalise)
+    each = tuple(total.reshape(shape[0], together, shape[2]).sum(1) for total in sums(flat))
+    scale, shift, *_ = _statistics(each, shape, groups, weight.detach().numpy(), bias.detach().numpy())
+    normalise(flat, np.tile(scale, together), np.tile(shift, together), flat)
     return rows.movedim(-1, 1)
+
+
+def _voxels_together(voxels: int, channels: int) -> int:
+    """Return how many voxels are taken for one with as many times the channels: short loops do not fill vectors."""
+    together = 1
+    while 2 * together * channels <= _WIDTH and voxels % (2 * together) == 0:
+        together *= 2
+    return together
 
 
 class _GroupNormReLU(torch.autograd.Function):
@@ -48,7 +63,9 @@ class _GroupNormReLU(torch.autograd.Function):
     def forward(ctx, x, groups, weight, bias):
         rows = x.detach().movedim(1, -1).contiguous()
         flat = rows.view(rows.shape[0], -1, rows.shape[-1])
-        scale, shift, mean, inverse = _statistics(flat.numpy(), groups, weight.detach().numpy(), bias.detach().numpy())
+        scale, shift, mean, inverse = _statistics(
+            _sums(flat.numpy()), flat.shape, groups, weight.detach().numpy(), bias.detach().numpy()
+        )
         out = torch.empty_like(rows)
         _normalise(flat.numpy(), scale, shift, out.view_as(flat).numpy())
         ctx.save_for_backward(rows, weight)
@@ -66,6 +83,20 @@ class _GroupNormReLU(torch.autograd.Function):
             out.view(flat.shape).numpy(),
         )  # fmt: skip
         return out.movedim(-1, 1), None, torch.from_numpy(grad_weight), torch.from_numpy(grad_bias)
+
+
+@njit(inline="always")
+def _from_half(bits):
+    """The float32 of a bfloat16's bits, which are its upper half."""
+    return float_of_bits(np.int32(bits) << np.int32(16))
+
+
+@njit(inline="always")
+def _to_half(number):
+    """The bits of the nearest bfloat16; of two the even one, as torch rounds."""
+    bits = bits_of_float(number)
+    odd = (bits >> np.int32(16)) & np.int32(1)
+    return np.int16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
@@ -91,10 +122,37 @@ def _sums(rows):
     return total.sum(0), square.sum(0)
 
 
-def _statistics(rows, groups, weight, bias):
-    """Scale and shift per channel that normalise, and mean and 1 / deviation per channel; float32 (B, C)."""
+@njit(parallel=True, fastmath=FAST, cache=True)
+def _sums_of_halves(rows):
+    """``_sums`` of bfloat16, given as int16."""
     batch, voxels, channels = rows.shape
-    total, square = _sums(rows)
+    total, square = np.zeros((_BLOCKS, batch, channels)), np.zeros((_BLOCKS, batch, channels))
+    for block in prange(_BLOCKS):
+        values, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+        for s in range(batch):
+            first, last = block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS
+            for start in range(first, last, 256):  # short float32 sums, then float64: exact enough and fast
+                values[:] = 0
+                squares[:] = 0
+                for v in range(start, min(start + 256, last)):
+                    row = rows[s, v]
+                    for c in range(channels):
+                        value = _from_half(row[c])
+                        values[c] += value
+                        squares[c] += value * value
+                for c in range(channels):
+                    total[block, s, c] += values[c]
+                    square[block, s, c] += squares[c]
+    return total.sum(0), square.sum(0)
+
+
+def _statistics(sums, shape, groups, weight, bias):
+    """Scale and shift per channel that normalise, and mean and 1 / deviation per channel; float32 (B, C).
+
+    ``sums`` are those of values and squares of an array of the shape (B, V, C).
+    """
+    batch, voxels, channels = shape
+    total, square = sums
     size = voxels * channels // groups
     mean = total.reshape(batch, groups, -1).sum(2) / size
     variance = square.reshape(batch, groups, -1).sum(2) / size - mean**2
@@ -116,6 +174,19 @@ def _normalise(rows, scale, shift, out):
                 row, to = rows[s, v], out[s, v]
                 for c in range(channels):
                     to[c] = max(row[c] * a[c] + b[c], np.float32(0))
+
+
+@njit(parallel=True, fastmath=FAST, cache=True)
+def _normalise_halves(rows, scale, shift, out):
+    """``_normalise`` of bfloat16, given as int16."""
+    batch, voxels, channels = rows.shape
+    for block in prange(_BLOCKS):
+        for s in range(batch):
+            a, b = scale[s], shift[s]
+            for v in range(block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS):
+                row, to = rows[s, v], out[s, v]
+                for c in range(channels):
+                    to[c] = _to_half(max(_from_half(row[c]) * a[c] + b[c], np.float32(0)))
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)

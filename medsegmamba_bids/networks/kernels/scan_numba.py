@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import float32, get_num_threads, get_thread_id, int32, njit, prange, void
+from numba import float32, get_num_threads, get_thread_id, njit, prange, void
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from medsegmamba_bids.networks.kernels.compiled import FAST, arrays_are_apart
+from medsegmamba_bids.networks.kernels.compiled import FAST, arrays_are_apart, bits_of_float, float_of_bits
 
 #: Channels of a task: a fixed count lets the compiler unroll. Few enough for their states to stay in a near cache and
 #: for what does not change from state to state to stay in registers.
@@ -25,26 +25,6 @@ LINE = 16  # float32 of a cache line
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 #: A float32 this large has no bits for fractions: added to a small number it leaves the whole part in the last bits.
 _NO_FRACTIONS = np.float32(1.5 * 2**23)
-
-
-@intrinsic
-def _float_of_bits(typing_context, bits):
-    """The float32 with these bits; a register move, which keeps the loops around it vectorised."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return float32(int32), codegen
-
-
-@intrinsic
-def _bits_of_float(typing_context, number):
-    """The bits of a float32."""
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return int32(float32), codegen
 
 
 @intrinsic
@@ -88,7 +68,7 @@ def exp2_of_negative(t):
     power = power * rest + np.float32(2.40222424e-1)
     power = power * rest + np.float32(6.93147004e-1)
     power = power * rest + np.float32(1)
-    return _float_of_bits(_bits_of_float(power) + (_bits_of_float(rounded) << np.int32(23)))
+    return float_of_bits(bits_of_float(power) + (bits_of_float(rounded) << np.int32(23)))
 
 
 @njit(inline="always")

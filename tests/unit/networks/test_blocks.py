@@ -36,11 +36,37 @@ def test_group_norm_without_gradients_is_the_same():
         torch.testing.assert_close(group_norm_relu(x.clone(), 8, weight, bias), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 5, 6, 7), (1, 8, 3, 3, 3), (1, 64, 9, 4, 4)])
+def test_group_norm_of_bfloat16_is_that_of_float32_rounded(shape):
+    x = (3 * torch.randn(shape) - 1).bfloat16()
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    expected = F.relu(F.group_norm(x.double(), 8, weight.double(), bias.double())).bfloat16()
+    with torch.inference_mode():
+        found = group_norm_relu(x.clone(), 8, weight, bias)
+    assert found.dtype == torch.bfloat16
+    same = (found == expected).float().mean()
+    assert same > 0.999, "but for what lies half-way"
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-6)
+
+
 def test_upsampled_convolution_is_the_plain_one():
     x, weight, bias = torch.randn(2, 8, 4, 5, 6), torch.randn(3, 8, 3, 3, 3), torch.randn(3)
     expected = F.conv3d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
     with torch.no_grad():
         torch.testing.assert_close(upsampled_convolution(x, weight, bias), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_upsampling_in_bfloat16_is_folded_and_as_exact_as_it_was():
+    module, x = UpSampling(64, 16), torch.randn(1, 64, 6, 5, 7)
+    exact = module(x).detach()
+    rounded = x.bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = module(rounded)
+        plain = module.norm(module.conv(F.interpolate(rounded, scale_factor=2, mode="nearest")))
+    assert found.dtype == plain.dtype == torch.bfloat16
+    assert not torch.equal(found, plain), "it was not folded"
+    errors = [(one.float() - exact).square().mean().sqrt() for one in (found, plain)]
+    assert errors[0] < 1.1 * errors[1] < 0.02
 
 
 @pytest.mark.parametrize("make", [lambda: UpSampling(16, 8), lambda: ResidualBlock(16, 8), lambda: Conv3d(16, 8, 3)])
