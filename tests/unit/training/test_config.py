@@ -228,8 +228,7 @@ def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on(
     for stage in (heads, last):
         assert {(s.labels, s.image) for s in stage.sources if s.labels.startswith("reference/")} == files
     whole = [s.labels for s in last.sources if not s.stripped and s.image]
-    more = [f"more/{name}.mgz" for name in ("mries/aparc+aseg", "pynetstim/aseg", "aomic1/aseg", "aomic2/aseg")]
-    assert whole == ["reference/head_sub-02_aseg.nii.gz", *more]
+    assert whole == ["reference/head_sub-02_aseg.nii.gz", "more/mries/aparc+aseg.mgz", "more/pynetstim/aseg.mgz"]
     assert last.sources[: len(heads.sources)] == heads.sources
     assert {s.labels.split("/")[0] for s in last.sources[len(heads.sources) :]} == {"more"}
 
