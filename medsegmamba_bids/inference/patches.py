@@ -6,6 +6,9 @@ Shape letters: X, Y, Z volume; P patch side; C classes.
 from __future__ import annotations
 
 import itertools
+import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +133,7 @@ class PatchAverage:
         self.window = torch.from_numpy(grid.window()).to(device)
         self.weight = torch.zeros(grid.padded_shape, device=device)
         dtype = torch.float16 if half else torch.float32
-        self.mean = torch.zeros((n_classes, *grid.padded_shape), dtype=dtype, device=device)
+        self.mean = _zeros((n_classes, *grid.padded_shape), dtype, torch.device(device))
         self.mean[0] = 1
 
     def to(self, device: torch.device | str) -> PatchAverage:
@@ -154,3 +157,21 @@ class PatchAverage:
     def result(self) -> torch.Tensor:
         """Return the mean without padding, a view (C, X, Y, Z)."""
         return self.grid.crop(self.mean)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros; on a CPU the kernel gets their memory back as soon as they are gone, whatever malloc keeps.
+
+    They are the largest array there is, and would leave a hole into which the next one may not fit.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    count = math.prod(shape)
+    try:
+        mapping = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no room for class probabilities of {count * dtype.itemsize} bytes") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # else every 4 KiB cost a page fault
+        with suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapping, dtype=dtype).view(shape)

@@ -34,7 +34,6 @@ from medsegmamba_bids.inference.predict import (
     predict_volume,
 )
 from medsegmamba_bids.inference.rescale import AlignedGrids
-from medsegmamba_bids.networks.kernels.memory import give_memory_back
 from medsegmamba_bids.networks.kernels.selective_scan import choose_backend, scan_backend
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import load_weights
@@ -345,7 +344,6 @@ class _Job:
         resources = Resources(
             self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
         )
-        give_memory_back()  # the mean of all patches would lie beside the holes that were left
         with scan_backend(settings.scan_backend):
             prediction = predict_volume(self.network, volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes

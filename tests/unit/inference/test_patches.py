@@ -1,5 +1,9 @@
 """Patches cover a volume, and their average is the weighted mean, value by value."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +149,41 @@ def test_the_mean_is_that_of_the_other_device_after_a_move():
 def test_impossible_grids_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         PatchGrid(*options)
+
+
+KEPT = """
+import torch
+from medsegmamba_bids.inference.patches import PatchAverage, PatchGrid
+from medsegmamba_bids.networks.kernels.memory import keep_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+keep_freed_memory()
+grid = PatchGrid((100, 100, 100), 20, 20)
+before = resident()
+average = PatchAverage(grid, 50, "cpu")
+average.add((0, 0, 0), torch.full((50, 20, 20, 20), 0.02))
+average.mean[:, ::4] += 0  # touch much of it
+during = resident()
+del average
+print(before, during, resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_of_a_mean_is_given_back_though_the_process_keeps_what_it_frees():
+    ran = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, check=True)
+    before, during, after = (int(number) for number in ran.stdout.split())
+    assert during - before > 45e6
+    assert after - before < 15e6
+
+
+def test_no_room_for_the_mean_is_an_end_of_memory(monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("medsegmamba_bids.inference.patches.mmap.mmap", full)
+    with pytest.raises(MemoryError, match=r"no room for class probabilities of 8192 bytes"):
+        PatchAverage(PatchGrid((8, 8, 8), 8, 4), 4, "cpu")
