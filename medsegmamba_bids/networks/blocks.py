@@ -22,13 +22,16 @@ GROUPS = 8
 
 def fast_on_cpu(x: torch.Tensor) -> bool:
     """Return whether oneDNN may be called directly: float32 on a CPU, nothing to differentiate, no autocast."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-    )
+    return _direct_type(x) == torch.float32
+
+
+def _direct_type(x: torch.Tensor) -> torch.dtype | None:
+    """Return in which type oneDNN may be called directly, autocast to bfloat16 included; None where it may not."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+    return torch.float32 if x.dtype == torch.float32 else None
 
 
 class Conv3d(nn.Conv3d):
@@ -121,18 +124,9 @@ class UpSampling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, channels_out, 2X, 2Y, 2Z)."""
-        if dtype := _folding_type(x):
+        if dtype := _direct_type(x):
             return self.norm(upsampled_convolution(x.to(dtype), self.conv.weight, self.conv.bias))
         return self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
-
-
-def _folding_type(x: torch.Tensor) -> torch.dtype | None:
-    """Return in which type an upsampling may be folded into its convolution on a CPU; None where it may not."""
-    if fast_on_cpu(x):
-        return torch.float32
-    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    fits = x.device.type == "cpu" and half and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
-    return torch.bfloat16 if fits else None
 
 
 def upsampled_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

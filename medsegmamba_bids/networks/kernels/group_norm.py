@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import overload
 
 from medsegmamba_bids.networks.kernels.compiled import FAST, bits_of_float, float_of_bits
 from medsegmamba_bids.networks.kernels.selective_scan import why_refused
@@ -41,12 +42,10 @@ def _in_place(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Te
     flat = rows.view(rows.shape[0], -1, rows.shape[-1])
     shape, together = flat.shape, _voxels_together(*flat.shape[1:])
     flat = flat.view(shape[0], shape[1] // together, shape[2] * together)
-    half = x.dtype == torch.bfloat16
-    flat = flat.view(torch.int16).numpy() if half else flat.numpy()
-    sums, normalise = (_sums_of_halves, _normalise_halves) if half else (_sums, _normalise)
-    each = tuple(total.reshape(shape[0], together, shape[2]).sum(1) for total in sums(flat))
+    flat = flat.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else flat.numpy()
+    each = tuple(total.reshape(shape[0], together, shape[2]).sum(1) for total in _sums(flat))
     scale, shift, *_ = _statistics(each, shape, groups, weight.detach().numpy(), bias.detach().numpy())
-    normalise(flat, np.tile(scale, together), np.tile(shift, together), flat)
+    _normalise(flat, np.tile(scale, together), np.tile(shift, together), flat)
     return rows.movedim(-1, 1)
 
 
@@ -85,23 +84,40 @@ class _GroupNormReLU(torch.autograd.Function):
         return out.movedim(-1, 1), None, torch.from_numpy(grad_weight), torch.from_numpy(grad_bias)
 
 
-@njit(inline="always")
-def _from_half(bits):
-    """The float32 of a bfloat16's bits, which are its upper half."""
-    return float_of_bits(np.int32(bits) << np.int32(16))
+def _number(stored):
+    """The float32 of what an array holds: float32, or the bits of a bfloat16, its upper half, as int16."""
+
+
+def _number_by_type(stored):
+    if stored == types.int16:
+        return lambda stored: float_of_bits(np.int32(stored) << np.int32(16))
+    return lambda stored: stored
+
+
+def _as_stored(number, like):
+    """A float32 as an array holds it that has ``like`` in it; of two bfloat16 the even one, as torch rounds."""
+
+
+def _as_stored_by_type(number, like):
+    if like == types.int16:
+        return lambda number, like: _nearest_half(bits_of_float(number))
+    return lambda number, like: number
+
+
+# What the compiler takes for both, by the type that an array has.
+overload(_number, inline="always")(_number_by_type)
+overload(_as_stored, inline="always")(_as_stored_by_type)
 
 
 @njit(inline="always")
-def _to_half(number):
-    """The bits of the nearest bfloat16; of two the even one, as torch rounds."""
-    bits = bits_of_float(number)
+def _nearest_half(bits):
     odd = (bits >> np.int32(16)) & np.int32(1)
     return np.int16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def _sums(rows):
-    """Sums of values and squares per channel, float64 (B, C) each."""
+    """Sums of values and squares per channel, float64 (B, C) each; of float32, or bfloat16 given as int16."""
     batch, voxels, channels = rows.shape
     total, square = np.zeros((_BLOCKS, batch, channels)), np.zeros((_BLOCKS, batch, channels))
     for block in prange(_BLOCKS):
@@ -114,30 +130,7 @@ def _sums(rows):
                 for v in range(start, min(start + 256, last)):
                     row = rows[s, v]
                     for c in range(channels):
-                        values[c] += row[c]
-                        squares[c] += row[c] * row[c]
-                for c in range(channels):
-                    total[block, s, c] += values[c]
-                    square[block, s, c] += squares[c]
-    return total.sum(0), square.sum(0)
-
-
-@njit(parallel=True, fastmath=FAST, cache=True)
-def _sums_of_halves(rows):
-    """``_sums`` of bfloat16, given as int16."""
-    batch, voxels, channels = rows.shape
-    total, square = np.zeros((_BLOCKS, batch, channels)), np.zeros((_BLOCKS, batch, channels))
-    for block in prange(_BLOCKS):
-        values, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
-        for s in range(batch):
-            first, last = block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS
-            for start in range(first, last, 256):  # short float32 sums, then float64: exact enough and fast
-                values[:] = 0
-                squares[:] = 0
-                for v in range(start, min(start + 256, last)):
-                    row = rows[s, v]
-                    for c in range(channels):
-                        value = _from_half(row[c])
+                        value = _number(row[c])
                         values[c] += value
                         squares[c] += value * value
                 for c in range(channels):
@@ -165,7 +158,7 @@ def _statistics(sums, shape, groups, weight, bias):
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def _normalise(rows, scale, shift, out):
-    """relu(rows * scale + shift)."""
+    """relu(rows * scale + shift); of float32, or bfloat16 given as int16."""
     batch, voxels, channels = rows.shape
     for block in prange(_BLOCKS):
         for s in range(batch):
@@ -173,20 +166,7 @@ def _normalise(rows, scale, shift, out):
             for v in range(block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS):
                 row, to = rows[s, v], out[s, v]
                 for c in range(channels):
-                    to[c] = max(row[c] * a[c] + b[c], np.float32(0))
-
-
-@njit(parallel=True, fastmath=FAST, cache=True)
-def _normalise_halves(rows, scale, shift, out):
-    """``_normalise`` of bfloat16, given as int16."""
-    batch, voxels, channels = rows.shape
-    for block in prange(_BLOCKS):
-        for s in range(batch):
-            a, b = scale[s], shift[s]
-            for v in range(block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS):
-                row, to = rows[s, v], out[s, v]
-                for c in range(channels):
-                    to[c] = _to_half(max(_from_half(row[c]) * a[c] + b[c], np.float32(0)))
+                    to[c] = _as_stored(max(_number(row[c]) * a[c] + b[c], np.float32(0)), row[c])
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
