@@ -34,6 +34,7 @@ from medsegmamba_bids.inference.predict import (
     predict_volume,
 )
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.networks.kernels.memory import give_memory_back
 from medsegmamba_bids.networks.kernels.selective_scan import choose_backend, scan_backend
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.files import load_weights
@@ -322,6 +323,7 @@ class _Job:
         """Run the overlapping patches in a box of the network's grid; those of the mirror image perhaps in smaller
         voxels, and then first, as they take the most memory.
         """
+        give_memory_back()  # what comes takes the most
         spec, settings = self.info.input, self.settings
         patching = Patching(
             spec.patch_size,
