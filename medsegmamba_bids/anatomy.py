@@ -11,6 +11,7 @@ CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 #: White and gray matter, each as its left and right label, cerebral first; networks know one pair at least.
 TISSUES = ((WHITE_MATTER, CORTEX), ((7, 46), (8, 47)))
 THALAMI = (10, 49)
+CEREBELLUM = (7, 8, 46, 47)
 BRAIN_STEM = 16
 CSF = 24
 HYPOINTENSITIES = 77

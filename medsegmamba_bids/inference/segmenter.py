@@ -26,6 +26,7 @@ from medsegmamba_bids.inference.borders import follow_hippocampi
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, looks_whole
 from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, View, background_only, merge_posteriors
+from medsegmamba_bids.inference.neck import leave_out_neck
 from medsegmamba_bids.inference.predict import (
     Patching,
     Prediction,
@@ -49,6 +50,10 @@ Weights = str | os.PathLike | WeightsFile | None
 HIPPOCAMPUS_SIDE = 96  # mm, section 2.1 of the paper
 _GPU_BATCH = 4
 _BRAIN_MARGIN_MM = 8.0
+_NOTABLE_MM3 = 1000
+_FROM_NECK = (
+    "muscles of the neck looked like brain: what lay far below the brain stem was left out; look at the cerebellum"
+)
 _WHOLE_FOR_STRIPPED = (
     "the weights {name} expect a skull-stripped, intensity-normalised brain, but this image seems to be "
     "a whole head ({litres:.1f} litres above zero): the labels will not be reliable"
@@ -76,7 +81,7 @@ class InferenceSettings:
         Take less than 2 GiB of a GPU's memory: patches one by one, their mean on the CPU. Slower.
     largest_component : bool
         Drop what does not hang together with the largest part of the segmentation, where the classes cover the
-        whole brain, or with the largest part of a hippocampus.
+        whole brain, or with the largest part of a hippocampus; and what is found in the neck.
     scan_backend : str or None
         Of the selective scan; None is the best that works on the device.
     progress : callable or None
@@ -310,7 +315,7 @@ class _Job:
     def _find_brain(self, head: Box) -> Box | None:
         """Locate the brain in the box of a head by one pass with patches side by side."""
         side_by_side = Patching(self.info.input.patch_size, step=self.info.input.patch_size)
-        quick = self._predict(self.volume, head, side_by_side, half_accumulator=True)
+        quick = self._predict(self.grids, head, side_by_side, half_accumulator=True)
         outside = [index for index, label in enumerate(self.info.labels) if label in (0, *OUTSIDE_BRAIN)]
         brain = ~np.isin(quick.probabilities.argmax(0).cpu().numpy(), outside)
         if self.groups:
@@ -332,16 +337,17 @@ class _Job:
             mirror=self._mirror() if spec.mirror else None,
         )
         if patching.mirror is None or spec.mirror_voxel_size is None:
-            yield View(self._predict(self.volume, box, patching, settings.half_accumulator), self.grids)
+            yield View(self._predict(self.grids, box, patching, settings.half_accumulator), self.grids)
             return
         fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
         fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
         plain, mirrored = replace(patching, mirror=None), replace(patching, plain=False)
-        yield View(self._predict(self._volume(fine), fine_box, mirrored, settings.half_accumulator), fine)
-        yield View(self._predict(self.volume, box, plain, settings.half_accumulator), self.grids)
+        yield View(self._predict(fine, fine_box, mirrored, settings.half_accumulator), fine)
+        yield View(self._predict(self.grids, box, plain, settings.half_accumulator), self.grids)
 
-    def _predict(self, volume: np.ndarray, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
+    def _predict(self, grids: AlignedGrids, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
         settings = self.settings
+        volume = self.volume if grids is self.grids else self._volume(grids)
         batch = settings.batch_size or (1 if self.device.type == "cpu" else _GPU_BATCH)
         resources = Resources(
             self.device, settings.precision, batch, half_accumulator, settings.low_memory, settings.progress
@@ -349,6 +355,10 @@ class _Job:
         with scan_backend(settings.scan_backend):
             prediction = predict_volume(self.network, volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
+        if settings.largest_component:
+            left_out = leave_out_neck(prediction.probabilities, self.info.labels, grids.ratio)
+            if left_out >= _NOTABLE_MM3 and _FROM_NECK not in self.notes:
+                self.note(_FROM_NECK)
         return prediction
 
     def _mirror(self) -> np.ndarray | None:
