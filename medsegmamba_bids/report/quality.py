@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, SUBFIELDS_FROM, THALAMI, TISSUES
+from medsegmamba_bids.anatomy import HIPPOCAMPI, SUBFIELDS_FROM, TISSUES
 from medsegmamba_bids.errors import ThresholdError, reason
 from medsegmamba_bids.image.grid import Box
-from medsegmamba_bids.image.labels import is_one_of, side_of
+from medsegmamba_bids.image.labels import side_of
 from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.contrast import tissue_ratio
@@ -80,7 +80,7 @@ class QualityInputs:
     tables : dict of str to pandas.DataFrame
         Volume tables by segmentation.
     labels : dict of str to int (X, Y, Z)
-        Conformed segmentations in RAS+ order, FreeSurfer labels.
+        Conformed segmentations, FreeSurfer labels.
     measures : dict of str to float
         Of the whole brain.
     brain : (X, Y, Z), optional
@@ -147,8 +147,6 @@ def _image_flags(inputs: QualityInputs, checks: dict[str, Any]) -> Iterator[Flag
         values["voxel_size"] = (float(max(inputs.zooms)), "voxels are {}")
     if inputs.brain is not None and inputs.zooms is not None:
         values["border"] = (border_area(inputs.brain, inputs.zooms), "{} of brain lie on the image's border")
-    if ASEG.name in inputs.labels:
-        values["depth"] = (depth_of_brain(inputs.labels[ASEG.name]), "the brain reaches {} below the thalami")
     if ASEG.name in inputs.tables:
         table = inputs.tables[ASEG.name]
         values["contrast"] = (contrast(table), "white and gray matter have a contrast of {}")
@@ -279,30 +277,6 @@ def stray_shares(labels: np.ndarray) -> dict[int, float]:
         sizes = np.bincount(pieces[mask], minlength=count + 1)[1:]
         shares[number] = float(1 - sizes.max() / sizes.sum())
     return shares
-
-
-def depth_of_brain(labels: np.ndarray) -> float:
-    """Return how far the brain reaches below the middle of the thalami, mm; NaN where there are no thalami.
-
-    A neck that is taken for brain hangs together with it by the brain stem, so that no piece lies apart, and its
-    volume is small beside the cerebellum's.
-
-    Parameters
-    ----------
-    labels : int (X, Y, Z)
-        FreeSurfer labels, voxels of 1 mm in RAS+ order.
-
-    Examples
-    --------
-    >>> depth_of_brain(np.array([[[257, 16, 0, 10, 0]]]))
-    2.0
-    """
-    thalami = is_one_of(labels, THALAMI).sum((0, 1))
-    if not thalami.any():
-        return math.nan
-    brain = (labels != 0) & ~is_one_of(labels, OUTSIDE_BRAIN)
-    lowest = np.flatnonzero(brain.any((0, 1)))[0]
-    return float(np.average(np.arange(len(thalami)), weights=thalami) - lowest)
 
 
 def border_area(brain: np.ndarray, zooms: tuple[float, ...]) -> float:

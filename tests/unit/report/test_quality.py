@@ -16,7 +16,6 @@ from medsegmamba_bids.report.quality import (
     border_area,
     checks_in_words,
     contrast,
-    depth_of_brain,
     flag_messages,
     flags_path,
     flags_to_tsv,
@@ -115,20 +114,6 @@ def test_image():
     inputs = QualityInputs(SCAN, {}, {}, {"eTIV": 2.2e6, "sbTIV": 1.1e6}, brain, (1.0, 1.0, 2.0))
     flags = {flag.check: (flag.value, flag.structure) for flag in quality_flags(inputs)}
     assert flags == {"voxel_size": (2.0, ""), "border": (30.0, ""), "etiv": (2.2e6, ""), "etiv_ratio": (2.0, "")}
-
-
-def test_brain_far_below_the_thalami():
-    labels = np.zeros((6, 6, 200), np.int16)
-    labels[1, 2, 140:161], labels[4, 2, 130:151] = 10, 49  # in the middle 145
-    labels[2:4, 2:4, 50:131] = 16
-    labels[:, :, :40] = 257
-    assert depth_of_brain(labels) == 95
-    assert quality_flags(QualityInputs(SCAN, labels={"aseg": labels})) == []
-    labels[2, 2, 49] = 8
-    (flag,) = quality_flags(QualityInputs(SCAN, labels={"aseg": labels}))
-    assert (flag.check, flag.value, flag.unit, flag.structure) == ("depth", 96, "mm", "")
-    assert flag.message == "the brain reaches 96 mm below the thalami (at most 95 mm)"
-    assert math.isnan(depth_of_brain(np.where(labels == 8, 8, 0)))
 
 
 def test_contrast():
