@@ -228,7 +228,8 @@ def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on(
     for stage in (heads, last):
         assert {(s.labels, s.image) for s in stage.sources if s.labels.startswith("reference/")} == files
     whole = [s.labels for s in last.sources if not s.stripped and s.image]
-    assert whole == ["reference/head_sub-02_aseg.nii.gz", "more/mries/aparc+aseg.mgz", "more/pynetstim/aseg.mgz"]
+    further = ["mries/aparc+aseg.mgz", *(f"{folder}/aseg.mgz" for folder in ("pynetstim", "aomic1", "aomic2"))]
+    assert whole == ["reference/head_sub-02_aseg.nii.gz", *(f"more/{labels}" for labels in further)]
     assert last.sources[: len(heads.sources)] == heads.sources
     assert {s.labels.split("/")[0] for s in last.sources[len(heads.sources) :]} == {"more"}
 
