@@ -23,6 +23,7 @@ DEEPEST_MM = 90.0
 #: A second piece of cerebellum whose middle lies further below is muscle; the middle of the whole is near 45.
 _DEEPEST_PIECE_MM = 75.0
 _NEAR_VOXELS = 2
+_LIKELY = 0.5
 
 
 def leave_out_neck(probabilities: torch.Tensor, labels: Sequence[int], voxel_mm: float) -> float:
@@ -41,7 +42,7 @@ def leave_out_neck(probabilities: torch.Tensor, labels: Sequence[int], voxel_mm:
     Returns
     -------
     float
-        What was left out, mm3, as a sum of probabilities; the spinal cord does not count.
+        Volume of the voxels left out in which a class was likelier than all others, mm3; the cord does not count.
     """
     middle = _middle_of_thalami(probabilities, labels)
     if middle is None:
@@ -67,7 +68,7 @@ def _likely(probabilities: torch.Tensor, classes: list[int]) -> np.ndarray:
     total = torch.zeros(probabilities.shape[1:], device=probabilities.device)
     for index in classes:
         total += probabilities[index]
-    return (total > 0.5).cpu().numpy()
+    return (total > _LIKELY).cpu().numpy()
 
 
 def _middle_of_thalami(probabilities: torch.Tensor, labels: Sequence[int]) -> float | None:
@@ -88,9 +89,12 @@ def _deep_pieces(mask: np.ndarray, deepest: float) -> np.ndarray | None:
     return ndimage.binary_dilation(np.concatenate(([False], deep))[pieces], iterations=_NEAR_VOXELS)
 
 
-def _to_background(probabilities: torch.Tensor, index: int, where: torch.Tensor | None = None) -> float:
-    """Give to the first class what another has, everywhere or where a mask is true, in place; return its sum."""
+def _to_background(probabilities: torch.Tensor, index: int, where: torch.Tensor | None = None) -> int:
+    """Give to the first class what another has, everywhere or where a mask is true, in place.
+
+    Returns in how many voxels it was likelier than all others.
+    """
     given = probabilities[index].clone() if where is None else probabilities[index] * where
     probabilities[0] += given
     probabilities[index] -= given
-    return float(given.sum(dtype=torch.float64))
+    return int((given > _LIKELY).sum())
