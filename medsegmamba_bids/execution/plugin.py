@@ -28,6 +28,7 @@ from medsegmamba_bids.errors import WorkerDiedError
 from medsegmamba_bids.execution.workers import (
     import_networks,
     rest,
+    run_step,
     start_forkserver,
     start_network_worker,
     start_worker,
@@ -240,14 +241,14 @@ class NetworkProcessPlugin(MultiProcPlugin):
         return feeds, _participant(node), _urgency(node.name)
 
     def _submit_job(self, node: Node, updatehash: bool = False) -> int | None:
-        worker, repeatable = self._common, True
+        run, worker, repeatable = run_step, self._common, True
         if _runs_network(node):
             free = [process for process in self._networks if not process.busy]
             if not free:
                 return None  # it is asked again
-            worker, repeatable = free[0], False
+            run, worker, repeatable = run_node, free[0], False
         self._taskid += 1
-        self._tasks[self._taskid] = (run_node, node, updatehash, self._taskid)
+        self._tasks[self._taskid] = (run, node, updatehash, self._taskid)
         self._start(self._taskid, worker, repeatable)
         return self._taskid
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing import forkserver, resource_tracker
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medsegmamba_bids.inference.beside import Counter
@@ -88,10 +88,22 @@ def import_networks() -> None:
 
 
 def rest() -> None:
-    """Hand back the memory that networks took, when the last one of a workflow has run: other steps need some yet."""
+    """Hand back memory that is not in use, when others need some: after a step, and after the last network."""
     from medsegmamba_bids.networks.kernels.memory import give_memory_back
 
     give_memory_back()
+
+
+def run_step(*arguments: Any) -> Any:
+    """Run a node that has no network, as Nipype does, and hand the memory back that it took: the next one's process may
+    be another.
+    """
+    from nipype.pipeline.plugins.multiproc import run_node
+
+    try:
+        return run_node(*arguments)
+    finally:
+        rest()
 
 
 def _end_with_main_process() -> None:

@@ -285,6 +285,7 @@ class _Job:
         settings: InferenceSettings,
     ) -> None:
         _check_conformed(conformed)
+        give_memory_back()  # what the last image left is cut otherwise than what this one takes
         self.network, self.info, self.settings = network, info, settings
         self.data = np.asanyarray(conformed.dataobj)
         self.device = choose_device(settings.device)
@@ -328,7 +329,6 @@ class _Job:
         """Run the overlapping patches in a box of the network's grid; those of the mirror image perhaps in smaller
         voxels, and then first, as they take the most memory.
         """
-        give_memory_back()  # what comes takes the most
         spec, settings = self.info.input, self.settings
         patching = Patching(
             spec.patch_size,
