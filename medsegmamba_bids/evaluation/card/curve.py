@@ -13,6 +13,7 @@ from medsegmamba_bids.evaluation.card.cases import read_columns
 from medsegmamba_bids.evaluation.compare.charts import STYLE, colour, to_svg
 
 _COLUMNS = ("weights", "steps", "case", "dice")
+_LETTERS = 100  # of names beside each other
 
 
 def read_curve(path: Path) -> pd.DataFrame:
@@ -48,7 +49,8 @@ def training_curve(rows: pd.DataFrame) -> str:
         means = rows[everywhere].groupby("column")["dice"].mean()
         axes.plot(means.index, means, "o-", color="black", label="mean", linewidth=2)
         measured = rows.drop_duplicates("column")
-        names = [f"{fill(row.weights, 18)}\n{row.steps:,} steps" for row in measured.itertuples()]
+        width = max(8, _LETTERS // len(measured))
+        names = [f"{fill(row.weights, width)}\n{row.steps:,} steps" for row in measured.itertuples()]
         axes.set_xticks(measured["column"], names, fontsize=7)
         axes.grid(axis="x", color="#d5dade", linewidth=0.8)
         axes.set(ylabel="mean Dice of 28 structures")
