@@ -317,6 +317,7 @@ class _Job:
         """Locate the brain in the box of a head by one pass with patches side by side."""
         side_by_side = Patching(self.info.input.patch_size, step=self.info.input.patch_size)
         quick = self._predict(self.grids, head, side_by_side, half_accumulator=True)
+        self._leave_out_neck(quick, self.grids)
         outside = [index for index, label in enumerate(self.info.labels) if label in (0, *OUTSIDE_BRAIN)]
         brain = ~np.isin(quick.probabilities.argmax(0).cpu().numpy(), outside)
         if self.groups:
@@ -337,13 +338,24 @@ class _Job:
             mirror=self._mirror() if spec.mirror else None,
         )
         if patching.mirror is None or spec.mirror_voxel_size is None:
-            yield View(self._predict(self.grids, box, patching, settings.half_accumulator), self.grids)
+            yield self._view(self.grids, box, patching)
             return
         fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
         fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
         plain, mirrored = replace(patching, mirror=None), replace(patching, plain=False)
-        yield View(self._predict(fine, fine_box, mirrored, settings.half_accumulator), fine)
-        yield View(self._predict(self.grids, box, plain, settings.half_accumulator), self.grids)
+        yield self._view(fine, fine_box, mirrored)
+        yield self._view(self.grids, box, plain)
+
+    def _view(self, grids: AlignedGrids, box: Box, patching: Patching) -> View:
+        prediction = self._predict(grids, box, patching, self.settings.half_accumulator)
+        if self._leave_out_neck(prediction, grids) >= _NOTABLE_MM3 and _FROM_NECK not in self.notes:
+            self.note(_FROM_NECK)
+        return View(prediction, grids)
+
+    def _leave_out_neck(self, prediction: Prediction, grids: AlignedGrids) -> float:
+        if not self.settings.largest_component:
+            return 0.0
+        return leave_out_neck(prediction.probabilities, self.info.labels, grids.ratio)
 
     def _predict(self, grids: AlignedGrids, box: Box, patching: Patching, half_accumulator: bool) -> Prediction:
         settings = self.settings
@@ -355,10 +367,6 @@ class _Job:
         with scan_backend(settings.scan_backend):
             prediction = predict_volume(self.network, volume, len(self.info.labels), patching, resources, box)
         self.notes += prediction.notes
-        if settings.largest_component:
-            left_out = leave_out_neck(prediction.probabilities, self.info.labels, grids.ratio)
-            if left_out >= _NOTABLE_MM3 and _FROM_NECK not in self.notes:
-                self.note(_FROM_NECK)
         return prediction
 
     def _mirror(self) -> np.ndarray | None:
