@@ -182,8 +182,15 @@ def drop_islands(probabilities: torch.Tensor, group: Sequence[int]) -> None:
     near = ndimage.binary_dilation(component, iterations=_NEAR_VOXELS)
     far = torch.from_numpy(~near).to(probabilities.device)
     for index in group:
-        probabilities[0].add_(probabilities[index] * far)
-        probabilities[index].masked_fill_(far, 0)
+        give_to_background(probabilities, index, far)
+
+
+def give_to_background(probabilities: torch.Tensor, index: int, where: torch.Tensor) -> torch.Tensor:
+    """Give to the background (0) what another class has where a mask is true, in place; return what it was."""
+    given = probabilities[index] * where
+    probabilities[0].add_(given)
+    probabilities[index].masked_fill_(where, 0)
+    return given
 
 
 @dataclass(frozen=True)

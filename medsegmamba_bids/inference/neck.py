@@ -16,11 +16,12 @@ import torch
 from scipy import ndimage
 
 from medsegmamba_bids.anatomy import BRAIN_STEM, CEREBELLUM, OUTSIDE_BRAIN, THALAMI
+from medsegmamba_bids.inference.merge import give_to_background
 
-#: No brain lies further below the middle of the thalami, mm: in 20 label maps of adult heads and 28 segmentations by
-#: FreeSurfer it ends after 60 to 81.
-DEEPEST_MM = 90.0
-#: A second piece of cerebellum whose middle lies further below is muscle; the middle of the whole is near 45.
+# No brain lies further below the middle of the thalami, mm: in 20 label maps of adult heads and 28 segmentations by
+# FreeSurfer it ends after 60 to 81.
+_DEEPEST_MM = 90.0
+# A second piece of cerebellum whose middle lies further below is muscle; the middle of the whole is near 45.
 _DEEPEST_PIECE_MM = 75.0
 _NEAR_VOXELS = 2
 _LIKELY = 0.5
@@ -49,13 +50,14 @@ def leave_out_neck(probabilities: torch.Tensor, labels: Sequence[int], voxel_mm:
         return 0.0
     brain = [index for index, label in enumerate(labels) if index and label not in OUTSIDE_BRAIN]
     cerebellum = _classes(labels, CEREBELLUM)
-    below = probabilities[:, :, max(0, math.floor(middle + DEEPEST_MM / voxel_mm) + 1) :]
-    left_out = {index: _to_background(below, index) for index in brain}
+    below = probabilities[:, :, math.floor(middle + _DEEPEST_MM / voxel_mm) + 1 :]
+    everywhere = torch.ones((), dtype=torch.bool, device=probabilities.device)
+    left_out = {index: _likely_voxels(give_to_background(below, index, everywhere)) for index in brain}
     pieces = _deep_pieces(_likely(probabilities, cerebellum), middle + _DEEPEST_PIECE_MM / voxel_mm)
     if pieces is not None:
         where = torch.from_numpy(pieces).to(probabilities.device)
         for index in cerebellum:
-            left_out[index] += _to_background(probabilities, index, where)
+            left_out[index] += _likely_voxels(give_to_background(probabilities, index, where))
     return voxel_mm**3 * sum(left_out[index] for index in brain if labels[index] != BRAIN_STEM)
 
 
@@ -69,6 +71,10 @@ def _likely(probabilities: torch.Tensor, classes: list[int]) -> np.ndarray:
     for index in classes:
         total += probabilities[index]
     return (total > _LIKELY).cpu().numpy()
+
+
+def _likely_voxels(probability: torch.Tensor) -> int:
+    return int((probability > _LIKELY).sum())
 
 
 def _middle_of_thalami(probabilities: torch.Tensor, labels: Sequence[int]) -> float | None:
@@ -87,14 +93,3 @@ def _deep_pieces(mask: np.ndarray, deepest: float) -> np.ndarray | None:
     if not deep.any():
         return None
     return ndimage.binary_dilation(np.concatenate(([False], deep))[pieces], iterations=_NEAR_VOXELS)
-
-
-def _to_background(probabilities: torch.Tensor, index: int, where: torch.Tensor | None = None) -> int:
-    """Give to the first class what another has, everywhere or where a mask is true, in place.
-
-    Returns in how many voxels it was likelier than all others.
-    """
-    given = probabilities[index].clone() if where is None else probabilities[index] * where
-    probabilities[0] += given
-    probabilities[index] -= given
-    return int((given > _LIKELY).sum())

@@ -12,6 +12,7 @@ from scipy import ndimage
 from medsegmamba_bids.anatomy import (
     BRAIN_STEM,
     CALLOSUM,
+    CEREBELLUM,
     CEREBRUM,
     FIFTH_VENTRICLE,
     HYPOINTENSITIES,
@@ -28,7 +29,6 @@ from medsegmamba_bids.image.grid import Box
 
 VENTRICLES_AND_PLEXUS = (4, 5, 31, 43, 44, 63)
 OTHER_CSF = (14, 15, 24)
-CEREBELLUM = (7, 8, 46, 47)
 CEREBELLUM_CORTEX = (8, 47)
 SUBCORTICAL_GRAY = (10, 11, 12, 13, 17, 18, 26, 28, 49, 50, 51, 52, 53, 54, 58, 60)
 
