@@ -22,16 +22,26 @@ GROUPS = 8
 
 def fast_on_cpu(x: torch.Tensor) -> bool:
     """Return whether oneDNN may be called directly: float32 on a CPU, nothing to differentiate, no autocast."""
-    return _direct_type(x) == torch.float32
+    return direct_type(x) == torch.float32
 
 
-def _direct_type(x: torch.Tensor) -> torch.dtype | None:
+def direct_type(x: torch.Tensor) -> torch.dtype | None:
     """Return in which type oneDNN may be called directly, autocast to bfloat16 included; None where it may not."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
         return None
     if torch.is_autocast_enabled("cpu"):
         return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
     return torch.float32 if x.dtype == torch.float32 else None
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Return (B, C, X, Y, Z) with channels innermost; of a single channel the strides say so, too.
+
+    torch would leave those as they are, and oneDNN would answer in the other layout, to be reordered afterwards.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().view(len(x), *x.shape[2:], 1).movedim(-1, 1)
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 class Conv3d(nn.Conv3d):
@@ -43,14 +53,15 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, channels_out, X, Y, Z)."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        if fast_on_cpu(x):
-            if self._keeps_the_grid() and pays(x, self.weight):
-                return winograd_convolution(x, self.weight, self.bias)
-            return torch.mkldnn_convolution(
-                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-            )
-        return super().forward(x)
+        x, dtype = channels_last(x), direct_type(x)
+        if dtype is None:
+            return super().forward(x)
+        if self._keeps_the_grid() and pays(x, self.weight):
+            return winograd_convolution(x.to(dtype), self.weight, self.bias)
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return torch.mkldnn_convolution(
+            x.to(dtype), weight, bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
     def _keeps_the_grid(self) -> bool:
         once = (1, 1, 1)
@@ -124,7 +135,7 @@ class UpSampling(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, channels_out, 2X, 2Y, 2Z)."""
-        if dtype := _direct_type(x):
+        if dtype := direct_type(x):
             return self.norm(upsampled_convolution(x.to(dtype), self.conv.weight, self.conv.bias))
         return self.norm(self.conv(F.interpolate(x, scale_factor=2, mode="nearest")))
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsegmamba_bids.networks.blocks import Conv3d, Linear, linear, mlp
+from medsegmamba_bids.networks.blocks import Conv3d, Linear, direct_type, linear, mlp
 from medsegmamba_bids.networks.kernels.selective_scan import selective_scan
 from medsegmamba_bids.networks.scan_paths import DIRECTIONS, scan_paths
 
@@ -75,8 +75,10 @@ class SS3D(nn.Module):
         batch, length, _ = u.shape
         mixed = linear(u, self.x_proj.flatten(0, 1)).view(batch, length, DIRECTIONS, -1)
         ranks, b, c = mixed.split((self.rank, self.state, self.state), -1)
+        half = direct_type(u) == torch.bfloat16
         with torch.autocast(u.device.type, enabled=False):
-            steps = torch.einsum("blkr,kcr->bklc", ranks.float(), self.dt_proj)
+            ranks, weight = (ranks, self.dt_proj.bfloat16()) if half else (ranks.float(), self.dt_proj)
+            steps = torch.einsum("blkr,kcr->bklc", ranks, weight)
             rates = -torch.exp(self.log_rates).transpose(1, 2)
             paths = self._paths(round(length ** (1 / 3)), u.device)
             return selective_scan(u, steps, b, c, rates, paths, bias=self.dt_bias, skip=self.skip)

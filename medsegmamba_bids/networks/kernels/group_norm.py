@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
 
-from medsegmamba_bids.networks.kernels.compiled import FAST, bits_of_float, float_of_bits
+from medsegmamba_bids.networks.kernels.compiled import FAST, as_stored, number, stored
 from medsegmamba_bids.networks.kernels.selective_scan import why_refused
 
 EPSILON = 1e-5
@@ -42,10 +41,10 @@ def _in_place(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Te
     flat = rows.view(rows.shape[0], -1, rows.shape[-1])
     shape, together = flat.shape, _voxels_together(*flat.shape[1:])
     flat = flat.view(shape[0], shape[1] // together, shape[2] * together)
-    flat = flat.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else flat.numpy()
+    flat = stored(flat)
     each = tuple(total.reshape(shape[0], together, shape[2]).sum(1) for total in _sums(flat))
     scale, shift, *_ = _statistics(each, shape, groups, weight.detach().numpy(), bias.detach().numpy())
-    _normalise(flat, np.tile(scale, together), np.tile(shift, together), flat)
+    _normalise(flat, np.tile(scale, together), np.tile(shift, together), None)
     return rows.movedim(-1, 1)
 
 
@@ -84,37 +83,6 @@ class _GroupNormReLU(torch.autograd.Function):
         return out.movedim(-1, 1), None, torch.from_numpy(grad_weight), torch.from_numpy(grad_bias)
 
 
-def _number(stored):
-    """The float32 of what an array holds: float32, or the bits of a bfloat16, its upper half, as int16."""
-
-
-def _number_by_type(stored):
-    if stored == types.int16:
-        return lambda stored: float_of_bits(np.int32(stored) << np.int32(16))
-    return lambda stored: stored
-
-
-def _as_stored(number, like):
-    """A float32 as an array holds it that has ``like`` in it; of two bfloat16 the even one, as torch rounds."""
-
-
-def _as_stored_by_type(number, like):
-    if like == types.int16:
-        return lambda number, like: _nearest_half(bits_of_float(number))
-    return lambda number, like: number
-
-
-# What the compiler takes for both, by the type that an array has.
-overload(_number, inline="always")(_number_by_type)
-overload(_as_stored, inline="always")(_as_stored_by_type)
-
-
-@njit(inline="always")
-def _nearest_half(bits):
-    odd = (bits >> np.int32(16)) & np.int32(1)
-    return np.int16((bits + np.int32(0x7FFF) + odd) >> np.int32(16))
-
-
 @njit(parallel=True, fastmath=FAST, cache=True)
 def _sums(rows):
     """Sums of values and squares per channel, float64 (B, C) each; of float32, or bfloat16 given as int16."""
@@ -130,7 +98,7 @@ def _sums(rows):
                 for v in range(start, min(start + 256, last)):
                     row = rows[s, v]
                     for c in range(channels):
-                        value = _number(row[c])
+                        value = number(row[c])
                         values[c] += value
                         squares[c] += value * value
                 for c in range(channels):
@@ -158,15 +126,19 @@ def _statistics(sums, shape, groups, weight, bias):
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def _normalise(rows, scale, shift, out):
-    """relu(rows * scale + shift); of float32, or bfloat16 given as int16."""
+    """relu(rows * scale + shift) into ``out``, or in place for None; of float32, or bfloat16 given as int16.
+
+    Were an array given twice, the compiler would have to go value by value, lest one is still to be read.
+    """
     batch, voxels, channels = rows.shape
     for block in prange(_BLOCKS):
         for s in range(batch):
             a, b = scale[s], shift[s]
             for v in range(block * voxels // _BLOCKS, (block + 1) * voxels // _BLOCKS):
-                row, to = rows[s, v], out[s, v]
+                row = rows[s, v]
+                to = row if out is None else out[s, v]
                 for c in range(channels):
-                    to[c] = _as_stored(max(_number(row[c]) * a[c] + b[c], np.float32(0)), row[c])
+                    to[c] = as_stored(max(number(row[c]) * a[c] + b[c], np.float32(0)), row[c])
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)

@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from llvmlite import ir
-from numba import float32, get_num_threads, get_thread_id, njit, prange, void
+from numba import float32, get_num_threads, get_thread_id, njit, prange, types, void
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from medsegmamba_bids.networks.kernels.compiled import FAST, arrays_are_apart, bits_of_float, float_of_bits
+from medsegmamba_bids.networks.kernels.compiled import (
+    FAST,
+    arrays_are_apart,
+    bits_of_float,
+    float_of_bits,
+    number,
+    stored,
+)
 
 #: Channels of a task: a fixed count lets the compiler unroll. Few enough for their states to stay in a near cache and
 #: for what does not change from state to state to stay in registers.
@@ -54,21 +62,73 @@ def _fetch(typing_context, array, index):
 
 
 @njit(inline="always", fastmath=FAST)
+def _rounded(t):
+    """A number >= -126 -> its whole part, in the last bits, and what rounding leaves."""
+    whole = _sum_as_written(t, _NO_FRACTIONS)
+    return whole, t - _sum_as_written(whole, -_NO_FRACTIONS)
+
+
+@njit(inline="always")
+def _times_whole_power(power, whole):
+    return float_of_bits(bits_of_float(power) + (bits_of_float(whole) << np.int32(23)))
+
+
+@njit(inline="always", fastmath=FAST)
 def exp2_of_negative(t):
     """2^t of t <= 0, float32, relative error below 2e-7: a polynomial of what rounding leaves, and whole powers.
 
     From -126 on, where the smallest normal number is reached, it stays what it is there.
     """
-    t = max(t, np.float32(-126.0))
-    rounded = _sum_as_written(t, _NO_FRACTIONS)
-    rest = t - _sum_as_written(rounded, -_NO_FRACTIONS)
+    whole, rest = _rounded(max(t, np.float32(-126.0)))
     power = np.float32(1.32647273e-3)
     power = power * rest + np.float32(9.67151299e-3)
     power = power * rest + np.float32(5.55073358e-2)
     power = power * rest + np.float32(2.40222424e-1)
     power = power * rest + np.float32(6.93147004e-1)
     power = power * rest + np.float32(1)
-    return float_of_bits(bits_of_float(power) + (bits_of_float(rounded) << np.int32(23)))
+    return _times_whole_power(power, whole)
+
+
+@njit(inline="always", fastmath=FAST)
+def _rough_exp2_of_negative(t):
+    """2^t of t <= 0 with a relative error below 1.3e-4, a thirtieth of a bfloat16's.
+
+    It is exact at 0, and so is its slope: states that fade slowly would sum an error up.
+    """
+    whole, rest = _rounded(max(t, np.float32(-126.0)))
+    power = np.float32(5.549128e-2)
+    power = power * rest + np.float32(2.4212e-1)
+    power = power * rest + LN_2
+    power = power * rest + np.float32(1)
+    return _times_whole_power(power, whole)
+
+
+def _decay(t, step):
+    """2^t of t <= 0, as exactly as the step size is stored that it comes from."""
+
+
+def _decay_by_type(t, step):
+    if step == types.int16:
+        return lambda t, step: _rough_exp2_of_negative(t)
+    return lambda t, step: exp2_of_negative(t)
+
+
+overload(_decay, inline="always")(_decay_by_type)
+
+
+@njit(inline="always", fastmath=FAST)
+def _softplus(x):
+    """log(1 + e^x), relative error below 5e-7 + 6e-8 |x|; the polynomial stands for log(1 + y) / y of y = e^-|x|."""
+    y = exp2_of_negative(-abs(x) * LOG2_E)
+    ratio = np.float32(-8.57605e-3)
+    ratio = ratio * y + np.float32(4.422898e-2)
+    ratio = ratio * y + np.float32(-1.078856e-1)
+    ratio = ratio * y + np.float32(1.7759743e-1)
+    ratio = ratio * y + np.float32(-2.4500643e-1)
+    ratio = ratio * y + np.float32(3.3276354e-1)
+    ratio = ratio * y + np.float32(-4.9997464e-1)
+    ratio = ratio * y + np.float32(9.9999981e-1)
+    return max(x, np.float32(0)) + y * ratio
 
 
 @njit(inline="always")
@@ -79,48 +139,66 @@ def _fetch_row(array, start, length):
 
 
 @njit(fastmath=FAST)
-def _advance(h, rate, dt, x, write, read, y):
-    """One step of a block of channels: h = 2^(dt rate) h + dt B x; y += C h."""
+def _take_steps(delta, bias, soft, steps):
+    """Write the step sizes of a block of channels, float32: softplus(delta + bias) if ``soft``, or delta."""
+    arrays_are_apart()
+    if soft:
+        for i in range(WIDTH):
+            steps[i] = _softplus(number(delta[i]) + bias[i])
+    else:
+        for i in range(WIDTH):
+            steps[i] = number(delta[i])
+
+
+@njit(fastmath=FAST)
+def _advance(h, rate, delta, dt, x, write, read, y):
+    """One step of a block of channels: h = 2^(dt rate) h + dt B x; y += C h; dt stands for ``delta``."""
     arrays_are_apart()
     for n in range(h.shape[0]):
         b, c = write[n], read[n]
         for i in range(WIDTH):
-            state = exp2_of_negative(dt[i] * rate[n, i]) * h[n, i] + b * (dt[i] * x[i])
+            state = _decay(dt[i] * rate[n, i], delta[i]) * h[n, i] + b * (dt[i] * x[i])
             h[n, i] = state
             y[i] += c * state
 
 
 @njit(fastmath=FAST)
-def _walk(u, delta, b, c, rates, path, channels, scratch, out):
-    """One direction for a block of channels of one sample, added to ``out`` (L, C); ``scratch`` (2, N, WIDTH)."""
+def _walk(u, delta, bias, soft, b, c, rates, path, channels, scratch, out):
+    """One direction for a block of channels of one sample, added to ``out`` (L, C); ``scratch`` (2 N + 1, WIDTH)."""
     length, states = len(path), len(rates)
     here = slice(channels, channels + WIDTH)
-    h, rate = scratch[0], scratch[1]
+    h, rate, steps = scratch[:states], scratch[states : 2 * states], scratch[2 * states]
     h[:] = 0
     rate[:] = rates[:, here] * LOG2_E
     flat_u, flat_delta, flat_out = u.reshape(-1), delta.reshape(-1), out.reshape(-1)
     for step in range(length):
         voxel, ahead = path[step], path[min(step + 1, length - 1)]
-        for flat in (flat_u, flat_delta, flat_out):
-            _fetch_row(flat, ahead * u.shape[1] + channels, WIDTH)
+        start = ahead * u.shape[1] + channels
+        _fetch_row(flat_u, start, WIDTH)
+        _fetch_row(flat_delta, start, WIDTH)
+        _fetch_row(flat_out, start, WIDTH)
         _fetch_row(b[ahead], 0, states)
         _fetch_row(c[ahead], 0, states)
-        _advance(h, rate, delta[voxel, here], u[voxel, here], b[voxel], c[voxel], out[voxel, here])
+        _take_steps(delta[voxel, here], bias[here], soft, steps)
+        _advance(h, rate, delta[voxel, here], steps, u[voxel, here], b[voxel], c[voxel], out[voxel, here])
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
-def _forward(u, delta, b, c, a, paths, scratch, out):
+def _forward(u, delta, bias, soft, b, c, a, paths, scratch, out):
     """Add the outputs to ``out`` (G, B, L, C), in voxel order; each of its G parts takes K / G directions.
 
-    ``scratch`` has a row for each thread; the other arguments are those of ``selective_scan``.
+    ``scratch`` has a row for each thread, ``bias`` (K, C) is used if ``soft``; the other arguments are those of
+    ``selective_scan``.
     """
     blocks, directions = u.shape[2] // WIDTH, len(paths) // len(out)
     for task in prange(out.shape[0] * out.shape[1] * blocks):
         block, rest = task % blocks, task // blocks
         s, group = rest % len(u), rest // len(u)
-        mine = scratch[get_thread_id()]
+        mine, first = scratch[get_thread_id()], block * WIDTH
         for k in range(group * directions, (group + 1) * directions):
-            _walk(u[s], delta[s, k], b[s, :, k], c[s, :, k], a[k], paths[k], block * WIDTH, mine, out[group, s])
+            _walk(
+                u[s], delta[s, k], bias[k], soft, b[s, :, k], c[s, :, k], a[k], paths[k], first, mine, out[group, s]
+            )  # fmt: skip
 
 
 @njit(fastmath=FAST)
@@ -193,30 +271,42 @@ def _backward(u, delta, b, c, a, paths, grad):
     return grad_u, grad_delta, grad_b, grad_c, grad_a
 
 
-def _scan(arrays: list[torch.Tensor], paths: torch.Tensor) -> torch.Tensor:
-    """Return the outputs (B, L, C) of contiguous float32 inputs.
+def _scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    a: torch.Tensor,
+    paths: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the outputs (B, L, C) of contiguous float32 inputs; ``delta`` may be bfloat16.
 
     Directions go to several tasks where the channels alone would leave threads idle; how many depends neither on the
     threads nor on the batch, so that the sums do not either.
     """
-    u, (directions, states), threads = arrays[0], arrays[4].shape[:2], get_num_threads()
-    blocks = u.shape[2] // WIDTH
+    directions, states, channels = a.shape
+    blocks = channels // WIDTH
     divisors = [n for n in range(1, directions + 1) if directions % n == 0]
     parts = next((n for n in divisors if n * blocks >= TASKS), directions)
-    scratch = torch.empty(threads, 2, states, WIDTH)  # of torch, which aligns to cache lines
+    scratch = torch.empty(get_num_threads(), 2 * states + 1, WIDTH)  # of torch, which aligns to cache lines
     out = torch.zeros(parts, *u.shape)
-    _forward(*(t.numpy() for t in (*arrays, paths, scratch, out)))
+    soft, bias = bias is not None, torch.zeros(directions, channels) if bias is None else bias
+    _forward(
+        u.numpy(), stored(delta), bias.numpy(), soft, b.numpy(), c.numpy(), a.numpy(), paths.numpy(), scratch.numpy(),
+        out.numpy(),
+    )  # fmt: skip
     return out.sum(0) if parts > 1 else out[0]
 
 
 class _NumbaScan(torch.autograd.Function):
-    """``numba_scan`` for channels that fill whole blocks."""
+    """``numba_scan`` for channels that fill whole blocks, with given step sizes."""
 
     @staticmethod
     def forward(ctx, u, delta, b, c, a, paths):
         arrays = [t.detach().float().contiguous() for t in (u, delta, b, c, a)]
         ctx.save_for_backward(*arrays, paths)
-        return _scan(arrays, paths)
+        return _scan(*arrays, paths)
 
     @staticmethod
     def backward(ctx, grad):
@@ -228,11 +318,29 @@ class _NumbaScan(torch.autograd.Function):
 
 
 def numba_scan(
-    u: torch.Tensor, delta: torch.Tensor, b: torch.Tensor, c: torch.Tensor, a: torch.Tensor, paths: torch.Tensor
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    a: torch.Tensor,
+    paths: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return ``selective_scan.reference_scan`` on a CPU, in float32."""
+    """Return ``selective_scan`` on a CPU; what is summed is float32, whatever types the inputs have.
+
+    Without gradients step sizes in bfloat16 are read as they are, and decays are as exact as those.
+    """
     channels = u.shape[-1]
     missing = -channels % WIDTH
     if missing:
-        u, delta, a = (torch.nn.functional.pad(t, (0, missing)) for t in (u, delta, a))
-    return _NumbaScan.apply(u, delta, b, c, a, paths)[..., :channels]
+        u, delta, a, bias, skip = (t if t is None else F.pad(t, (0, missing)) for t in (u, delta, a, bias, skip))
+    if torch.is_grad_enabled():
+        delta = delta.float() if bias is None else F.softplus(delta.float() + bias[:, None])
+        out = _NumbaScan.apply(u, delta, b, c, a, paths)
+    else:
+        steps = delta.contiguous() if delta.dtype == torch.bfloat16 else delta.float().contiguous()
+        inputs, write, read, rates = (t.float().contiguous() for t in (u, b, c, a))
+        out = _scan(inputs, steps, write, read, rates, paths, bias)
+    out = out if skip is None else out + u.float() * skip.sum(0)
+    return out[..., :channels]

@@ -82,7 +82,7 @@ def cuda_scan(
     return out.sum(1).transpose(1, 2)
 
 
-def _numba(*arguments: torch.Tensor) -> torch.Tensor:
+def _numba(*arguments: torch.Tensor | None) -> torch.Tensor:
     from medsegmamba_bids.networks.kernels.scan_numba import numba_scan
 
     return numba_scan(*arguments)
@@ -102,7 +102,7 @@ BACKENDS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 #: Backends that make step sizes of what they read, add the skipped input, and take any floating type.
-_FUSED = {"triton"}
+_FUSED = {"numba", "triton"}
 #: What the backends for GPUs need.
 _NEEDS = {"triton": "triton", "cuda": "selective_scan_cuda"}
 

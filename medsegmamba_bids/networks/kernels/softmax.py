@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from medsegmamba_bids.networks.kernels.compiled import FAST
+from medsegmamba_bids.networks.kernels.compiled import FAST, number, stored
 from medsegmamba_bids.networks.kernels.scan_numba import LOG2_E, exp2_of_negative
 
 _TILE = 64  # voxels whose scores are turned at once: they stay in the nearest cache
@@ -21,15 +21,16 @@ def channel_softmax(scores: torch.Tensor) -> torch.Tensor:
     """Return ``scores.float().softmax(1)`` of (B, C, X, Y, Z), contiguous; without gradients on a CPU by a kernel."""
     if scores.device.type != "cpu" or torch.is_grad_enabled():
         return scores.float().softmax(1)
-    rows = scores.float().movedim(1, -1).contiguous()
+    scores = scores if scores.dtype == torch.bfloat16 else scores.float()
+    rows = scores.movedim(1, -1).contiguous()
     out = torch.empty(scores.shape)
-    _softmax(rows.view(len(rows), -1, rows.shape[-1]).numpy(), out.view(*scores.shape[:2], -1).numpy())
+    _softmax(stored(rows.view(len(rows), -1, rows.shape[-1])), out.view(*scores.shape[:2], -1).numpy())
     return out
 
 
 @njit(parallel=True, fastmath=FAST, cache=True)
 def _softmax(rows, out):
-    """Write the softmax over the last axis of ``rows`` (B, V, C) into ``out`` (B, C, V)."""
+    """Write the softmax over the last axis of ``rows`` (B, V, C; bfloat16 given as int16) into ``out`` (B, C, V)."""
     batch, voxels, channels = rows.shape
     tiles = (voxels + _TILE - 1) // _TILE
     for task in prange(batch * tiles):
@@ -40,7 +41,7 @@ def _softmax(rows, out):
         for v in range(width):
             row = rows[s, first + v]
             for c in range(channels):
-                tile[c, v] = row[c]
+                tile[c, v] = number(row[c])
         for c in range(channels):
             for v in range(_TILE):
                 highest[v] = max(highest[v], tile[c, v])

@@ -69,6 +69,17 @@ def test_upsampling_in_bfloat16_is_folded_and_as_exact_as_it_was():
     assert errors[0] < 1.1 * errors[1] < 0.02
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_layers_of_one_channel_answer_with_channels_innermost(half):
+    """Its strides do not say which layout it has; norms would have to turn the answer around."""
+    layer, x = Conv3d(1, 8, 3, padding=1), torch.randn(2, 1, 5, 6, 7)
+    expected = layer(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = layer(x)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02 if half else 1e-5)
+
+
 @pytest.mark.parametrize("make", [lambda: UpSampling(16, 8), lambda: ResidualBlock(16, 8), lambda: Conv3d(16, 8, 3)])
 def test_training_and_inference_agree(make):
     module, x = make(), torch.randn(1, 16, 6, 6, 6)

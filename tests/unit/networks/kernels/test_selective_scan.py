@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from medsegmamba_bids.networks.kernels.scan_numba import exp2_of_negative
+from medsegmamba_bids.networks.kernels import scan_numba
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
 from medsegmamba_bids.networks.scan_paths import scan_paths
 
@@ -84,16 +84,16 @@ def test_extreme_steps_stay_finite_and_right():
     assert_close_to_largest(result, reference_scan(*tensors, paths), 2e-6, "numba")
 
 
-def powers_of_two(exponents):
-    """``exp2_of_negative`` of each, in a loop that the compiler turns into vectors."""
+def each(function, numbers):
+    """A compiled function of each number, in a loop that the compiler turns into vectors."""
 
     @numba.njit
     def fill(t, out):
         for i in range(len(t)):
-            out[i] = exp2_of_negative(t[i])
+            out[i] = function(t[i])
 
-    out = np.empty_like(exponents)
-    fill(exponents, out)
+    out = np.empty_like(numbers)
+    fill(numbers, out)
     return out
 
 
@@ -101,11 +101,63 @@ def test_powers_of_two():
     """Each is right to 2e-7 of itself, whole ones are exact, and what is too small becomes negligible."""
     exponents = np.linspace(-126, 0, 1_000_003).astype(np.float32)
     expected = np.exp2(exponents.astype(float))
-    assert np.abs(powers_of_two(exponents) / expected - 1).max() < 2e-7
+    assert np.abs(each(scan_numba.exp2_of_negative, exponents) / expected - 1).max() < 2e-7
     whole = np.arange(-126, 1).astype(np.float32)
-    assert np.array_equal(powers_of_two(whole), np.exp2(whole))
-    edges = powers_of_two(np.float32([-0.0, -1e-30, -126.4, -126.6, -150, -3e38, -np.inf, np.nan]))
+    assert np.array_equal(each(scan_numba.exp2_of_negative, whole), np.exp2(whole))
+    edges = each(scan_numba.exp2_of_negative, np.float32([-0.0, -1e-30, -126.4, -126.6, -150, -3e38, -np.inf, np.nan]))
     np.testing.assert_array_equal(edges, np.float32([1, 1, *[2**-126] * 5, np.nan]))
+
+
+def test_rough_powers_of_two():
+    """They are right to 1.3e-4 of themselves, and near 0, where errors of many steps add up, as exact as others."""
+    exponents = np.linspace(-126, 0, 1_000_003).astype(np.float32)
+    found = each(scan_numba._rough_exp2_of_negative, exponents)
+    assert np.abs(found / np.exp2(exponents.astype(float)) - 1).max() < 1.3e-4
+    slow = -np.logspace(-6, -2, 1000).astype(np.float32)
+    loss = 1 - each(scan_numba._rough_exp2_of_negative, slow).astype(float)
+    assert (np.abs(loss + np.expm1(slow.astype(float) * np.log(2))) < 1e-7 + 2e-4 * loss).all()
+
+
+def test_softplus():
+    numbers = np.linspace(-80, 100, 1_000_003).astype(np.float32)
+    error = each(scan_numba._softplus, numbers) / np.logaddexp(0, numbers.astype(float)) - 1
+    assert (np.abs(error) < 5e-7 + 6e-8 * np.abs(numbers)).all(), "the exponent itself is rounded"
+
+
+def soft_inputs(seed=0):
+    """Inputs whose step sizes are softplus(delta + bias), with the input of a skip; without gradients."""
+    tensors, paths = random_inputs(2, 3, 130, 16, seed=seed)
+    u, delta, b, c, a = (t.detach() for t in tensors)
+    generator = torch.Generator().manual_seed(seed)
+    delta, bias = 2 * torch.randn(delta.shape, generator=generator), torch.randn(8, 130, generator=generator) - 4
+    return (u, delta, b, c, a, paths), bias, torch.randn(8, 130, generator=generator)
+
+
+def softened(arguments, bias, skip):
+    """The same by the reference, in double precision."""
+    u, delta, b, c, a = (t.double() for t in arguments[:5])
+    steps = torch.nn.functional.softplus(delta + bias.double()[:, None])
+    return reference_scan(u, steps, b, c, a, arguments[5]) + u * skip.double().sum(0)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_step_sizes_and_skips_are_made_on_the_way(gradients):
+    arguments, bias, skip = soft_inputs()
+    with torch.set_grad_enabled(gradients):
+        found = selective_scan(*arguments, backend="numba", bias=bias, skip=skip)
+    assert found.dtype == torch.float32
+    assert_close_to_largest(found, softened(arguments, bias, skip), 2e-6, "numba")
+
+
+def test_step_sizes_in_bfloat16():
+    """Decays are rougher then, by far less than the step sizes have been rounded."""
+    (u, delta, *others), bias, skip = soft_inputs()
+    rounded = delta.bfloat16()
+    with torch.no_grad():
+        found = selective_scan(u, rounded, *others, backend="numba", bias=bias, skip=skip)
+    expected = softened((u, rounded.float(), *others), bias, skip)
+    assert_close_to_largest(found, expected, 2e-4, "numba")
+    assert (found - expected).abs().max() < 0.2 * (softened((u, delta, *others), bias, skip) - expected).abs().max()
 
 
 def test_numba_does_not_depend_on_threads():
