@@ -53,9 +53,10 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z) -> (B, channels_out, X, Y, Z)."""
-        x, dtype = channels_last(x), direct_type(x)
+        dtype = direct_type(x)
         if dtype is None:
-            return super().forward(x)
+            return super().forward(x.contiguous(memory_format=torch.channels_last_3d))
+        x = channels_last(x)
         if self._keeps_the_grid() and pays(x, self.weight):
             return winograd_convolution(x.to(dtype), self.weight, self.bias)
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
