@@ -8,6 +8,7 @@ Shape letters: B batch; C channels; X, Y, Z grid.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 
 import torch
@@ -30,8 +31,15 @@ def direct_type(x: torch.Tensor) -> torch.dtype | None:
     if x.device.type != "cpu" or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
         return None
     if torch.is_autocast_enabled("cpu"):
-        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+        half = torch.get_autocast_dtype("cpu") == torch.bfloat16 and _onednn_knows_bfloat16()
+        return torch.bfloat16 if half else None
     return torch.float32 if x.dtype == torch.float32 else None
+
+
+@lru_cache
+def _onednn_knows_bfloat16() -> bool:
+    """Return whether its convolutions take it on this processor; torch has slower ones for others."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
