@@ -21,11 +21,6 @@ from medsegmamba_bids.networks.kernels.winograd import pays, winograd_convolutio
 GROUPS = 8
 
 
-def fast_on_cpu(x: torch.Tensor) -> bool:
-    """Return whether oneDNN may be called directly: float32 on a CPU, nothing to differentiate, no autocast."""
-    return direct_type(x) == torch.float32
-
-
 def direct_type(x: torch.Tensor) -> torch.dtype | None:
     """Return in which type oneDNN may be called directly, autocast to bfloat16 included; None where it may not."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
@@ -42,7 +37,7 @@ def _onednn_knows_bfloat16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def channels_last(x: torch.Tensor) -> torch.Tensor:
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
     """Return (B, C, X, Y, Z) with channels innermost; of a single channel the strides say so, too.
 
     torch would leave those as they are, and oneDNN would answer in the other layout, to be reordered afterwards.
@@ -64,7 +59,7 @@ class Conv3d(nn.Conv3d):
         dtype = direct_type(x)
         if dtype is None:
             return super().forward(x.contiguous(memory_format=torch.channels_last_3d))
-        x = channels_last(x)
+        x = _channels_last(x)
         if self._keeps_the_grid() and pays(x, self.weight):
             return winograd_convolution(x.to(dtype), self.weight, self.bias)
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
@@ -87,7 +82,7 @@ class Linear(nn.Linear):
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return ``F.linear``, by a convolution where that is faster."""
-    if not fast_on_cpu(x):
+    if direct_type(x) != torch.float32:
         return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, 1, 1, x.shape[-1]).permute(0, 4, 1, 2, 3)  # channels last: no copy
     out = torch.mkldnn_convolution(rows, weight[..., None, None, None], bias, [0] * 3, [1] * 3, [1] * 3, 1)

@@ -50,8 +50,8 @@ def bits_of_float(typing_context, number):
 
 
 def stored(x: torch.Tensor) -> np.ndarray:
-    """The array of a float32 or bfloat16 tensor; numpy and numba know no bfloat16, whose bits come as int16."""
-    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+    """The array of a tensor, float32 but for bfloat16, which numpy and numba do not know: its bits come as int16."""
+    return x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.float().numpy()
 
 
 def number(stored):

@@ -63,7 +63,8 @@ def _fetch(typing_context, array, index):
 
 @njit(inline="always", fastmath=FAST)
 def _rounded(t):
-    """A number >= -126 -> its whole part, in the last bits, and what rounding leaves."""
+    """A number, or -126 for what is below -> its whole part, in the last bits, and what rounding leaves."""
+    t = max(t, np.float32(-126.0))
     whole = _sum_as_written(t, _NO_FRACTIONS)
     return whole, t - _sum_as_written(whole, -_NO_FRACTIONS)
 
@@ -79,7 +80,7 @@ def exp2_of_negative(t):
 
     From -126 on, where the smallest normal number is reached, it stays what it is there.
     """
-    whole, rest = _rounded(max(t, np.float32(-126.0)))
+    whole, rest = _rounded(t)
     power = np.float32(1.32647273e-3)
     power = power * rest + np.float32(9.67151299e-3)
     power = power * rest + np.float32(5.55073358e-2)
@@ -95,7 +96,7 @@ def _rough_exp2_of_negative(t):
 
     It is exact at 0, and so is its slope: states that fade slowly would sum an error up.
     """
-    whole, rest = _rounded(max(t, np.float32(-126.0)))
+    whole, rest = _rounded(t)
     power = np.float32(5.549128e-2)
     power = power * rest + np.float32(2.4212e-1)
     power = power * rest + LN_2
@@ -271,20 +272,13 @@ def _backward(u, delta, b, c, a, paths, grad):
     return grad_u, grad_delta, grad_b, grad_c, grad_a
 
 
-def _scan(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    b: torch.Tensor,
-    c: torch.Tensor,
-    a: torch.Tensor,
-    paths: torch.Tensor,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the outputs (B, L, C) of contiguous float32 inputs; ``delta`` may be bfloat16.
+def _scan(arrays: list[torch.Tensor], paths: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the outputs (B, L, C) of contiguous float32 inputs; step sizes may be bfloat16.
 
     Directions go to several tasks where the channels alone would leave threads idle; how many depends neither on the
     threads nor on the batch, so that the sums do not either.
     """
+    u, delta, b, c, a = map(stored, arrays)
     directions, states, channels = a.shape
     blocks = channels // WIDTH
     divisors = [n for n in range(1, directions + 1) if directions % n == 0]
@@ -292,10 +286,7 @@ def _scan(
     scratch = torch.empty(get_num_threads(), 2 * states + 1, WIDTH)  # of torch, which aligns to cache lines
     out = torch.zeros(parts, *u.shape)
     soft, bias = bias is not None, torch.zeros(directions, channels) if bias is None else bias
-    _forward(
-        u.numpy(), stored(delta), bias.numpy(), soft, b.numpy(), c.numpy(), a.numpy(), paths.numpy(), scratch.numpy(),
-        out.numpy(),
-    )  # fmt: skip
+    _forward(u, delta, bias.numpy(), soft, b, c, a, paths.numpy(), scratch.numpy(), out.numpy())
     return out.sum(0) if parts > 1 else out[0]
 
 
@@ -306,7 +297,7 @@ class _NumbaScan(torch.autograd.Function):
     def forward(ctx, u, delta, b, c, a, paths):
         arrays = [t.detach().float().contiguous() for t in (u, delta, b, c, a)]
         ctx.save_for_backward(*arrays, paths)
-        return _scan(*arrays, paths)
+        return _scan(arrays, paths)
 
     @staticmethod
     def backward(ctx, grad):
@@ -339,8 +330,7 @@ def numba_scan(
         delta = delta.float() if bias is None else F.softplus(delta.float() + bias[:, None])
         out = _NumbaScan.apply(u, delta, b, c, a, paths)
     else:
-        steps = delta.contiguous() if delta.dtype == torch.bfloat16 else delta.float().contiguous()
-        inputs, write, read, rates = (t.float().contiguous() for t in (u, b, c, a))
-        out = _scan(inputs, steps, write, read, rates, paths, bias)
+        u, b, c, a = (t.float() for t in (u, b, c, a))
+        out = _scan([t.contiguous() for t in (u, delta, b, c, a)], paths, bias)
     out = out if skip is None else out + u.float() * skip.sum(0)
     return out[..., :channels]

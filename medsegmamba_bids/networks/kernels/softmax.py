@@ -21,7 +21,6 @@ def channel_softmax(scores: torch.Tensor) -> torch.Tensor:
     """Return ``scores.float().softmax(1)`` of (B, C, X, Y, Z), contiguous; without gradients on a CPU by a kernel."""
     if scores.device.type != "cpu" or torch.is_grad_enabled():
         return scores.float().softmax(1)
-    scores = scores if scores.dtype == torch.bfloat16 else scores.float()
     rows = scores.movedim(1, -1).contiguous()
     out = torch.empty(scores.shape)
     _softmax(stored(rows.view(len(rows), -1, rows.shape[-1])), out.view(*scores.shape[:2], -1).numpy())

@@ -7,11 +7,6 @@ import torch.nn.functional as F
 from medsegmamba_bids.networks.blocks import Conv3d, ResidualBlock, UpSampling, linear, upsampled_convolution
 from medsegmamba_bids.networks.kernels.group_norm import group_norm_relu
 
-#: Where oneDNN's convolutions refuse it, layers take torch's own.
-bfloat16_here = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN does not know bfloat16 on this processor"
-)
-
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -61,7 +56,7 @@ def test_upsampled_convolution_is_the_plain_one():
         torch.testing.assert_close(upsampled_convolution(x, weight, bias), expected, rtol=1e-4, atol=1e-4)
 
 
-@bfloat16_here
+@pytest.mark.bfloat16
 def test_upsampling_in_bfloat16_is_folded_and_as_exact_as_it_was():
     module, x = UpSampling(64, 16), torch.randn(1, 64, 6, 5, 7)
     exact = module(x).detach()
@@ -75,7 +70,7 @@ def test_upsampling_in_bfloat16_is_folded_and_as_exact_as_it_was():
     assert errors[0] < 1.1 * errors[1] < 0.02
 
 
-@pytest.mark.parametrize("half", [False, pytest.param(True, marks=bfloat16_here)])
+@pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.bfloat16)])
 def test_layers_of_one_channel_answer_with_channels_innermost(half):
     """Its strides do not say which layout it has; norms would have to turn the answer around."""
     layer, x = Conv3d(1, 8, 3, padding=1), torch.randn(2, 1, 5, 6, 7)

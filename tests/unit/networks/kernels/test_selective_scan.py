@@ -1,5 +1,8 @@
 """Every backend of the scan against the slow, obvious one."""
 
+import importlib.util
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ import torch
 from medsegmamba_bids.networks.kernels import scan_numba
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
 from medsegmamba_bids.networks.scan_paths import scan_paths
+
+_spec = importlib.util.spec_from_file_location("scan_cases", Path(__file__).parents[3] / "scan_cases.py")
+scan_cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(scan_cases)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -124,13 +131,11 @@ def test_softplus():
     assert (np.abs(error) < 5e-7 + 6e-8 * np.abs(numbers)).all(), "the exponent itself is rounded"
 
 
-def soft_inputs(seed=0):
+def soft_inputs():
     """Inputs whose step sizes are softplus(delta + bias), with the input of a skip; without gradients."""
-    tensors, paths = random_inputs(2, 3, 130, 16, seed=seed)
-    u, delta, b, c, a = (t.detach() for t in tensors)
-    generator = torch.Generator().manual_seed(seed)
-    delta, bias = 2 * torch.randn(delta.shape, generator=generator), torch.randn(8, 130, generator=generator) - 4
-    return (u, delta, b, c, a, paths), bias, torch.randn(8, 130, generator=generator)
+    leaves, paths = scan_cases.fused_inputs(2, 3, 130, 16)
+    *arguments, bias, skip = (t.detach() for t in scan_cases.arguments(leaves))
+    return (*arguments, paths), bias, skip
 
 
 def softened(arguments, bias, skip):

@@ -8,11 +8,6 @@ import torch.nn.functional as F
 from medsegmamba_bids.networks.blocks import Conv3d
 from medsegmamba_bids.networks.kernels import winograd
 
-#: Where oneDNN's convolutions refuse it, layers take torch's own.
-bfloat16_here = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN does not know bfloat16 on this processor"
-)
-
 
 def case(channels_in=64, channels_out=64, size=(24, 24, 24), batch=1):
     torch.manual_seed(0)
@@ -43,7 +38,7 @@ def test_it_is_the_convolution(channels_in, channels_out, size, batch):
     assert (found - expected).abs().max() < 4e-6 * expected.abs().max()
 
 
-@bfloat16_here
+@pytest.mark.bfloat16
 @pytest.mark.parametrize(
     ("channels_in", "channels_out", "size", "batch"),
     [(32, 32, (8, 8, 8), 1), (64, 32, (1, 5, 9), 2), (32, 96, (3, 1, 2), 1), (64, 64, (6, 23, 26), 1)],
@@ -87,7 +82,7 @@ def test_result_depends_on_neither_threads_nor_batch():
         numba.set_num_threads(before[1])
 
 
-@bfloat16_here
+@pytest.mark.bfloat16
 def test_layers_take_it_in_bfloat16():
     """They answer as autocast does, and as exactly as the sums allow."""
     torch.manual_seed(0)
