@@ -45,7 +45,8 @@ class Networks:
     subfields : bool
         Whether hippocampal subfields are measured as well.
     folds : mapping of str to path or name
-        Other weights than ``aseg`` for some cases: those of a training that did not see them.
+        Other weights than ``aseg`` for some cases: those of a training that did not see them. Subfields are those
+        that the released networks find, as a user of them has them: they end where aseg's hippocampi do.
     """
 
     segmenter: Segmenter
@@ -55,8 +56,15 @@ class Networks:
     folds: Mapping[str, str | os.PathLike] = field(default_factory=dict)
 
     def judging(self, case: str) -> Networks:
-        """Return the networks that a case is measured with."""
+        """Return the networks that a case's structures are measured with."""
         return replace(self, aseg=self.folds.get(case, self.aseg), folds={})
+
+    def segment_case(self, case: str, image: Image, subfields: bool, grid_of: Image | None = None) -> ImageLabels:
+        """Return labels of a case's image: structures by the weights that judge it, subfields by the released ones."""
+        labels = self.judging(case).segment(image, subfields and case not in self.folds, grid_of)
+        if not (subfields and self.subfields and case in self.folds):
+            return labels
+        return replace(labels, hippocampus=self.segment(image, True, grid_of).hippocampus)
 
     @property
     def aseg_table(self) -> LabelTable:
@@ -85,12 +93,11 @@ def measure_case(case: Case, networks: Networks) -> pd.DataFrame:
     ImageError, CaseError
         An image cannot be read, or its reference lies on another grid.
     """
-    networks = networks.judging(case.name)
     parts = []
     if case.reference is not None:
         parts += _measure_variants(case, networks)
     if case.twin is not None:
-        parts.append(_named(_measure_twin(case, networks), case.name, "plain", TWIN))
+        parts.append(_named(_measure_twin(case, networks.judging(case.name)), case.name, "plain", TWIN))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -102,7 +109,7 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
     for variant, change in VARIANTS.items():
         logger.info("%s, %s", case.name, variant)
         grid_of = image if variant == "thick" else None
-        labels = networks.segment(change(image, white), variant in ("plain", "flipped"), grid_of)
+        labels = networks.segment_case(case.name, change(image, white), variant in ("plain", "flipped"), grid_of)
         if variant == "flipped":
             labels = _mirrored_back(labels, image.affine, networks)
         if plain is None:

@@ -310,6 +310,28 @@ def test_cases_are_judged_by_their_fold_and_compared_with_earlier_weights(data_d
     assert used[20:] == ["aseg"] * 5 + ["fold"] * 5
 
 
+def test_subfields_are_the_released_networks_where_a_fold_judges_the_structures(data_dir, command, known, monkeypatch):
+    """The fold loses a hippocampus; subfields lie in the hippocampi of the released weights, as users have them."""
+    fold = weights(data_dir / "fold.safetensors", "aseg_brain", "aseg", 1)
+    used = []
+
+    def right_or_fold(segmenter, image, weights=None, hippocampus=False, *arguments):
+        used.append((Path(weights).stem, hippocampus))
+        found = always_right(segmenter, image, hippocampus=hippocampus)
+        if Path(weights).stem == "fold":
+            found.labels.aseg[found.labels.aseg == 17] = 2
+        return found
+
+    monkeypatch.setattr(measure, "conform_and_segment", right_or_fold)
+    assert main([*command, "--fold", str(fold), "one"]) == 0
+    with_subfields = [("fold", False), ("aseg", True)]
+    assert used == [*with_subfields, *with_subfields, *[("fold", False)] * 3]
+    rows = numbers(data_dir).set_index(["variant", "against", "label"])["dice"]
+    assert rows["plain", "reference", 17] == 0
+    assert rows["plain", "hippocampus", 17] == 1
+    assert rows["flipped", "original", 1203] == 1
+
+
 def test_folds_are_checked(command, capsys):
     for options, message in (
         (["--fold", "a.safetensors"], "name the cases that these weights judge"),

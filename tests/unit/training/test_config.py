@@ -129,6 +129,7 @@ EMBEDDED = [
     "embedded_aseg2_heads",
     "embedded_aseg2",
     "embedded_hippocampus",
+    "embedded_hippocampus2_first",
     "embedded_hippocampus2",
 ]
 
