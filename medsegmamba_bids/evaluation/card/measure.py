@@ -61,10 +61,11 @@ class Networks:
 
     def segment_case(self, case: str, image: Image, subfields: bool, grid_of: Image | None = None) -> ImageLabels:
         """Return labels of a case's image: structures by the weights that judge it, subfields by the released ones."""
-        labels = self.judging(case).segment(image, subfields and case not in self.folds, grid_of)
-        if not (subfields and self.subfields and case in self.folds):
-            return labels
-        return replace(labels, hippocampus=self.segment(image, True, grid_of).hippocampus)
+        judging = self.judging(case)
+        if judging.aseg == self.aseg or not (subfields and self.subfields):
+            return judging.segment(image, subfields, grid_of)
+        structures = judging.segment(image, False, grid_of)
+        return replace(structures, hippocampus=self.segment(image, True, grid_of).hippocampus)
 
     @property
     def aseg_table(self) -> LabelTable:
@@ -105,16 +106,17 @@ def _measure_variants(case: Case, networks: Networks) -> list[pd.DataFrame]:
     image = load_image(case.image)
     reference = read_reference(case, image)
     white = np.isin(reference, WHITE_MATTER)
+    judging = networks.judging(case.name)
     parts, plain = [], None
     for variant, change in VARIANTS.items():
         logger.info("%s, %s", case.name, variant)
         grid_of = image if variant == "thick" else None
         labels = networks.segment_case(case.name, change(image, white), variant in ("plain", "flipped"), grid_of)
         if variant == "flipped":
-            labels = _mirrored_back(labels, image.affine, networks)
+            labels = _mirrored_back(labels, image.affine, judging)
         if plain is None:
             plain = labels
-        compared = _comparisons(labels, reference, None if variant == "plain" else plain, image, networks)
+        compared = _comparisons(labels, reference, None if variant == "plain" else plain, image, judging)
         parts += [_named(rows, case.name, variant, against) for against, rows in compared]
     return parts
 
