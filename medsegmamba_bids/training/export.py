@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import nn
 from medsegmamba_bids import __version__
 from medsegmamba_bids.errors import ConfigError, WeightsError
 from medsegmamba_bids.image.io import atomic_path
-from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.image.labels import load_label_table, side_of
+from medsegmamba_bids.records import fits, unknown_keys
 from medsegmamba_bids.segmentations import of_table
 from medsegmamba_bids.training.run_folder import read_checkpoint
 from medsegmamba_bids.training.start import network_settings, new_network
@@ -38,6 +40,7 @@ def weights_info(config: Config) -> WeightsInfo:
     table = config.weights or _default_table(config)
     if table.unweighted and not isinstance(config, SynthesisConfig):
         raise ConfigError(f"[weights] of configuration {config.name}: unweighted is only for synthesised images")
+    _check_favour(table, config)
     labels = load_label_table(config.table).labels
     try:
         return WeightsInfo(
@@ -66,28 +69,44 @@ def _default_table(config: Config) -> WeightsTable:
 def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo:
     """Write a trained network as a weights file."""
     info, table = weights_info(config), config.weights or _default_table(config)
-    if table.unweighted:
-        network = unweigh(network, load_tissue_table(config.table).class_weights, table.unweighted)
-    return save_weights(network, info, path, half=table.half)
+    return save_weights(shift_log_odds(network, _shifts(config, table)), info, path, half=table.half)
 
 
-def unweigh(network: nn.Module, weights: np.ndarray, share: float) -> nn.Module:
-    """Return a copy of a network whose class probabilities are divided by ``weights ** share`` (and add up to 1 again).
+def shift_log_odds(network: nn.Module, shifts: np.ndarray) -> nn.Module:
+    """Return a copy of a network whose class probabilities are multiplied by ``exp(shifts)`` (and add up to 1 again).
 
     The weights of the cross-entropy help rare classes to be learned at all, but draw borders in their favour, so
-    that heavy classes come out too large.
+    that heavy classes come out too large; where borders are unsure, thin layers come out too small. Both are taken back
+    without a new training.
 
     Parameters
     ----------
     network : torch.nn.Module
         With a last layer ``head`` that has a bias.
-    weights : float (C,)
-    share : float, 0 changes nothing
+    shifts : float (C,)
     """
     network = copy.deepcopy(network)
     with torch.no_grad():
-        network.head.bias -= share * torch.from_numpy(weights).log().to(network.head.bias)
+        network.head.bias += torch.from_numpy(shifts).to(network.head.bias)
     return network
+
+
+def _shifts(config: Config, table: WeightsTable) -> np.ndarray:
+    """Return what ``[weights]`` adds to the log odds of every class, float64 (C,)."""
+    names = [side_of(name)[1] for name in load_label_table(config.table).names]
+    shifts = np.array([float(table.favour.get(name, 0)) for name in names])
+    if table.unweighted:
+        shifts -= table.unweighted * np.log(load_tissue_table(config.table).class_weights)
+    return shifts
+
+
+def _check_favour(table: WeightsTable, config: Config) -> None:
+    names = dict.fromkeys(side_of(name)[1] for name in load_label_table(config.table).names)
+    if strange := unknown_keys(table.favour, names, "structures"):
+        raise ConfigError(f"[weights] of configuration {config.name}, favour: {strange}")
+    for name, shift in table.favour.items():
+        if not fits(shift, float) or not math.isfinite(shift):
+            raise ConfigError(f"[weights] of configuration {config.name}, favour: {name} is {shift!r}, not a number")
 
 
 def copy_weights(source: Path, path: Path) -> None:

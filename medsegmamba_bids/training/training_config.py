@@ -27,7 +27,8 @@ class WeightsTable:
     """``[weights]``: what the weights file says of itself; see ``weights.info`` for the keys.
 
     ``half`` stores the tensors in half precision. ``unweighted`` takes back that much (0 none, 1 all) of how the
-    class weights of a training on synthesised images favour their classes; see ``training.export.unweigh``.
+    class weights of a training on synthesised images favour their classes. ``favour`` adds to the log odds of
+    structures, by their names without a side: sizes can be met with it; see ``training.export.shift_log_odds``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class WeightsTable:
     training_data: str = ""
     half: bool = True
     unweighted: float = 0.0
+    favour: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

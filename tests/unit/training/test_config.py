@@ -196,6 +196,22 @@ def test_unweighing_is_for_synthesis_alone(tmp_path):
         weights_info(config)
 
 
+@pytest.mark.parametrize(
+    ("favour", "sentence"),
+    [
+        ("{ caudat = 0.1 }", r"favour: unknown structures caudat \(Caudate is meant\?\)"),
+        ("{ Left-Caudate = 0.1 }", "unknown structures Left-Caudate"),
+        ('{ Caudate = "much" }', "favour: Caudate is 'much', not a number"),
+        ("{ Caudate = true }", "favour: Caudate is True, not a number"),
+        ("{ Caudate = nan }", "favour: Caudate is nan, not a number"),
+        ("0.3", "favour is 0.3; it must be a table of keys"),
+    ],
+)
+def test_favoured_structures_are_checked(tmp_path, favour, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        weights_info(read_config(write(tmp_path, SYNTHESIS + f'[weights]\nname = "a"\nfavour = {favour}\n')))
+
+
 def test_weights_table_is_checked(tmp_path):
     config = read_config(write(tmp_path, SYNTHESIS + '[weights]\nname = "a"\npatch_size = 20\n'))
     with pytest.raises(ConfigError, match="its patch size is 20; it must be a multiple of 8"):

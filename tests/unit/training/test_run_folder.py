@@ -1,6 +1,7 @@
 """Checkpoints and logs of a training, and the weights file that comes of it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.training.export import export_checkpoint, unweigh
+from medsegmamba_bids.training.export import export_checkpoint, shift_log_odds
 from medsegmamba_bids.training.run_folder import RunFolder, read_checkpoint
 from medsegmamba_bids.training.start import new_network, take_initial
 from medsegmamba_bids.training.training_config import Source, Stage, SynthesisConfig, WeightsTable
@@ -112,13 +113,29 @@ def test_exported_weights_are_those_of_the_checkpoint(tmp_path):
     torch.testing.assert_close(other, divided / divided.sum(1, keepdim=True), rtol=1e-3, atol=1e-6)
 
 
-def test_unweighing_leaves_the_network_alone():
+def test_favoured_structures_gain_on_both_sides(tmp_path):
+    """Caudate's odds against everything else are those of before times e^0.7, on both sides; nothing else gains."""
+    table = WeightsTable("tiny", patch_size=16, step=8, half=False, favour={"Caudate": 0.7})
+    network = checkpoint_of(tmp_path, config()).eval()
+    export_checkpoint(tmp_path, config(weights=table), tmp_path / "a.safetensors")
+    patch = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = network.probabilities(patch)
+        after = load_weights(tmp_path / "a.safetensors")[0].probabilities(patch)
+    names = load_label_table("aseg_brain").names
+    caudates = [names.index("Left-Caudate"), names.index("Right-Caudate")]
+    others = [index for index in range(len(names)) if index not in caudates]
+    gained = (after / before) / (after[:, :1] / before[:, :1])  # against the background
+    torch.testing.assert_close(gained[:, caudates], torch.full_like(gained[:, caudates], math.exp(0.7)))
+    torch.testing.assert_close(gained[:, others], torch.ones_like(gained[:, others]))
+
+
+def test_shifting_leaves_the_network_alone():
     network = new_network(config(), 36)
     before = network.head.bias.detach().clone()
-    weights = np.full(36, 2.0, np.float32)
-    shifted = unweigh(network, weights, 1.0)
+    shifted = shift_log_odds(network, np.full(36, -2.0))
     assert torch.equal(network.head.bias, before)
-    torch.testing.assert_close(shifted.head.bias, before - np.log(2.0).astype(np.float32))
+    torch.testing.assert_close(shifted.head.bias, before - 2)
 
 
 def test_initial_weights_are_taken_where_they_fit(tmp_path):
