@@ -5,12 +5,12 @@
 
 IMAGE is a T1w image, LABELS FreeSurfer's aseg of it (or aparc+aseg); paths are relative to DATA, where the subfields'
 atlas is. The subfields are painted into the hippocampi of LABELS in the published proportions, as for a training, and
-found there by WEIGHTS, a file or a name. Where a border is unsure, a thin layer between two thick ones is nowhere the
-likeliest; so log odds are added to every subfield, alike on both sides, until those of all heads of --set are together
-as large as painted. They go to [weights], favour, of the configuration, added to what WEIGHTS has there.
+found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its volume
+(the sum of its probabilities, as the tables have it) in all heads of --set together is what was painted. They go to
+[weights], favour, of the configuration, added to what WEIGHTS has there.
 
 Printed are that line, and one JSON line each for the heads that set it and those of --judge, before and after: the mean
-Dice of subfields against painted ones, the share of voxels in both hippocampi that agree, what is found by what is
+Dice of subfields against painted ones, the share of voxels in both hippocampi that agree, volume found by volume
 painted, and by how much that is off in the geometric mean.
 """
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import special
 
 from medsegmamba_bids.evaluation.card.cases import Case
 from medsegmamba_bids.evaluation.card.measure import read_reference
@@ -45,10 +46,10 @@ class Head:
     logarithms: np.ndarray
     painted: np.ndarray
 
-    def found(self, favour):
-        """Log odds by subfield -> classes (x, y, z)."""
+    def probabilities(self, favour):
+        """Log odds by subfield -> probabilities (C, x, y, z)."""
         shifts = np.array([favour.get(name, 0) for name in NAMES], np.float32)
-        return (self.logarithms + shifts[:, None, None, None]).argmax(0)
+        return special.softmax(self.logarithms + shifts[:, None, None, None], axis=0)
 
 
 def read_head(segmenter, weights, case, atlas):
@@ -70,23 +71,24 @@ def read_head(segmenter, weights, case, atlas):
     return Head(logarithms, classes[near])
 
 
-def voxels(classes):
-    """Classes (x, y, z) -> voxels of each subfield, both sides (S,)."""
-    counts = np.bincount(classes.ravel(), minlength=len(NAMES))
-    return np.array([counts[[name == subfield for name in NAMES]].sum() for subfield in SUBFIELDS])
+def by_subfield(classes):
+    """A number of every class (C,) -> their sums of both sides (S,)."""
+    return np.array([classes[[name == subfield for name in NAMES]].sum() for subfield in SUBFIELDS])
 
 
-def sizes(heads, favour):
-    """Heads -> voxels found and painted, of all together (S,) each."""
-    return sum(voxels(head.found(favour)) for head in heads), sum(voxels(head.painted) for head in heads)
+def volumes(heads, favour):
+    """Heads -> mm3 found and painted, of all together (S,) each."""
+    found = sum(head.probabilities(favour).sum((1, 2, 3)) for head in heads)
+    painted = sum(np.bincount(head.painted.ravel(), minlength=len(NAMES)) for head in heads)
+    return by_subfield(found), by_subfield(painted)
 
 
 def meet_volumes(heads):
     """Heads -> log odds by subfield with which they are found as large as painted."""
     favour = dict.fromkeys(SUBFIELDS, 0.0)
     for _ in range(ROUNDS):
-        found, painted = sizes(heads, favour)
-        for name, wrong in zip(SUBFIELDS, np.log((found + 1) / (painted + 1)), strict=True):
+        found, painted = volumes(heads, favour)
+        for name, wrong in zip(SUBFIELDS, np.log(found / painted), strict=True):
             favour[name] -= RATE * float(wrong)
     return {name: round(shift, 2) for name, shift in favour.items()}
 
@@ -95,13 +97,13 @@ def judge(heads, favour):
     """Heads -> the numbers of one line."""
     dice, agreement = [], []
     for head in heads:
-        found, painted = head.found(favour), head.painted
+        found, painted = head.probabilities(favour).argmax(0), head.painted
         both = (found > 0) & (painted > 0)
         agreement.append((found == painted)[both].mean())
         for index in np.unique(painted[painted > 0]):
             here, there = found == index, painted == index
             dice.append(2 * (here & there).sum() / (here.sum() + there.sum()))
-    found, painted = sizes(heads, favour)
+    found, painted = volumes(heads, favour)
     ratios = found / painted
     return {
         "heads": len(heads),

@@ -1,7 +1,6 @@
 """How subfields are favoured until they are as large as painted: the benchmark script, on made probabilities."""
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 
@@ -21,42 +20,48 @@ def script():
     return module
 
 
-def head(script, painted, blurred):
-    """A head whose every painted class holds the voxels given; where two are blurred, the first has ``p`` of it."""
-    classes = np.repeat(list(painted), list(painted.values()))
-    probabilities = np.full((len(script.NAMES), classes.size), 1e-6)
-    probabilities[classes, np.arange(classes.size)] = 1
-    for at, (first, second, p) in enumerate(blurred):
-        probabilities[:, at] = 1e-6
-        probabilities[[first, second], at] = p, 1 - p
-    return script.Head(np.log(probabilities).reshape(-1, classes.size, 1, 1), classes.reshape(-1, 1, 1))
-
-
-def test_a_thin_layer_is_favoured_until_it_is_as_large_as_painted(script):
-    """Of 100 voxels of CA1 and CA4 each, 40 of CA4's are unsure: their chances of being CA4 are 0.31 to 0.7. Those
-    below 0.5 are lost; with log((1 - 0.31) / 0.31) = 0.80 more between both none is.
+def head(script, odds):
+    """A head with 50 voxels of every subfield, all sure; and voxels between CA1 and CA4 (left) with these log odds of
+    being CA4, painted with what is likelier.
     """
     ca1, ca4 = script.NAMES.index("CA1"), script.NAMES.index("CA4")
-    everything = {index: 50 for index in range(1, len(script.NAMES)) if index not in (ca1, ca4)}
-    unsure = [(ca4, ca1, 0.31 + 0.01 * index) for index in range(40)]
-    made = head(script, {ca4: 100, ca1: 100, **everything}, unsure)
+    classes = np.repeat(range(1, len(script.NAMES)), 50)
+    logarithms = np.full((len(script.NAMES), classes.size + odds.size), -20.0)
+    logarithms[classes, np.arange(classes.size)] = 0
+    logarithms[ca1, classes.size :], logarithms[ca4, classes.size :] = 0, odds
+    painted = np.concatenate([classes, np.where(odds > 0, ca4, ca1)])
+    return script.Head(logarithms.reshape(*logarithms.shape, 1, 1), painted.reshape(-1, 1, 1))
+
+
+def shifted(script, made, by):
+    """The same head as a network sees it that holds CA4 for less likely."""
+    logarithms = made.logarithms.copy()
+    logarithms[script.NAMES.index("CA4")] -= by
+    return script.Head(logarithms, made.painted)
+
+
+ODDS = np.linspace(-2, 2, 200)  # alike on both sides of 0, so that each has 100 in the mean
+
+
+def test_what_a_network_holds_for_too_unlikely_is_favoured_by_that_much(script):
+    ideal = head(script, ODDS)
+    assert script.judge([ideal], {})["off_by"] == 1
+    assert script.judge([ideal], {})["dice"] == 1
+    made = shifted(script, ideal, 0.8)
     before = script.judge([made], {})
-    # both sides count together: 150 voxels of each are painted
-    assert before["found_by_painted"]["CA4"] == pytest.approx((150 - 20) / 150, abs=0.01)
-    assert before["found_by_painted"]["CA1"] == pytest.approx((150 + 20) / 150, abs=0.01)
+    lost = 100 - (1 / (1 + np.exp(0.8 - ODDS))).sum()  # by hand: the sum of the logistic function
+    assert before["found_by_painted"]["CA4"] == round((200 - lost) / 200, 2) == 0.85
+    assert before["found_by_painted"]["CA1"] == round((200 + lost) / 200, 2)
     favour = script.meet_volumes([made])
-    assert favour["CA4"] - favour["CA1"] == pytest.approx(math.log(0.69 / 0.31), abs=0.1)
+    assert favour["CA4"] - favour["CA1"] == pytest.approx(0.8, abs=0.02)
     assert all(abs(shift) < 0.01 for name, shift in favour.items() if name not in ("CA1", "CA4"))
     after = script.judge([made], favour)
-    assert after["off_by"] == pytest.approx(1, abs=0.002)
-    assert after["agreement"] > before["agreement"]
+    assert (after["off_by"], after["agreement"]) == (1, 1)
     assert after["dice"] > before["dice"]
 
 
-def test_a_subfield_that_is_nowhere_found_has_a_finite_favour(script):
-    ca4, ca1 = script.NAMES.index("CA4"), script.NAMES.index("CA1")
-    sides = {index: 10 for index in range(1, len(script.NAMES)) if script.NAMES[index] != "CA4"}
-    made = head(script, {ca4: 4, **sides}, [(ca4, ca1, 1e-5)] * 4)
-    favour = script.meet_volumes([made])
-    assert favour["CA4"] > 1
-    assert all(map(math.isfinite, favour.values()))
+def test_heads_count_together(script):
+    """Too little in one head and too much in another are no reason to favour anything."""
+    ideal = head(script, ODDS)
+    favour = script.meet_volumes([shifted(script, ideal, 0.5), shifted(script, ideal, -0.5)])
+    assert set(favour.values()) == {0}
