@@ -5,9 +5,9 @@
 
 IMAGE is a T1w image, LABELS FreeSurfer's aseg of it (or aparc+aseg); paths are relative to DATA, where the subfields'
 atlas is. The subfields are painted into the hippocampi of LABELS in the published proportions, as for a training, and
-found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its volume
-(the sum of its probabilities, as the tables have it) in all heads of --set together is what was painted. They go to
-[weights], favour, of the configuration, added to what WEIGHTS has there.
+found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its share
+of the volumes (sums of probabilities, as the tables have them) in all heads of --set together is what was painted. They
+go to [weights], favour, of the configuration, added to what WEIGHTS has there.
 
 Printed are that line, and one JSON line each for the heads that set it and those of --judge, before and after: the mean
 Dice of subfields against painted ones, the share of voxels in both hippocampi that agree, volume found by volume
@@ -36,20 +36,21 @@ TABLE = load_label_table("hippoFS60")
 NAMES = [side_of(name)[1] for name in TABLE.names]  # of every class, without its side
 SUBFIELDS = list(dict.fromkeys(NAMES[1:]))
 MARGIN_MM = 4
-ROUNDS, RATE = 16, 0.5
+SURE = 0.999  # what is background with more than that counts for nothing
+ROUNDS = 60
 
 
 @dataclass(frozen=True)
 class Head:
-    """Around the hippocampi: log probabilities (C, x, y, z) and painted classes (x, y, z)."""
+    """Voxels that are or may be hippocampus: log probabilities (C, V) and painted classes (V,)."""
 
     logarithms: np.ndarray
     painted: np.ndarray
 
     def probabilities(self, favour):
-        """Log odds by subfield -> probabilities (C, x, y, z)."""
+        """Log odds by subfield -> probabilities (C, V)."""
         shifts = np.array([favour.get(name, 0) for name in NAMES], np.float32)
-        return special.softmax(self.logarithms + shifts[:, None, None, None], axis=0)
+        return special.softmax(self.logarithms + shifts[:, None], axis=0)
 
 
 def read_head(segmenter, weights, case, atlas):
@@ -57,18 +58,18 @@ def read_head(segmenter, weights, case, atlas):
     image = load_image(case.image)
     conformed = conform(image)
     aseg = labels_to_grid(read_reference(case, image), Grid.of(image), Grid.of(conformed))
-    painted = paint_subfields(aseg, atlas)
-    classes = TABLE.to_indices(painted)
-    near = Box.around(classes > 0, MARGIN_MM)
-    logarithms = np.empty((len(NAMES), *classes[near].shape), np.float32)
+    painted = TABLE.to_indices(paint_subfields(aseg, atlas))
+    near = Box.around(painted > 0, MARGIN_MM)
+    posteriors = np.zeros((len(NAMES), *painted[near].shape), np.float32)
 
     def keep(index, box, posterior):
-        whole = np.zeros(classes.shape, np.float32)
+        whole = np.zeros(painted.shape, np.float32)
         whole[box] = posterior
-        logarithms[index] = np.log(whole[near] + 1e-7)
+        posteriors[index] = whole[near]
 
     segmenter.segment_hippocampus(conformed, aseg, weights, keep)
-    return Head(logarithms, classes[near])
+    counts = (painted[near] > 0) | (posteriors[0] < SURE)
+    return Head(np.log(posteriors[:, counts] + 1e-7), painted[near][counts])
 
 
 def by_subfield(classes):
@@ -78,18 +79,18 @@ def by_subfield(classes):
 
 def volumes(heads, favour):
     """Heads -> mm3 found and painted, of all together (S,) each."""
-    found = sum(head.probabilities(favour).sum((1, 2, 3)) for head in heads)
-    painted = sum(np.bincount(head.painted.ravel(), minlength=len(NAMES)) for head in heads)
+    found = sum(head.probabilities(favour).sum(1) for head in heads)
+    painted = sum(np.bincount(head.painted, minlength=len(NAMES)) for head in heads)
     return by_subfield(found), by_subfield(painted)
 
 
 def meet_volumes(heads):
-    """Heads -> log odds by subfield with which they are found as large as painted."""
+    """Heads -> log odds by subfield with which their shares of the hippocampi are those painted."""
     favour = dict.fromkeys(SUBFIELDS, 0.0)
     for _ in range(ROUNDS):
-        found, painted = volumes(heads, favour)
+        found, painted = (sizes / sizes.sum() for sizes in volumes(heads, favour))
         for name, wrong in zip(SUBFIELDS, np.log(found / painted), strict=True):
-            favour[name] -= RATE * float(wrong)
+            favour[name] -= float(wrong)
     return {name: round(shift, 2) for name, shift in favour.items()}
 
 
@@ -139,10 +140,8 @@ def main():
     atlas = with_published_volumes(load_atlas(*(options.data_dir / name for name in ATLAS)))
 
     def heads_of(pairs):
-        paths = [[options.data_dir / path for path in pair.split("=")] for pair in pairs]
-        return [
-            read_head(segmenter, options.weights, Case(image.name, image, labels), atlas) for image, labels in paths
-        ]
+        cases = [Case(image, options.data_dir / image, options.data_dir / labels) for image, labels in pairs]
+        return [read_head(segmenter, options.weights, case, atlas) for case in cases]
 
     sets, judged = heads_of(options.set), heads_of(options.judge)
     favour = meet_volumes(sets)

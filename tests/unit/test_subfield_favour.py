@@ -30,7 +30,7 @@ def head(script, odds):
     logarithms[classes, np.arange(classes.size)] = 0
     logarithms[ca1, classes.size :], logarithms[ca4, classes.size :] = 0, odds
     painted = np.concatenate([classes, np.where(odds > 0, ca4, ca1)])
-    return script.Head(logarithms.reshape(*logarithms.shape, 1, 1), painted.reshape(-1, 1, 1))
+    return script.Head(logarithms, painted)
 
 
 def shifted(script, made, by):
