@@ -143,13 +143,13 @@ def main():
         cases = [Case(image, options.data_dir / image, options.data_dir / labels) for image, labels in pairs]
         return [read_head(segmenter, options.weights, case, atlas) for case in cases]
 
-    sets, judged = heads_of(options.set), heads_of(options.judge)
+    sets = heads_of(options.set)
     favour = meet_volumes(sets)
-    print("favour = {", ", ".join(f"{name} = {shift:.2f}" for name, shift in favour.items()), "}")
-    for what, heads in (("set", sets), ("judge", judged)):
+    print("favour = {", ", ".join(f"{name} = {shift:.2f}" for name, shift in favour.items()), "}", flush=True)
+    for what, heads in (("set", sets), ("judge", heads_of(options.judge))):
         for when, shifts in (("before", {}), ("after", favour)):
             if heads:
-                print(json.dumps({what: when, **judge(heads, shifts)}))
+                print(json.dumps({what: when, **judge(heads, shifts)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from medsegmamba_bids.cli.common import add_command, make_parser, set_up_logging, user_errors
+from medsegmamba_bids.errors import ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,6 +55,11 @@ def _add_synthetic(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--data-dir", type=Path, metavar="DIR", required=True, help="folder that the label maps are relative to"
     )
+    _add_variation(command)
+
+
+def _add_variation(command: argparse.ArgumentParser) -> None:
+    """Add in what a training differs from its configuration."""
     command.add_argument(
         "--initial", metavar="WEIGHTS", help="weights file or name to begin with (default: the configuration's)"
     )
@@ -170,6 +176,7 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "config", metavar="CONFIG", help="the training's configuration; its [weights] table may have changed"
     )
     command.add_argument("--out", type=Path, metavar="FILE", required=True, help="weights file to write (.safetensors)")
+    _add_variation(command)
 
 
 def train_synthetic(options: argparse.Namespace) -> None:
@@ -276,9 +283,13 @@ def split(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write the weights file of a checkpoint."""
     from medsegmamba_bids.training.export import export_checkpoint
-    from medsegmamba_bids.training.training_config import find_config, read_config
+    from medsegmamba_bids.training.training_config import SynthesisConfig, find_config, read_config
 
     config = read_config(find_config(options.config))
+    if isinstance(config, SynthesisConfig):
+        config = config.varied(options.initial, options.leave_out)
+    elif options.initial or options.leave_out:
+        raise ConfigError("--initial and --leave-out are for trainings on synthesised images")
     _announce(options.out, export_checkpoint(options.checkpoint, config, options.out))
 
 

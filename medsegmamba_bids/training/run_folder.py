@@ -109,7 +109,8 @@ def read_checkpoint(path: Path, digest: str, device: torch.device | str = "cpu")
         raise ConfigError(f"{path}: is no checkpoint, or a damaged one ({_first_line(error)})") from error
     if not isinstance(state, dict) or state.get("digest") != digest:
         raise ConfigError(
-            f"{path} belongs to another configuration: take another output folder, or the configuration that began it"
+            f"{path} belongs to another configuration: take another output folder, or the configuration that began it, "
+            "with the same --initial and --leave-out"
         )
     return state
 

@@ -223,6 +223,28 @@ def test_export_is_what_training_wrote(maps, trained_on_synthetic, tmp_path):
     assert (exported.input.voxel_size, exported.input.patch_size) == (1.5, 24)
 
 
+def test_a_training_from_other_weights_is_exported_with_the_same_option(maps, trained_on_synthetic, tmp_path, capsys):
+    weights = str(trained_on_synthetic / "weights.safetensors")
+    longer = tmp_path / "longer.toml"  # one step, from where the other training ended
+    longer.write_text(SYNTHETIC.replace("steps = 25", "steps = 1").replace("steps = 15", "steps = 1"))
+    written, exported = tmp_path / "written.safetensors", tmp_path / "exported.safetensors"
+    running = ["--data-dir", maps, "--out", tmp_path / "run", "--device", "cpu", "--weights-out", written]
+    assert main([str(word) for word in ("synthetic", longer, "--initial", weights, *running)]) == 0
+    command = ["export", str(tmp_path / "run"), str(longer), "--out", str(exported)]
+    capsys.readouterr()
+    assert main(command) != 0
+    assert "with the same --initial and --leave-out" in capsys.readouterr().err
+    assert not exported.exists()
+    assert main([*command, "--initial", weights]) == 0
+    assert load_weights(exported)[1] == load_weights(written)[1]
+
+
+def test_pairs_are_exported_without_initial_weights(subjects, trained_on_pairs, tmp_path, capsys):
+    command = ["export", str(trained_on_pairs), str(subjects / "config.toml"), "--out", str(tmp_path / "a.safetensors")]
+    assert main([*command, "--initial", "a"]) != 0
+    assert "are for trainings on synthesised images" in capsys.readouterr().err
+
+
 def test_torchrun_trains_in_two_processes(subjects, tmp_path, capsys):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--subjects-dir", subjects, "--split", subjects / "split.tsv", "--out", tmp_path, "--device", "cpu"]

@@ -131,6 +131,7 @@ EMBEDDED = [
     "embedded_hippocampus",
     "embedded_hippocampus2_first",
     "embedded_hippocampus2",
+    "embedded_hippocampus3",
 ]
 
 
