@@ -69,7 +69,10 @@ def _default_table(config: Config) -> WeightsTable:
 def write_weights(network: nn.Module, config: Config, path: Path) -> WeightsInfo:
     """Write a trained network as a weights file."""
     info, table = weights_info(config), config.weights or _default_table(config)
-    return save_weights(shift_log_odds(network, _shifts(config, table)), info, path, half=table.half)
+    shifts = _shifts(config, table)
+    if shifts.any():
+        network = shift_log_odds(network, shifts)
+    return save_weights(network, info, path, half=table.half)
 
 
 def shift_log_odds(network: nn.Module, shifts: np.ndarray) -> nn.Module:
