@@ -18,11 +18,11 @@ from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepO
 from medsegmamba_bids.stats.intracranial import (
     PLAUSIBLE_MM3,
     Template,
-    affine_from_labels,
     estimate_etiv,
     head_around,
     register_affine,
     shows_skull,
+    similarity_from_labels,
     to_xfm,
 )
 
@@ -93,7 +93,7 @@ def _why_not(data: np.ndarray, labels: np.ndarray, brain: np.ndarray) -> str:
         return "no brain was found"
     if not shows_skull(data, brain):
         return "the image shows no skull, and the size of a brain is not that of its head"
-    if affine_from_labels(labels, np.eye(4)) is None:
+    if similarity_from_labels(labels, np.eye(4)) is None:
         return "too few structures were found to tell where the head lies"
     return ""
 
@@ -103,7 +103,7 @@ def _registered(
 ) -> np.ndarray | None:
     fixed = nib.load(template.path)
     box = head_around(brain)
-    start = affine_from_labels(labels, affine)
+    start = similarity_from_labels(labels, affine)
     try:
         return register_affine(
             data[box], box.shift(affine), fixed.get_fdata(dtype=np.float32), fixed.affine, start, threads

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ImageError
@@ -100,10 +101,11 @@ def shows_skull(data: np.ndarray, brain: np.ndarray, voxel_mm: float = 1.0) -> b
     return bool(bright.size and bright.mean() >= _ENOUGH_TISSUE)
 
 
-def affine_from_labels(labels: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
-    """Return the affine that brings the structures of a head to where they lie in the template, by least squares.
+def similarity_from_labels(labels: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
+    """Return the rotation, scale and shift that bring the structures of a head to where they lie in the template.
 
-    It follows the brain and knows nothing of the skull: a start, and no measurement.
+    It follows the brain and knows nothing of the skull: a start, and no measurement. An affine would follow wide
+    ventricles, which stretch the middle of a brain alone; the registration does not find back from there.
 
     Parameters
     ----------
@@ -119,16 +121,19 @@ def affine_from_labels(labels: np.ndarray, affine: np.ndarray) -> np.ndarray | N
     """
     there = pd.read_csv(data_path("template/centroids.tsv"), sep="\t", index_col="label")
     coarse = labels[::2, ::2, ::2]
-    places = np.argwhere(coarse > 0)
+    voxels = np.argwhere(coarse > 0)
     values = coarse[coarse > 0].astype(np.int64)
     counts = np.bincount(values, minlength=int(there.index.max()) + 1)
     present = [label for label in there.index if counts[label]]
     if len(present) < _FEWEST:
         return None
-    sums = np.stack([np.bincount(values, column, minlength=len(counts)) for column in places.T], axis=1)
+    sums = np.stack([np.bincount(values, column, minlength=len(counts)) for column in voxels.T], axis=1)
     here = nib.affines.apply_affine(affine, 2 * sums[present] / counts[present, None])
-    solved, *_ = np.linalg.lstsq(np.c_[here, np.ones(len(here))], there.loc[present].to_numpy(), rcond=None)
-    return nib.affines.from_matvec(solved[:3].T, solved[3])
+    places = there.loc[present].to_numpy()
+    here_around, there_around = here - here.mean(axis=0), places - places.mean(axis=0)
+    rotation, _ = Rotation.align_vectors(there_around, here_around)
+    matrix = rotation.as_matrix() * np.linalg.norm(there_around) / np.linalg.norm(here_around)
+    return nib.affines.from_matvec(matrix, places.mean(axis=0) - matrix @ here.mean(axis=0))
 
 
 def register_affine(

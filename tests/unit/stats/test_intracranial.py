@@ -4,8 +4,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ImageError
@@ -13,13 +14,13 @@ from medsegmamba_bids.stats import intracranial
 from medsegmamba_bids.stats.intracranial import (
     PLAUSIBLE_MM3,
     Template,
-    affine_from_labels,
     estimate_etiv,
     find_template,
     head_around,
     nilearn_template,
     register_affine,
     shows_skull,
+    similarity_from_labels,
     to_xfm,
 )
 
@@ -98,16 +99,30 @@ def test_nothing_to_register(head):
 
 
 def test_labels_tell_where_the_head_lies(head):
+    """A head that is larger by an eighth, turned by 9 and 5 degrees and moved."""
     _, labels, affine = head
-    found = affine_from_labels(labels, np.linalg.inv(AFFINE) @ affine)
-    points = apply_affine(np.linalg.inv(AFFINE), [[0, 0, 0], [40, -60, 30], [-30, 20, 50]])
-    np.testing.assert_allclose(apply_affine(found, points), apply_affine(AFFINE, points), atol=2.5)
+    turned = Rotation.from_euler("zx", (9, 5), degrees=True).as_matrix() * 0.89
+    expected = from_matvec(turned, (3.0, -15.0, 8.0))
+    found = similarity_from_labels(labels, np.linalg.inv(expected) @ affine)
+    points = apply_affine(np.linalg.inv(expected), [[0, 0, 0], [40, -60, 30], [-30, 20, 50]])
+    np.testing.assert_allclose(apply_affine(found, points), apply_affine(expected, points), atol=1.0)
+
+
+def test_a_brain_that_is_stretched_in_the_middle_stretches_no_start(head):
+    """Wide ventricles push thalami, pallida and what is around them apart; the start keeps every angle."""
+    _, labels, affine = head
+    wide = np.linalg.inv(from_matvec(np.diag((0.7, 0.9, 1.1)))) @ affine
+    matrix = similarity_from_labels(labels, wide)[:3, :3]
+    scales = np.linalg.svd(matrix, compute_uv=False)
+    assert np.linalg.det(matrix) > 0
+    np.testing.assert_allclose(scales, scales.mean(), rtol=1e-6)
+    assert 0.75 < scales.mean() < 1.05
 
 
 def test_too_few_labels_tell_nothing(head):
     labels = head[1].copy()
     labels[~np.isin(labels, (10, 49, 16, 4, 43, 17, 53))] = 0
-    assert affine_from_labels(labels, np.eye(4)) is None
+    assert similarity_from_labels(labels, np.eye(4)) is None
 
 
 def test_a_skull_is_seen_where_there_is_one():
@@ -183,7 +198,7 @@ def test_a_real_head_has_a_plausible_volume(shared):
     assert not shows_skull(np.where(brain, data, 0), brain)
     template = find_template()
     fixed = nib.load(template.path)
-    box, start = head_around(brain), affine_from_labels(labels.astype(int), image.affine)
+    box, start = head_around(brain), similarity_from_labels(labels.astype(int), image.affine)
     transform = register_affine(
         data[box], box.shift(image.affine), fixed.get_fdata(dtype=np.float32), fixed.affine, start
     )
