@@ -90,6 +90,7 @@ class Worker:
                 self._pool = self._pool or self._make()
                 self._last = self._pool.submit(*task)
             except BrokenProcessPool:
+                self.clear_away()
                 self._pool = self._make()
                 self._last = self._pool.submit(*task)
         return self._last
@@ -99,6 +100,15 @@ class Worker:
         if self._pool is None:
             self.submit(task)
             self._last = None
+
+    def clear_away(self) -> None:
+        """Wait until no process is left of a pool that broke: others are still tidying up when its tasks are given up.
+
+        A task that is run again would share its folder with them.
+        """
+        if self._pool is not None and self._pool._broken:
+            _await_end(list((self._pool._processes or {}).values()))
+            self._pool = None
 
     def rest(self) -> None:
         """Have its process hand back memory, if there is one."""
@@ -121,12 +131,18 @@ def _end(processes: list[Any]) -> None:
     """Ask processes to end (they remove half-written files then), and kill those that do not."""
     for process in processes:
         process.terminate()
+    _await_end(processes)
+
+
+def _await_end(processes: list[Any]) -> None:
+    """Wait for processes that were asked to end, and kill those that do not."""
     deadline = time.monotonic() + _PATIENCE_S
     for process in processes:
         with contextlib.suppress(ValueError, AssertionError):
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join(_PATIENCE_S)
 
 
 class NetworkProcessPlugin(MultiProcPlugin):
@@ -291,6 +307,7 @@ class NetworkProcessPlugin(MultiProcPlugin):
         if taskid in self._to_repeat:
             self._to_repeat.remove(taskid)
             logger.warning("a process died; %s is run again by itself", self._tasks[taskid][1].fullname)
+            self._common.clear_away()
             self._alone[taskid] = Worker(1, start_worker, self._arguments)
             self._start(taskid, self._alone[taskid], repeatable=False)
         return self._taskresult.get(taskid)

@@ -14,6 +14,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 from nipype.pipeline.engine import Node, Workflow
 from nipype.pipeline.engine.utils import generate_expanded_graph
 from nipype.pipeline.plugins import multiproc
+from nipype.utils.filemanip import loadpkl
 
 import medsegmamba_bids
 from medsegmamba_bids.execution.plugin import NetworkProcessPlugin, Worker, interrupts_later, visible_devices
@@ -79,6 +80,44 @@ class TellWhatIsBeside(Tell):
             time.sleep(0.02)
         self._results.update(pid=os.getpid(), mask=str(seen))
         return runtime
+
+
+class DiesBesideAnother(Tell):
+    def _run_interface(self, runtime):
+        wait_for(Path(self.inputs.meeting_place) / "begun")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class EndsSlowly(Tell):
+    """Is long in a first run that is ended, and tells in a second one whether the first one's process is there."""
+
+    def _run_interface(self, runtime):
+        begun = Path(self.inputs.meeting_place) / "begun"
+        if begun.exists():
+            self._results["mask"] = "there" if is_alive(int(begun.read_text())) else "gone"
+            return runtime
+        if self.inputs.mark == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        begun.with_suffix(".tmp").write_text(str(os.getpid()))
+        os.replace(begun.with_suffix(".tmp"), begun)
+        try:
+            time.sleep(120)
+        finally:
+            time.sleep(1)  # tidies up
+
+
+def wait_for(path, patience_s=120):
+    deadline = time.monotonic() + patience_s
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -183,6 +222,18 @@ def test_nodes_beside_a_killed_one_are_run_again(tmp_path, plugin):
         workflow.run(plugin)
     assert list(read_crashes(tmp_path / "crashes")) == ["wf.dies"]
     assert (tmp_path / "wf" / "beside" / "result_beside.pklz").exists()
+
+
+@pytest.mark.parametrize("mark", ["tidy", "deaf"])
+def test_nothing_of_a_node_is_left_when_it_is_run_again(tmp_path, plugin, monkeypatch, mark):
+    """A pool gives up its tasks before their processes have ended: both would be in the same folder."""
+    monkeypatch.setattr("medsegmamba_bids.execution.plugin._PATIENCE_S", 3.0)
+    inputs = {"meeting_place": str(tmp_path)}
+    workflow = workflow_of(tmp_path, dies=DiesBesideAnother(**inputs), beside=EndsSlowly(mark=mark, **inputs))
+    with pytest.raises(RuntimeError):
+        workflow.run(plugin)
+    assert list(read_crashes(tmp_path / "crashes")) == ["wf.dies"]
+    assert loadpkl(tmp_path / "wf" / "beside" / "result_beside.pklz").outputs.mask == "gone"
 
 
 def test_an_idle_network_is_not_kept_waiting(plugin):
