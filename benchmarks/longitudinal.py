@@ -30,7 +30,6 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_visits import Scan, change_of, growth, make_scan, random_scan, rigid_motion
-
 from medsegmamba_bids.anatomy import OUTSIDE_BRAIN, WHITE_MATTER
 from medsegmamba_bids.image.geometry import conform, labels_to_grid
 from medsegmamba_bids.image.grid import Box, Grid

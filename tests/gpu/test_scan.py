@@ -1,16 +1,10 @@
 """Every kernel for GPUs against the reference, at sizes that matter."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+import scan_cases
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
-
-_spec = importlib.util.spec_from_file_location("scan_cases", Path(__file__).parents[1] / "scan_cases.py")
-scan_cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(scan_cases)
 
 
 @pytest.fixture(params=["triton", "cuda"])

@@ -1,19 +1,16 @@
 """The paper's experiment in small, by its command: train three networks, segment the test set, write the tables."""
 
-import importlib.util
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+import small_experiment
 from medsegmamba_bids.cli.segment import main as segment
 from medsegmamba_bids.cli.train import main
 from medsegmamba_bids.stats.overlap import dice_scores
 from medsegmamba_bids.weights.files import load_weights, read_info
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "small_experiment.py"
 NETWORKS = {
     "small-aseg": "medsegmamba",
     "small-aseg-segmambabot": "segmambabot",
@@ -21,17 +18,16 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def small_experiment():
-    spec = importlib.util.spec_from_file_location("small_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.SIDE = 80  # smaller images than FreeSurfer's are quicker to read and compare
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def smaller_images():
+    """Smaller ones than FreeSurfer's are quicker to read and compare."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_experiment, "SIDE", 80)
+        yield
 
 
 @pytest.fixture(scope="module")
-def folder(small_experiment, tmp_path_factory):
+def folder(tmp_path_factory):
     """The whole script for one epoch, with the fewest participants that can be divided."""
     folder = tmp_path_factory.mktemp("experiment")
     assert small_experiment.main([str(folder), "--participants", "5", "--epochs", "1", "--tasks", "aseg"]) == 0
@@ -75,7 +71,7 @@ def test_the_tables_compare_the_test_set_alone(folder):
         np.testing.assert_allclose(dice, want, rtol=1e-6)
 
 
-def test_nothing_is_done_twice(folder, small_experiment):
+def test_nothing_is_done_twice(folder):
     files = [*folder.glob("experiment/test/*/*.nii.gz"), *folder.glob("experiment/*.safetensors")]
     before = {file: file.stat().st_mtime_ns for file in files}
     logs = {file: file.read_text() for file in folder.glob("experiment/*/log.jsonl")}

@@ -1,23 +1,18 @@
 """Both pages in a real browser: nothing is asked of the network, no error is logged, and pictures are drawn."""
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+import fake
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.report.group import write_group
 from medsegmamba_bids.report.participant import write_report
 from medsegmamba_bids.stats.tables import read_tsv
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).parents[1] / "unit" / "report" / "fake.py")
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")

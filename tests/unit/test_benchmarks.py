@@ -18,13 +18,6 @@ from medsegmamba_bids.inference.device import LOW_MEMORY
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
 def test_what_a_benchmark_imports_is_there(path):
     """Functions of theirs import late, so that a name that moved would show on a machine with a GPU only."""
@@ -37,7 +30,7 @@ def test_what_a_benchmark_imports_is_there(path):
 
 @pytest.fixture
 def precision():
-    return load("precision")
+    return importlib.import_module("precision")
 
 
 def found(labels, posterior, volumes):
@@ -110,7 +103,7 @@ def test_it_runs_on_weights_and_an_image(precision, known, capsys):
 
 
 def test_memory_in_use_is_counted_to_the_end_of_storages():
-    meter = load("memory").Meter([torch.zeros(100)])
+    meter = importlib.import_module("memory").Meter([torch.zeros(100)])
     with meter:
         one = torch.zeros(1000)
         two = one + 1
@@ -123,7 +116,7 @@ def test_memory_in_use_is_counted_to_the_end_of_storages():
 
 def test_low_memory_is_enough_for_the_published_network():
     """Batches of one, the mean on the CPU, against what limit_memory allows; a sixth is left for cuDNN's workspaces."""
-    memory = load("memory")
+    memory = importlib.import_module("memory")
     meter, network = memory.forward_on_meta(lambda network: memory.Meter(network.parameters()))
     volume = 4 * 160 * 176 * 208
     parameters = 4 * sum(parameter.numel() for parameter in network.parameters())
@@ -133,7 +126,7 @@ def test_low_memory_is_enough_for_the_published_network():
 
 def test_everything_about_a_gpu_runs_on_a_cpu_in_small(known, capsys):
     options = ["--tiny", "--device", "cpu", "--runs", "1", "--scans", "2", "--weights", known.weights]
-    assert load("gpu").main([*options, "--image", known.image, "--reference", known.labels]) == 0
+    assert importlib.import_module("gpu").main([*options, "--image", known.image, "--reference", known.labels]) == 0
     lines, table = capsys.readouterr().out.split("\n\n")
     rows = {row["case"]: row for row in map(json.loads, lines.splitlines())}
     assert rows["card"]["torch"] == torch.__version__
@@ -152,7 +145,7 @@ def test_everything_about_a_gpu_runs_on_a_cpu_in_small(known, capsys):
 
 def test_without_a_gpu_nothing_is_measured(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert load("gpu").main([]) == 1
+    assert importlib.import_module("gpu").main([]) == 1
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("no CUDA device: nothing was measured")
@@ -160,7 +153,7 @@ def test_without_a_gpu_nothing_is_measured(capsys, monkeypatch):
 
 def test_arithmetic_of_the_published_patch():
     """527 GMAC (551 with the scans' own), and an exponential for every state of every channel at every step."""
-    gpu = load("gpu")
+    gpu = importlib.import_module("gpu")
     multiplications, exponentials = gpu.work_of_a_patch(SimpleNamespace(config=gpu.PUBLISHED))
     assert multiplications == pytest.approx(526.7e9, rel=1e-3)
     assert exponentials == 9 * 8 * 12**3 * 1024 * 64

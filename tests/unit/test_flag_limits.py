@@ -1,28 +1,18 @@
 """The benchmark that sets the limits of quality flags: what it promises of heads to come, odd heads, its file."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+import flag_limits
 from medsegmamba_bids.report.thresholds import load_thresholds
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "flag_limits.py"
 NAMES = [("volume", f"structure {number}") for number in range(12)]
 NAMES += [("asymmetry", f"structure {number}") for number in range(8)]
-
-
-@pytest.fixture(scope="module")
-def flag_limits():
-    spec = importlib.util.spec_from_file_location("flag_limits", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def heads(rng, number):
@@ -31,7 +21,7 @@ def heads(rng, number):
     return pd.DataFrame(rng.normal(centres, scales, (number, len(NAMES))), columns=pd.MultiIndex.from_tuples(NAMES))
 
 
-def test_a_share_of_heads_to_come_is_flagged(flag_limits):
+def test_a_share_of_heads_to_come_is_flagged():
     rng = np.random.default_rng(1)
     flagged = []
     for _ in range(30):
@@ -40,7 +30,7 @@ def test_a_share_of_heads_to_come_is_flagged(flag_limits):
     assert 0.01 < np.mean(flagged) < 0.06
 
 
-def test_an_odd_head_moves_no_limit(flag_limits):
+def test_an_odd_head_moves_no_limit():
     ordinary = heads(np.random.default_rng(2), 20)
     odd = ordinary.iloc[:1].rename(index=lambda _: "odd")
     odd[NAMES[-1]] += 10
@@ -49,7 +39,7 @@ def test_an_odd_head_moves_no_limit(flag_limits):
     assert (limits, degrees) == flag_limits.limits_of(ordinary, 0.05)
 
 
-def test_limits_are_rounded_to_what_flags_less(flag_limits):
+def test_limits_are_rounded_to_what_flags_less():
     limits = {
         ("volume", "Left-Caudate"): (math.log(2345.6), math.log(4321)),
         ("volume", "Right-Caudate"): (math.log(2500), math.log(4567)),
@@ -60,7 +50,7 @@ def test_limits_are_rounded_to_what_flags_less(flag_limits):
     assert changes["checks"]["asymmetry"]["limits"]["Caudate"] == pytest.approx(1.0, abs=0.011)
 
 
-def test_command(flag_limits, tmp_path, capsys):
+def test_command(tmp_path, capsys):
     rng = np.random.default_rng(3)
     for number in range(10):
         labels = np.zeros((40, 12, 12), np.int16)

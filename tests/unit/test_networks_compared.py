@@ -1,33 +1,22 @@
 """The benchmark that lists the networks of the comparison: its counts by formula, its table, one run."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-import pytest
+import networks_compared as compared
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "networks_compared.py"
 SMALL = {"channels": [8, 8, 8, 8], "patch_size": 16}
 VOXELS = 8  # of the bottleneck
 
 
-@pytest.fixture(scope="module")
-def compared():
-    spec = importlib.util.spec_from_file_location("networks_compared", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def of_a_block(compared, name, key, **config):
+def of_a_block(name, key, **config):
     """What one block more costs."""
     one, two = (compared.count_macs(name, {**SMALL, **config, key: number}) for number in (1, 2))
     return {kind: two[kind] - one[kind] for kind in one}
 
 
-def test_a_block_of_medsegmamba(compared):
+def test_a_block_of_medsegmamba():
     c, n, r = 32, 4, 2
-    found = of_a_block(compared, "medsegmamba", "blocks", bottleneck=c, state=n)
+    found = of_a_block("medsegmamba", "blocks", bottleneck=c, state=n)
     projections = 2 * c * c + 8 * c * (r + 2 * n) + 8 * r * c + 2 * c * c
     assert found == {
         "layers": VOXELS * (projections + 27 * c),
@@ -36,9 +25,9 @@ def test_a_block_of_medsegmamba(compared):
     }
 
 
-def test_a_block_of_segmambabot(compared):
+def test_a_block_of_segmambabot():
     c, d, n, r = 32, 64, 4, 2
-    found = of_a_block(compared, "segmambabot", "blocks", bottleneck=c, state=n)
+    found = of_a_block("segmambabot", "blocks", bottleneck=c, state=n)
     projections = c * 2 * d + 3 * (d * (r + 2 * n) + r * d) + d * c + 2 * c * c
     assert found == {
         "layers": VOXELS * projections,
@@ -47,20 +36,20 @@ def test_a_block_of_segmambabot(compared):
     }
 
 
-def test_a_layer_of_tabsurfer(compared):
+def test_a_layer_of_tabsurfer():
     c, hidden = 32, 24
-    found = of_a_block(compared, "tabsurfer", "layers", embedding=c, heads=2, hidden=hidden)
+    found = of_a_block("tabsurfer", "layers", embedding=c, heads=2, hidden=hidden)
     attention = 2 * VOXELS * c
     assert found["layers"] == VOXELS * (4 * c * c + attention + 2 * c * hidden)
     assert found["scans"] == found["causal_convolutions"] == 0
 
 
-def test_the_published_networks(compared):
+def test_the_published_networks():
     giga = {name: round(sum(compared.count_macs(name).values()) / 1e9) for name in compared.networks()}
     assert giga == {"medsegmamba": 551, "segmambabot": 579, "tabsurfer": 371}
 
 
-def test_it_runs(compared, capsys):
+def test_it_runs(capsys):
     config = {**SMALL, "bottleneck": 16, "state": 2, "blocks": 1}
     assert compared.main(["--networks", "segmambabot", "--runs", "1", "--config", json.dumps(config)]) == 0
     line, *table = capsys.readouterr().out.splitlines()

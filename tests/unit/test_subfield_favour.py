@@ -1,26 +1,13 @@
 """How subfields are favoured until they are as large as painted: the benchmark script, on made probabilities."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "subfield_favour.py"
+pytest.importorskip("SimpleITK")
+import subfield_favour as script
 
 
-@pytest.fixture(scope="module")
-def script():
-    pytest.importorskip("SimpleITK")
-    spec = importlib.util.spec_from_file_location("subfield_favour", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def head(script, odds):
+def head(odds):
     """A head with 50 voxels of every subfield, all sure; and voxels between CA1 and CA4 (left) with these log odds of
     being CA4, painted with what is likelier.
     """
@@ -33,7 +20,7 @@ def head(script, odds):
     return script.Head(logarithms, painted)
 
 
-def shifted(script, made, by):
+def shifted(made, by):
     """The same head as a network sees it that holds CA4 for less likely."""
     logarithms = made.logarithms.copy()
     logarithms[script.NAMES.index("CA4")] -= by
@@ -43,11 +30,11 @@ def shifted(script, made, by):
 ODDS = np.linspace(-2, 2, 200)  # alike on both sides of 0, so that each has 100 in the mean
 
 
-def test_what_a_network_holds_for_too_unlikely_is_favoured_by_that_much(script):
-    ideal = head(script, ODDS)
+def test_what_a_network_holds_for_too_unlikely_is_favoured_by_that_much():
+    ideal = head(ODDS)
     assert script.judge([ideal], {})["off_by"] == 1
     assert script.judge([ideal], {})["dice"] == 1
-    made = shifted(script, ideal, 0.8)
+    made = shifted(ideal, 0.8)
     before = script.judge([made], {})
     lost = 100 - (1 / (1 + np.exp(0.8 - ODDS))).sum()  # by hand: the sum of the logistic function
     assert before["found_by_painted"]["CA4"] == round((200 - lost) / 200, 2) == 0.85
@@ -60,8 +47,8 @@ def test_what_a_network_holds_for_too_unlikely_is_favoured_by_that_much(script):
     assert after["dice"] > before["dice"]
 
 
-def test_heads_count_together(script):
+def test_heads_count_together():
     """Too little in one head and too much in another are no reason to favour anything."""
-    ideal = head(script, ODDS)
-    favour = script.meet_volumes([shifted(script, ideal, 0.5), shifted(script, ideal, -0.5)])
+    ideal = head(ODDS)
+    favour = script.meet_volumes([shifted(ideal, 0.5), shifted(ideal, -0.5)])
     assert set(favour.values()) == {0}

@@ -99,7 +99,7 @@ class EndsSlowly(Tell):
         if self.inputs.mark == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         begun.with_suffix(".tmp").write_text(str(os.getpid()))
-        os.replace(begun.with_suffix(".tmp"), begun)
+        begun.with_suffix(".tmp").replace(begun)
         try:
             time.sleep(120)
         finally:

@@ -1,22 +1,17 @@
 """MedSegMamba against the outputs of the authors' code, and what it promises besides."""
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import golden
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends
 from medsegmamba_bids.networks.medsegmamba import MedSegMamba, from_authors_state_dict
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.networks.scan_paths import snake
-
-_spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
-golden = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden)
 
 SMALL = {"channels": (8, 8, 16, 16), "bottleneck": 32, "state": 4, "blocks": 2, "classes": 5, "patch_size": 16}
 

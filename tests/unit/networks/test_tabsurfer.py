@@ -1,22 +1,17 @@
 """TABSurfer against the outputs of its authors' code, and what it promises besides."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import golden
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import build_network
 from medsegmamba_bids.networks.tabsurfer import TABSurfer, from_authors_state_dict, infer_config
 from medsegmamba_bids.weights.checkpoints import import_checkpoint
 from medsegmamba_bids.weights.files import InputSpec, WeightsInfo, load_weights
-
-_spec = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
-golden = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden)
 
 SMALL = {
     "channels": [8, 8, 16, 16],

@@ -1,22 +1,17 @@
 """Pictures that are drawn ahead of a report: the page is the same, and they are what it shows."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 
+import fake
 from medsegmamba_bids.execution.run import Result
 from medsegmamba_bids.report.derivatives import Scan
 from medsegmamba_bids.report.drawn import draw_from_files, load_pictures
 from medsegmamba_bids.report.participant import write_report
 from medsegmamba_bids.report.viewer import viewer_path
 from medsegmamba_bids.segmentations import SEGMENTATIONS
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 
 @pytest.fixture(scope="module")

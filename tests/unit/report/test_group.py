@@ -1,6 +1,5 @@
 """The group's tables by value, made of small tables of volumes that are written here."""
 
-import importlib.util
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import fake
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.errors import GroupError
@@ -19,10 +19,6 @@ from medsegmamba_bids.report.group_page import narrow_name
 from medsegmamba_bids.report.quality import Flag, flags_path, flags_to_tsv
 from medsegmamba_bids.stats.measures import Measure
 from medsegmamba_bids.stats.tables import COLUMNS
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 ASEG, HIPPOCAMPUS = "group_seg-aseg_stats.tsv", "group_seg-hippoFS60_stats.tsv"
 

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fake
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.errors import ReportError
 from medsegmamba_bids.report.derivatives import scans_of
@@ -18,10 +18,6 @@ from medsegmamba_bids.report.participant import read_results, write_report
 from medsegmamba_bids.report.quality import flags_path, read_flags
 from medsegmamba_bids.report.viewer import viewer_path
 from medsegmamba_bids.viz.templates import render
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 PREFIX = "sub-01_ses-a_run-2"
 NOTE = "its voxels are <3> mm"

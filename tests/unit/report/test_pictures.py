@@ -1,21 +1,16 @@
 """What pictures show, by value: sides, positions, colours, surfaces."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+import fake
 from medsegmamba_bids.image.labels import load_label_table, side_of
 from medsegmamba_bids.report.derivatives import scans_of
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import color_differences, colors_of, dashes_of, line_colors_of
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 WHOLE = (slice(0, 6), slice(0, 8), slice(0, 10))
 

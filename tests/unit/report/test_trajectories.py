@@ -1,13 +1,12 @@
 """Charts of volumes over visits: where lines and dots lie, and what pages say of them."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import fake
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.image.io import write_text
@@ -16,10 +15,6 @@ from medsegmamba_bids.report.group import write_group
 from medsegmamba_bids.report.participant import write_report
 from medsegmamba_bids.report.trajectories import FRAME, changes_between_visits, charts_of
 from medsegmamba_bids.segmentations import ASEG
-
-_spec = importlib.util.spec_from_file_location("fake", Path(__file__).with_name("fake.py"))
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 NAMES = {17: "Left-Hippocampus", 53: "Right-Hippocampus", 16: "Brain-Stem", 31: "Left-choroid-plexus"}
 LEFT, RIGHT, TOP, BOTTOM = FRAME

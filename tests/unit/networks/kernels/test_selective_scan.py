@@ -1,20 +1,14 @@
 """Every backend of the scan against the slow, obvious one."""
 
-import importlib.util
-from pathlib import Path
-
 import numba
 import numpy as np
 import pytest
 import torch
 
+import scan_cases
 from medsegmamba_bids.networks.kernels import scan_numba
 from medsegmamba_bids.networks.kernels.selective_scan import available_backends, reference_scan, selective_scan
 from medsegmamba_bids.networks.scan_paths import scan_paths
-
-_spec = importlib.util.spec_from_file_location("scan_cases", Path(__file__).parents[3] / "scan_cases.py")
-scan_cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(scan_cases)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[3] / "helpers"))
 if sys.argv[1:] == ["interpret"]:
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: it decides what a kernel is
 
@@ -29,9 +29,9 @@ CASES = {  # of fused_inputs
 
 
 def interpret():
-    import scan_cases
     import torch
 
+    import scan_cases
     from medsegmamba_bids.networks.kernels import scan_triton
 
     scan_triton.CHUNK = 4

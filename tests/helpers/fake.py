@@ -1,6 +1,6 @@
 """Results as a run writes them, made of nothing: for tests, and for looking at pages.
 
-``python tests/unit/report/fake.py OUT T1w.nii.gz labels.nii.gz [subfields.nii.gz]`` writes those of a real head.
+``python tests/helpers/fake.py OUT T1w.nii.gz labels.nii.gz [subfields.nii.gz]`` writes those of a real head.
 """
 
 import hashlib
