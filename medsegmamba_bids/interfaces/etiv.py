@@ -59,9 +59,10 @@ class EstimateIntracranial(StepInterface):
         image, *others = (load_as_is(path) for path in self._files())
         data, labels, brain = (np.asanyarray(one.dataobj) for one in (image, *others))
         brain = brain > 0
-        if reason := _why_not(data, labels, brain):
+        start = similarity_from_labels(labels, image.affine)
+        if reason := _why_not(data, brain, start):
             return {"notes": [f"there is no eTIV: {reason}"]}
-        transform = _registered(data, labels, brain, image.affine, template, self.inputs.num_threads)
+        transform = _registered(data, brain, image.affine, start, template, self.inputs.num_threads)
         if transform is None:
             return {}
         etiv = estimate_etiv(transform, template)
@@ -87,23 +88,27 @@ def _save(transform: np.ndarray, grid: Grid, template: Template, folder: Path) -
     return {**files, "itk_file": str(save_itk(transform, folder / "affine.tfm"))}
 
 
-def _why_not(data: np.ndarray, labels: np.ndarray, brain: np.ndarray) -> str:
+def _why_not(data: np.ndarray, brain: np.ndarray, start: np.ndarray | None) -> str:
     """Return why no intracranial volume can be had; empty where it can."""
     if not brain.any():
         return "no brain was found"
     if not shows_skull(data, brain):
         return "the image shows no skull, and the size of a brain is not that of its head"
-    if similarity_from_labels(labels, np.eye(4)) is None:
+    if start is None:
         return "too few structures were found to tell where the head lies"
     return ""
 
 
 def _registered(
-    data: np.ndarray, labels: np.ndarray, brain: np.ndarray, affine: np.ndarray, template: Template, threads: int
+    data: np.ndarray,
+    brain: np.ndarray,
+    affine: np.ndarray,
+    start: np.ndarray | None,
+    template: Template,
+    threads: int,
 ) -> np.ndarray | None:
     fixed = nib.load(template.path)
     box = head_around(brain)
-    start = similarity_from_labels(labels, affine)
     try:
         return register_affine(
             data[box], box.shift(affine), fixed.get_fdata(dtype=np.float32), fixed.affine, start, threads
