@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bfloat16")
 #: Decide how fast a training runs and how its result is described, not what it is.
 FREE_KEYS = ("workers", "save_every", "save_minutes", "log_every", "weights")
 #: Keys that came later: they count only where they are set, so that older checkpoints stay valid.
-LATER_SOURCE_KEYS = ("subfield_atlas", "subfield_volumes", "subfield_spread")
+LATER_SOURCE_KEYS = ("subfield_atlas", "subfield_volumes", "subfield_spread", "subfield_share")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Source:
     subfield_atlas : image and names (JSON) of the hippocampal subfields to paint into labels 17 and 53
     subfield_volumes : bool, whether borders are moved to the proportions published for adults
     subfield_spread : float, how much the subfields' shares differ between the maps (logarithm's standard deviation)
+    subfield_share : float, how much of labels 17 and 53 is subfields, whose borders then follow the image; 0: all of it
     """
 
     labels: str
@@ -72,6 +73,7 @@ class Source:
     subfield_atlas: tuple[str, ...] = ()
     subfield_volumes: bool = False
     subfield_spread: float = 0.0
+    subfield_share: float = 0.0
 
 
 @dataclass(frozen=True)

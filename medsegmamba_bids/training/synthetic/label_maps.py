@@ -167,9 +167,9 @@ def prepare_map(
         _widen(labels, atlas, matrix)
     if not drawn_for_synthesis:  # some fluid belongs around the brain
         _surround_with_csf(labels)
-    if subfields is not None:
-        labels = paint_subfields(labels, subfields)
     picture = None if image is None else _matching_image(image, turned, labels)
+    if subfields is not None:
+        labels = paint_subfields(labels, subfields, tissues.means_of(labels) if picture is None else picture)
     built = build_map(path.name.split(".")[0], labels, tissues, picture, stripped, source=path)
     return built if drawn_for_synthesis else replace(built, accepts=_with_fluid_unknown(built.accepts, tissues.table))
 

@@ -71,7 +71,8 @@ def _cache_key(config: SynthesisConfig, source: Source, data_dir: Path, path: Pa
     stamps = [(str(file.resolve()), *_stamp(file)) for file in files]
     parts = (_VERSION, stamps, image, source.stripped, tissues.rows.to_csv())
     if source.subfield_atlas:
-        parts += (source.subfield_volumes and data_path(_VOLUMES).read_text(encoding="utf-8"), source.subfield_spread)
+        volumes = source.subfield_volumes and data_path(_VOLUMES).read_text(encoding="utf-8")
+        parts += (volumes, source.subfield_spread, source.subfield_share)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -113,7 +114,7 @@ def _subfield_atlas(source: Source, data_dir: Path) -> SubfieldAtlas | None:
         raise ConfigError(f"subfield_atlas is {list(source.subfield_atlas)}; an image and its names are needed")
     from medsegmamba_bids.training.synthetic.subfields import load_atlas, with_published_volumes
 
-    atlas = load_atlas(*(data_dir / name for name in source.subfield_atlas))
+    atlas = load_atlas(*(data_dir / name for name in source.subfield_atlas), share=source.subfield_share)
     return with_published_volumes(atlas) if source.subfield_volumes else atlas
 
 

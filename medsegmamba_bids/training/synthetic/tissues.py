@@ -56,6 +56,12 @@ class TissueTable:
         position = {int(label): i for i, label in enumerate(self.rows["label"])}
         return np.array([position[int(label)] for label in labels], np.uint8)
 
+    def means_of(self, labels: np.ndarray) -> np.ndarray:
+        """Return how bright every voxel of a map is, float32 of its shape, without variation; 0 outside the table."""
+        lookup = np.zeros(max(int(labels.max()), int(self.rows["label"].max())) + 1, np.float32)
+        lookup[self.rows["label"]] = self.rows["mean"]
+        return lookup[labels]
+
 
 def load_tissue_table(name: str) -> TissueTable:
     """Return the tissue table ``data/synthesis/<name>.tsv``, for the label table of the same name."""
