@@ -4,8 +4,8 @@
         [--precision bfloat16]
 
 IMAGE is a T1w image, LABELS FreeSurfer's aseg of it (or aparc+aseg); paths are relative to DATA, where the subfields'
-atlas is. The subfields are painted into the hippocampi of LABELS in the published proportions, as for a training, and
-found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its share
+atlas is. The subfields are painted into the hippocampi of LABELS in the published proportions and as the image has
+them, as for a training, and found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its share
 of the volumes (sums of probabilities, as the tables have them) in all heads of --set together is what was painted. They
 go to [weights], favour, of the configuration, added to what WEIGHTS has there.
 
@@ -35,6 +35,7 @@ ATLAS = ("hippocampus/mni_left_hippoamyg.nii.gz", "hippocampus/mni_left_hippoamy
 TABLE = load_label_table("hippoFS60")
 NAMES = [side_of(name)[1] for name in TABLE.names]  # of every class, without its side
 SUBFIELDS = list(dict.fromkeys(NAMES[1:]))
+SHARE = 0.88  # of FreeSurfer's hippocampi, as in the configurations
 MARGIN_MM = 4
 SURE = 0.999  # what is background with more than that counts for nothing
 ROUNDS = 60
@@ -58,7 +59,7 @@ def read_head(segmenter, weights, case, atlas):
     image = load_image(case.image)
     conformed = conform(image)
     aseg = labels_to_grid(read_reference(case, image), Grid.of(image), Grid.of(conformed))
-    painted = TABLE.to_indices(paint_subfields(aseg, atlas))
+    painted = TABLE.to_indices(paint_subfields(aseg, atlas, conformed.get_fdata(dtype=np.float32)))
     near = Box.around(painted > 0, MARGIN_MM)
     posteriors = np.zeros((len(NAMES), *painted[near].shape), np.float32)
 
@@ -137,7 +138,7 @@ def main():
     segmenter = Segmenter(InferenceSettings(device="cpu", precision=options.precision))
     if list(segmenter.load(options.weights, HIPPOCAMPUS.task)[1].labels) != TABLE.labels.tolist():
         parser.error(f"{options.weights}: its classes are not those of hippoFS60")
-    atlas = with_published_volumes(load_atlas(*(options.data_dir / name for name in ATLAS)))
+    atlas = with_published_volumes(load_atlas(*(options.data_dir / name for name in ATLAS), share=SHARE))
 
     def heads_of(pairs):
         cases = [Case(image, options.data_dir / image, options.data_dir / labels) for image, labels in pairs]
