@@ -5,9 +5,9 @@
 
 IMAGE is a T1w image, LABELS FreeSurfer's aseg of it (or aparc+aseg); paths are relative to DATA, where the subfields'
 atlas is. The subfields are painted into the hippocampi of LABELS in the published proportions and as the image has
-them, as for a training, and found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on both sides, until its share
-of the volumes (sums of probabilities, as the tables have them) in all heads of --set together is what was painted. They
-go to [weights], favour, of the configuration, added to what WEIGHTS has there.
+them, as for a training, and found there by WEIGHTS, a file or a name. Log odds are added to every subfield, alike on
+both sides, until its share of the volumes (sums of probabilities, as the tables have them) in all heads of --set
+together is what was painted. They go to [weights], favour, of the configuration, added to what WEIGHTS has there.
 
 Printed are that line, and one JSON line each for the heads that set it and those of --judge, before and after: the mean
 Dice of subfields against painted ones, the share of voxels in both hippocampi that agree, volume found by volume
