@@ -44,6 +44,7 @@ from medsegmamba_bids.stats.measures import (
     hypointensity_sides,
     intracranial_measures,
     intracranial_space,
+    knows_outer_fluid,
 )
 from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_aseg_stats, to_tsv
@@ -103,7 +104,10 @@ class SegmentedImage:
         aseg = self.conformed.aseg
         measures = brain_measures(rows, hypointensities=hypointensity_sides(aseg.labels))
         whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
-        measures += intracranial_measures(aseg.brain_mask, None, whole)
+        if aseg.brain_mask is not None:
+            inside = intracranial_space(aseg.labels, aseg.brain_mask)
+            from_classes = knows_outer_fluid(aseg.labels)
+            measures += intracranial_measures(aseg.brain_mask, None, whole, inside=inside, from_classes=from_classes)
         return to_aseg_stats(rows, measures, "image", {})
 
     def save(

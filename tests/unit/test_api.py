@@ -42,6 +42,15 @@ def head():
     return lookup[brain()]
 
 
+def head_in_fluid(level):
+    """The same with 8 mm of something of another intensity around it."""
+    data = head()
+    around = np.zeros(data.shape, bool)
+    around[2:30, 2:30, 2:30] = True
+    data[around & (brain() == 0)] = round(255 * level)
+    return data
+
+
 @pytest.fixture
 def files(tmp_path, intensity_weights, monkeypatch):
     """A folder with images and a reference; networks that know intensities are those of the package."""
@@ -105,15 +114,16 @@ def test_volumes_are_counted_on_the_conformed_grid(files):
     pd.testing.assert_series_equal(read["Volume_mm3"], rows["Volume_mm3"], atol=1e-3, check_index_type=False)
 
 
-def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
+def test_tables_are_those_of_the_app(tmp_path, intensity_weights):
     from medsegmamba_bids.interfaces.normalize import Normalize
     from medsegmamba_bids.interfaces.segmentation import SegmentAseg
     from medsegmamba_bids.interfaces.statistics import Statistics
     from medsegmamba_bids.weights.folders import resolve_weights
 
-    levels = {0: 0.0, 2: 0.3, 3: 0.5, 41: 0.65, 42: 0.8, 17: 1.0}  # the cerebrum is among them: there is a brain mask
+    # The cerebrum is among them: there is a brain mask.
+    levels = {0: 0.0, 257: 0.15, 2: 0.3, 3: 0.5, 41: 0.65, 42: 0.8, 17: 1.0}
     weights = intensity_weights("aseg", levels, voxel_size=4.0)
-    image = nib.Nifti1Image(head(), AFFINE)
+    image = nib.Nifti1Image(head_in_fluid(levels[257]), AFFINE)
     found = msm.segment(image, weights=weights)
     conformed = tmp_path / "conformed.nii.gz"
     nib.save(found.conformed.image, conformed)
@@ -124,10 +134,21 @@ def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
     files = {"labels_file": segmented.labels_file, "mask_file": segmented.mask_file}
     normalized = run(Normalize(in_file=str(conformed), **files), tmp_path / "normalize")
     numbers = {"numbers_file": segmented.numbers_file, "norm_file": normalized.out_file}
-    table = run(Statistics(table="aseg_brain", subject="sub-01", **files, **numbers), tmp_path / "stats").table_file
+    made = run(Statistics(table="aseg_brain", subject="sub-01", **files, **numbers), tmp_path / "stats")
     assert (found.volumes["NVoxels"] > 1000).sum() == 4
-    found.save(volumes=tmp_path / "volumes.tsv")
-    assert (tmp_path / "volumes.tsv").read_text() == Path(table).read_text()
+    found.save(volumes=tmp_path / "volumes.tsv", fs_stats=tmp_path / "aseg.stats")
+    assert (tmp_path / "volumes.tsv").read_text() == Path(made.table_file).read_text()
+    own, apps = (measures_in(path) for path in (tmp_path / "aseg.stats", made.fs_file))
+    assert own == apps
+    # The fluid fills a cube of 112 mm to its border.
+    assert own["SegmentedTotalIntraCranialVol"][0] == pytest.approx(112**3, rel=0.03)
+    assert "all classes inside the skull" in own["SegmentedTotalIntraCranialVol"][1]
+
+
+def measures_in(path):
+    """Return values of an ``aseg.stats`` that are known, each with its description."""
+    lines = [line.split(", ") for line in Path(path).read_text().splitlines() if line.startswith("# Measure ")]
+    return {key.split()[-1]: (float(value), text) for key, _, text, value, _ in lines if value != "nan"}
 
 
 def run(node, folder):
