@@ -32,12 +32,13 @@ from medsegmamba_bids.image.io import (
     save_image,
     write_text,
 )
-from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table
+from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table, merge_parcels
 from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
+from medsegmamba_bids.stats.any_labels import without_skull
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.measures import (
     brain_measures,
@@ -236,10 +237,11 @@ def statistics(
     Parameters
     ----------
     labels : path or nibabel image (X, Y, Z)
-        FreeSurfer's labels; those outside the table are background.
+        FreeSurfer's labels; those outside the table are background. Parcels of aparc+aseg and wmparc count as cortex
+        and white matter.
     image : path or nibabel image
         The T1-weighted image of the same space. It is resampled linearly to the grid of the labels where it lies on
-        another.
+        another. What it shows outside the skull counts as 0, where the labels cover the brain or ``brain`` is given.
     table : {"aseg_brain", "aseg", "hippoFS60"}
         The structures to measure: aseg with cerebral cortex and white matter, without them, or subfields.
     brain : path or nibabel image, optional
@@ -261,12 +263,17 @@ def statistics(
     """
     structures = load_label_table(table)
     segmented = _taken(labels, load_labels, check_labels)
-    data = np.asanyarray(segmented.dataobj)
+    data, voxel_mm3 = np.asanyarray(segmented.dataobj), Grid.of(segmented).voxel_mm3
+    if of_table(table) is ASEG:
+        data = merge_parcels(data)
     guide = _on_grid(_taken(image, load_image, check_image), segmented)
-    if brain is not None:
+    if brain is None:
+        guide = without_skull(guide, data, voxel_mm3)
+    else:
         mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
         guide = normalize(guide, mask, is_one_of(data, WHITE_MATTER))
-    return structure_statistics(data, guide, structures, Grid.of(segmented).voxel_mm3)[list(COLUMNS)]
+        guide = np.where(intracranial_space(data, mask, voxel_mm3 ** (1 / 3)), guide, guide.dtype.type(0))
+    return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 
 def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:

@@ -10,10 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from nibabel.affines import from_matvec
+from scipy import ndimage
 
 import medsegmamba_bids as msm
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import check_image
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.weights import folders
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -195,6 +199,45 @@ def test_statistics_within_a_brain_bring_white_matter_to_110():
     assert rows.loc[17, "normMean"] == pytest.approx(110 * 150 / 200, rel=0.1)  # N4 takes some for shading
     with pytest.raises(ImageError, match=r"the brain mask: this brain mask holds 0\.01 litres"):
         msm.statistics(nib.Nifti1Image(labels, grid), head, brain=nib.Nifti1Image(np.ones((24, 24, 24)), np.eye(4)))
+
+
+def whole_head():
+    """Labels of a brain of cubes, and intensities of the same with fluid and then a bright scalp around it, on 2 mm."""
+    labels = np.zeros((48, 48, 48), np.uint16)
+    for first, cortex, white in ((12, 42, 41), (24, 3, 2)):
+        labels[first : first + 12, 12:36, 12:36] = cortex
+        labels[first + 2 : first + 10, 15:33, 15:33] = white
+    brain = labels > 0
+    image = np.full(labels.shape, 180.0, np.float32)
+    image[8:40, 8:40, 8:40] = 10
+    image[brain] = np.where(np.isin(labels, (2, 41)), 200, 150)[brain]
+    image[brain & ~ndimage.binary_erosion(brain)] = 80  # half fluid
+    return labels, image, np.diag([2.0, 2, 2, 1])
+
+
+def volumes_of(rows):
+    return rows.set_index("SegId")["Volume_mm3"].loc[[2, 3, 41, 42]].to_numpy()
+
+
+def test_statistics_look_at_nothing_outside_the_skull():
+    labels, image, affine = whole_head()
+    stripped = np.where(labels > 0, image, np.float32(0))  # a cube has no furrows that a closing would fill
+    images = [nib.Nifti1Image(data, affine) for data in (labels, image, stripped)]
+    expected = volumes_of(structure_statistics(labels, stripped, load_label_table("aseg_brain"), 8.0))
+    whole, alone = (volumes_of(msm.statistics(images[0], one)) for one in images[1:])
+    np.testing.assert_allclose(alone, expected)
+    np.testing.assert_allclose(whole, expected)
+    parcels = np.where(labels == 3, 1005, labels).astype(np.uint16)
+    np.testing.assert_allclose(volumes_of(msm.statistics(nib.Nifti1Image(parcels, affine), images[1])), expected)
+
+
+def test_statistics_within_a_brain_look_at_nothing_outside_the_skull():
+    labels, image, affine = whole_head()
+    brain = labels > 0
+    guide = np.where(brain, normalize(image, brain, np.isin(labels, (2, 41))), np.float32(0))
+    expected = volumes_of(structure_statistics(labels, guide, load_label_table("aseg_brain"), 8.0))
+    images = [nib.Nifti1Image(data, affine) for data in (labels, image, brain.astype(np.uint8))]
+    np.testing.assert_allclose(volumes_of(msm.statistics(*images[:2], brain=images[2])), expected, rtol=1e-5)
 
 
 def test_agreement_of_a_shifted_block():
