@@ -318,10 +318,10 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     structures = load_label_table(table).structures
     own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
+    if of_table(table) is ASEG:  # before they are resampled, where each parcel would stand alone against what is around
+        pair = [join_brain_labels(array) for array in pair]
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))
-    if of_table(table) is ASEG:
-        pair = [join_brain_labels(array) for array in pair]
     rows = structure_metrics(*pair, Grid.of(other).zooms, list(structures))
     rows.insert(0, "structure", list(structures.values()))
     return rows

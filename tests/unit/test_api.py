@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from nibabel.affines import from_matvec
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 import medsegmamba_bids as msm
 from medsegmamba_bids.errors import ImageError
@@ -253,6 +254,22 @@ def test_agreement_of_a_shifted_block():
     pair = [nib.Nifti1Image(array, np.eye(4)) for array in (parcels, cortex)]
     rows = msm.compare(*pair, table="aseg_brain").set_index("label")
     assert rows.loc[3, "dice"] == 1
+
+
+def test_parcels_are_joined_before_they_are_resampled():
+    """A voxel that is mostly cortex is cortex, however many parcels share it."""
+    labels = np.zeros((32, 32, 32), np.uint16)
+    labels[4:28, 4:28, 4:16] = 2
+    labels[4:28, 4:28, 16:19] = 3
+    columns = 1001 + np.add.outer(np.arange(32) // 3 * 7, np.arange(32) // 3 * 3) % 30
+    parcels = np.where(labels == 3, columns[..., None], labels).astype(np.uint16)
+    turned = from_matvec(Rotation.from_rotvec([0.2, 0.3, 0.1]).as_matrix(), [2, 2, -4])
+    reference = nib.Nifti1Image(labels, turned)
+    joined, apart = (
+        msm.compare(nib.Nifti1Image(array, np.eye(4)), reference, table="aseg_brain") for array in (labels, parcels)
+    )
+    pd.testing.assert_frame_equal(joined, apart)
+    assert joined.set_index("label").loc[3, "found_mm3"] > 1000
 
 
 @pytest.mark.parametrize("values", [[0.5, 1.0], [-1, 1], [0, 70000], [np.nan, 1]])
