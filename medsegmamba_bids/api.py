@@ -45,7 +45,6 @@ from medsegmamba_bids.stats.measures import (
     hypointensity_sides,
     intracranial_measures,
     intracranial_space,
-    knows_outer_fluid,
 )
 from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import COLUMNS, to_aseg_stats, to_tsv
@@ -92,7 +91,7 @@ class SegmentedImage:
         # Weights that know no white matter have no mask either: its peak is looked for instead.
         white_matter = None if aseg.brain_mask is None else is_one_of(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
-        guide = np.where(intracranial_space(aseg.labels, brain), guide, np.float32(0))  # as in FreeSurfer's norm
+        guide = np.where(intracranial_space(aseg.labels, brain).mask, guide, np.float32(0))  # as in FreeSurfer's norm
         parts = [(aseg, ASEG.listed)]
         if self.conformed.hippocampus is not None:
             parts.append((self.conformed.hippocampus, HIPPOCAMPUS.listed))
@@ -106,9 +105,8 @@ class SegmentedImage:
         measures = brain_measures(rows, hypointensities=hypointensity_sides(aseg.labels))
         whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
         if aseg.brain_mask is not None:
-            inside = intracranial_space(aseg.labels, aseg.brain_mask)
-            from_classes = knows_outer_fluid(aseg.labels)
-            measures += intracranial_measures(aseg.brain_mask, None, whole, inside=inside, from_classes=from_classes)
+            space = intracranial_space(aseg.labels, aseg.brain_mask)
+            measures += intracranial_measures(aseg.brain_mask, None, whole, space=space)
         return to_aseg_stats(rows, measures, "image", {})
 
     def save(
@@ -272,7 +270,7 @@ def statistics(
     else:
         mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
         guide = normalize(guide, mask, is_one_of(data, WHITE_MATTER))
-        guide = np.where(intracranial_space(data, mask, voxel_mm3 ** (1 / 3)), guide, guide.dtype.type(0))
+        guide = np.where(intracranial_space(data, mask, voxel_mm3 ** (1 / 3)).mask, guide, guide.dtype.type(0))
     return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 

@@ -141,7 +141,7 @@ def without_skull(norm: np.ndarray, labels: np.ndarray, voxel_mm3: float = 1.0) 
     brain, voxel_mm = labels > 0, voxel_mm3 ** (1 / 3)
     if not _covers_brain(labels) or not shows_skull(norm, brain, voxel_mm):
         return norm
-    return np.where(intracranial_space(labels, brain, voxel_mm), norm, norm.dtype.type(0))
+    return np.where(intracranial_space(labels, brain, voxel_mm).mask, norm, norm.dtype.type(0))
 
 
 def _covers_brain(labels: np.ndarray) -> bool:
