@@ -32,12 +32,13 @@ from medsegmamba_bids.image.io import (
     save_image,
     write_text,
 )
-from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table
+from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table, merge_parcels
 from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
+from medsegmamba_bids.stats.any_labels import without_skull
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.measures import (
     brain_measures,
@@ -90,7 +91,7 @@ class SegmentedImage:
         # Weights that know no white matter have no mask either: its peak is looked for instead.
         white_matter = None if aseg.brain_mask is None else is_one_of(aseg.labels, WHITE_MATTER)
         guide = normalize(data, brain, white_matter)
-        guide = np.where(intracranial_space(aseg.labels, brain), guide, np.float32(0))  # as in FreeSurfer's norm
+        guide = np.where(intracranial_space(aseg.labels, brain).mask, guide, np.float32(0))  # as in FreeSurfer's norm
         parts = [(aseg, ASEG.listed)]
         if self.conformed.hippocampus is not None:
             parts.append((self.conformed.hippocampus, HIPPOCAMPUS.listed))
@@ -103,7 +104,9 @@ class SegmentedImage:
         aseg = self.conformed.aseg
         measures = brain_measures(rows, hypointensities=hypointensity_sides(aseg.labels))
         whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
-        measures += intracranial_measures(aseg.brain_mask, None, whole)
+        if aseg.brain_mask is not None:
+            space = intracranial_space(aseg.labels, aseg.brain_mask)
+            measures += intracranial_measures(aseg.brain_mask, None, whole, space=space)
         return to_aseg_stats(rows, measures, "image", {})
 
     def save(
@@ -232,10 +235,11 @@ def statistics(
     Parameters
     ----------
     labels : path or nibabel image (X, Y, Z)
-        FreeSurfer's labels; those outside the table are background.
+        FreeSurfer's labels; those outside the table are background. Parcels of aparc+aseg and wmparc count as cortex
+        and white matter.
     image : path or nibabel image
         The T1-weighted image of the same space. It is resampled linearly to the grid of the labels where it lies on
-        another.
+        another. What it shows outside the skull counts as 0, where the labels cover the brain or ``brain`` is given.
     table : {"aseg_brain", "aseg", "hippoFS60"}
         The structures to measure: aseg with cerebral cortex and white matter, without them, or subfields.
     brain : path or nibabel image, optional
@@ -257,12 +261,17 @@ def statistics(
     """
     structures = load_label_table(table)
     segmented = _taken(labels, load_labels, check_labels)
-    data = np.asanyarray(segmented.dataobj)
+    data, voxel_mm3 = np.asanyarray(segmented.dataobj), Grid.of(segmented).voxel_mm3
+    if of_table(table) is ASEG:
+        data = merge_parcels(data)
     guide = _on_grid(_taken(image, load_image, check_image), segmented)
-    if brain is not None:
+    if brain is None:
+        guide = without_skull(guide, data, voxel_mm3)
+    else:
         mask = _on_grid(_taken(brain, load_mask, check_mask), segmented) >= 0.5
         guide = normalize(guide, mask, is_one_of(data, WHITE_MATTER))
-    return structure_statistics(data, guide, structures, Grid.of(segmented).voxel_mm3)[list(COLUMNS)]
+        guide = np.where(intracranial_space(data, mask, voxel_mm3 ** (1 / 3)).mask, guide, guide.dtype.type(0))
+    return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 
 def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:
@@ -307,10 +316,10 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     structures = load_label_table(table).structures
     own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
+    if of_table(table) is ASEG:  # before they are resampled, where each parcel would stand alone against what is around
+        pair = [join_brain_labels(array) for array in pair]
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))
-    if of_table(table) is ASEG:
-        pair = [join_brain_labels(array) for array in pair]
     rows = structure_metrics(*pair, Grid.of(other).zooms, list(structures))
     rows.insert(0, "structure", list(structures.values()))
     return rows

@@ -24,12 +24,12 @@ from medsegmamba_bids.interfaces.step import StepInputSpec, StepInterface, StepO
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.stats.measures import (
     INTRACRANIAL,
+    IntracranialSpace,
     Measure,
     brain_measures,
     hypointensity_sides,
     intracranial_measures,
     intracranial_space,
-    knows_outer_fluid,
 )
 from medsegmamba_bids.stats.structures import NOT_FOUND, structure_statistics, volume_definition
 from medsegmamba_bids.stats.tables import table_sidecar, to_aseg_stats, to_tsv
@@ -83,13 +83,13 @@ class Statistics(StepInterface):
         """Load, measure, save."""
         table = load_label_table(self.inputs.table)
         labels, brain, around = (_load(getattr(self.inputs, f"{name}_file")) for name in ("labels", "mask", "around"))
-        inside = None if brain is None else intracranial_space(labels, brain > 0)
+        space = None if brain is None else intracranial_space(labels, brain > 0)
         soft, means = read_numbers(self.inputs.numbers_file)
         guide = _load(self.inputs.norm_file)
-        if inside is not None:
-            guide = np.where(inside, guide, guide.dtype.type(0))  # as in FreeSurfer's norm
+        if space is not None:
+            guide = np.where(space.mask, guide, guide.dtype.type(0))  # as in FreeSurfer's norm
         rows = structure_statistics(labels, guide, table, soft_volumes=soft, mean_posteriors=means, around=around)
-        measures = self._measures(rows, labels, brain, inside)
+        measures = self._measures(rows, labels, brain, space)
         definition = volume_definition(table, posteriors=True, guide=True)
         sidecar = table_sidecar(measures, self._run(rows), definition)
         names = {"SegVolFile": "conformed_aseg", "InVolFile": "conformed", "PVVolFile": "conformed"}
@@ -105,7 +105,7 @@ class Statistics(StepInterface):
         return {**outputs, "measures": [asdict(measure) for measure in measures]}
 
     def _measures(
-        self, rows: pd.DataFrame, labels: np.ndarray, brain: np.ndarray | None, inside: np.ndarray | None
+        self, rows: pd.DataFrame, labels: np.ndarray, brain: np.ndarray | None, space: IntracranialSpace | None
     ) -> list[Measure]:
         if brain is None:
             given = [Measure(**entry) for entry in self.inputs.whole_brain]
@@ -114,9 +114,7 @@ class Statistics(StepInterface):
         whole = next((measure.value for measure in measures if measure.name == "BrainSegVol"), None)
         etiv = self.inputs.etiv if isdefined(self.inputs.etiv) else None
         template = self.inputs.template.name if isdefined(self.inputs.template) else ""
-        return measures + intracranial_measures(
-            brain > 0, etiv, whole, template, inside=inside, from_classes=knows_outer_fluid(labels)
-        )
+        return measures + intracranial_measures(brain > 0, etiv, whole, template, space=space)
 
     def _run(self, rows: pd.DataFrame) -> dict[str, Any]:
         """Return what is known about the run, for reports and for people."""

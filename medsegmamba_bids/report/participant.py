@@ -354,6 +354,7 @@ def _volumes(results: Results, segmentation: str, flags: list[Flag], limits: dic
     ranges = limits["volumes"]["ranges"] if segmentation == ASEG.name else {}
     return {
         "title": of_name(segmentation).title,
+        "definition": provenance.volume_definition_of(results.sidecars.get(segmentation, {})),
         "apart": results.apart.get(segmentation, {}),
         "rows": rows,
         "plot": plot_rows(rows, ranges),

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER, OUTSIDE_BRAIN
+from medsegmamba_bids.anatomy import CEREBRUM, HIPPOCAMPI, OUTER, OUTSIDE_BRAIN, SUBFIELDS_FROM
 from medsegmamba_bids.image.grid import Box
 from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
@@ -185,21 +185,22 @@ def _hippocampi(labels: dict[str, np.ndarray], entropies: dict[str, np.ndarray])
 
 def _close_up(head: _Head, hippocampi: _Overlay, detail: float) -> list[dict[str, Any]]:
     """Draw each hippocampus that is there in two planes."""
-    middle = round(float(-head.affine[0, 3] / head.affine[0, 0]))
     pictures = []
-    for side, half, shift in (
-        ("left", hippocampi.labels[:middle], 0),
-        ("right", hippocampi.labels[middle:], middle),
-    ):
-        if not half.any():
+    for label, side in HIPPOCAMPI.items():
+        box = Box.around(_one_hippocampus(hippocampi.labels, label))
+        if box is None:
             continue
-        box = slices.box_of(half)
-        box = Box((slice(box[0].start + shift, box[0].stop + shift), *box[1:]))
         shown = box.grow(7, head.data.shape)
         for plane in ("coronal", "sagittal"):
             plan = _plan(hippocampi.labels, shown, box, plane, _CLOSE_UP, _CLOSE_UP_COLUMNS, 4.6 * detail)
             pictures.append(_layers(f"{side} hippocampus, {plane}", plan, head, hippocampi))
     return pictures
+
+
+def _one_hippocampus(labels: np.ndarray, label: int) -> np.ndarray:
+    """Return where a hippocampus or its subfields are, by label: x = 0 may lie anywhere, as an affine may begin."""
+    first = SUBFIELDS_FROM[label] + 200
+    return (labels == label) | ((labels >= first) & (labels < first + 100))
 
 
 def _views(

@@ -81,6 +81,18 @@ def notes_of(sidecar: dict[str, Any]) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
+def volume_definition_of(sidecar: dict[str, Any]) -> str:
+    """Return what the volumes of a table are, in words; empty where it is not known.
+
+    Examples
+    --------
+    >>> volume_definition_of({"Volume_mm3": {"Description": "Number of voxels times the voxel volume"}})
+    'Number of voxels times the voxel volume'
+    """
+    column = sidecar.get("Volume_mm3")
+    return str(column.get("Description") or "") if isinstance(column, dict) else ""
+
+
 def total_seconds(sidecar: dict[str, Any]) -> float:
     """Return seconds of all steps."""
     return sum(_number(step.get("Seconds")) for step in steps_of(sidecar))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medsegmamba_bids.anatomy import ASEG_BACKGROUND, CEREBRUM, FREESURFER_ONLY, NUCLEI
+from medsegmamba_bids.anatomy import ASEG_BACKGROUND, FREESURFER_ONLY, NUCLEI, covers_brain
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.labels import LabelTable, merge_parcels
 from medsegmamba_bids.segmentations import CORRECTED, of_table
@@ -111,15 +111,41 @@ def measure_labels(
         raise ImageError(
             "the intensities are 0 wherever there are labels; an image of the same head is needed (norm.mgz)"
         )
-    present = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
-    whole = is_aseg and present >= set(CEREBRUM)
-    voxel_mm = voxel_mm3 ** (1 / 3)
-    if whole and norm is not None and shows_skull(norm, labels > 0, voxel_mm):
-        norm = np.where(intracranial_space(labels, labels > 0, voxel_mm), norm, norm.dtype.type(0))
+    whole = is_aseg and _covers_brain(labels)
+    if norm is not None:
+        norm = without_skull(norm, labels, voxel_mm3)
     rows = structure_statistics(labels, norm, table, voxel_mm3, soft_volumes)
     measures = brain_measures(rows, voxel_mm3, hypointensity_sides(labels)) if whole else []
     definition = volume_definition(table, posteriors=soft_volumes is not None, guide=norm is not None)
     return Measurement(rows, tuple(measures), definition)
+
+
+def without_skull(norm: np.ndarray, labels: np.ndarray, voxel_mm3: float = 1.0) -> np.ndarray:
+    """Return intensities with 0 outside the skull, as FreeSurfer's ``norm.mgz`` has it, where they show more than that.
+
+    Labels that do not cover the brain do not tell where the skull is: intensities stay as they are.
+
+    Parameters
+    ----------
+    norm : (X, Y, Z)
+        Intensities.
+    labels : int (X, Y, Z)
+        FreeSurfer's labels, without parcels.
+    voxel_mm3 : float
+        Volume of a voxel, mm3.
+
+    Returns
+    -------
+    the same type (X, Y, Z)
+    """
+    brain, voxel_mm = labels > 0, voxel_mm3 ** (1 / 3)
+    if not _covers_brain(labels) or not shows_skull(norm, brain, voxel_mm):
+        return norm
+    return np.where(intracranial_space(labels, brain, voxel_mm).mask, norm, norm.dtype.type(0))
+
+
+def _covers_brain(labels: np.ndarray) -> bool:
+    return covers_brain(np.flatnonzero(np.bincount(labels.ravel())).tolist())
 
 
 def describe_norm(norm: np.ndarray, labels: np.ndarray, rows: pd.DataFrame) -> str:

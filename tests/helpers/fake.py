@@ -16,6 +16,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.data.names import bidsignore, output_name
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.segmentations import of_task
 from medsegmamba_bids.stats.measures import brain_measures, intracranial_measures
 from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.stats.tables import table_sidecar, to_tsv
@@ -161,7 +162,7 @@ def write_rows(root, prefix, task, rows, measures, **changes):
     path = root / output_name(prefix, f"{task}_stats")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_tsv(rows))
-    text = json.dumps(table_sidecar(measures, facts(task, **changes)), indent=1)
+    text = json.dumps(table_sidecar(measures, facts(task, **changes), of_task(task).volumes), indent=1)
     (root / output_name(prefix, f"{task}_stats", ".json")).write_text(text)
 
 

@@ -10,10 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from nibabel.affines import from_matvec
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 import medsegmamba_bids as msm
 from medsegmamba_bids.errors import ImageError
+from medsegmamba_bids.image.intensity import normalize
 from medsegmamba_bids.image.io import check_image
+from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.stats.structures import structure_statistics
 from medsegmamba_bids.weights import folders
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -40,6 +45,15 @@ def head():
     for label, level in ASEG.items():
         lookup[label] = round(255 * level)
     return lookup[brain()]
+
+
+def head_in_fluid(level):
+    """The same with 8 mm of something of another intensity around it."""
+    data = head()
+    around = np.zeros(data.shape, bool)
+    around[2:30, 2:30, 2:30] = True
+    data[around & (brain() == 0)] = round(255 * level)
+    return data
 
 
 @pytest.fixture
@@ -105,15 +119,16 @@ def test_volumes_are_counted_on_the_conformed_grid(files):
     pd.testing.assert_series_equal(read["Volume_mm3"], rows["Volume_mm3"], atol=1e-3, check_index_type=False)
 
 
-def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
+def test_tables_are_those_of_the_app(tmp_path, intensity_weights):
     from medsegmamba_bids.interfaces.normalize import Normalize
     from medsegmamba_bids.interfaces.segmentation import SegmentAseg
     from medsegmamba_bids.interfaces.statistics import Statistics
     from medsegmamba_bids.weights.folders import resolve_weights
 
-    levels = {0: 0.0, 2: 0.3, 3: 0.5, 41: 0.65, 42: 0.8, 17: 1.0}  # the cerebrum is among them: there is a brain mask
+    # The cerebrum is among them: there is a brain mask.
+    levels = {0: 0.0, 257: 0.15, 2: 0.3, 3: 0.5, 41: 0.65, 42: 0.8, 17: 1.0}
     weights = intensity_weights("aseg", levels, voxel_size=4.0)
-    image = nib.Nifti1Image(head(), AFFINE)
+    image = nib.Nifti1Image(head_in_fluid(levels[257]), AFFINE)
     found = msm.segment(image, weights=weights)
     conformed = tmp_path / "conformed.nii.gz"
     nib.save(found.conformed.image, conformed)
@@ -124,10 +139,21 @@ def test_volumes_are_those_of_the_app(tmp_path, intensity_weights):
     files = {"labels_file": segmented.labels_file, "mask_file": segmented.mask_file}
     normalized = run(Normalize(in_file=str(conformed), **files), tmp_path / "normalize")
     numbers = {"numbers_file": segmented.numbers_file, "norm_file": normalized.out_file}
-    table = run(Statistics(table="aseg_brain", subject="sub-01", **files, **numbers), tmp_path / "stats").table_file
+    made = run(Statistics(table="aseg_brain", subject="sub-01", **files, **numbers), tmp_path / "stats")
     assert (found.volumes["NVoxels"] > 1000).sum() == 4
-    found.save(volumes=tmp_path / "volumes.tsv")
-    assert (tmp_path / "volumes.tsv").read_text() == Path(table).read_text()
+    found.save(volumes=tmp_path / "volumes.tsv", fs_stats=tmp_path / "aseg.stats")
+    assert (tmp_path / "volumes.tsv").read_text() == Path(made.table_file).read_text()
+    own, apps = (measures_in(path) for path in (tmp_path / "aseg.stats", made.fs_file))
+    assert own == apps
+    # The fluid fills a cube of 112 mm to its border.
+    assert own["SegmentedTotalIntraCranialVol"][0] == pytest.approx(112**3, rel=0.03)
+    assert "all classes inside the skull" in own["SegmentedTotalIntraCranialVol"][1]
+
+
+def measures_in(path):
+    """Return values of an ``aseg.stats`` that are known, each with its description."""
+    lines = [line.split(", ") for line in Path(path).read_text().splitlines() if line.startswith("# Measure ")]
+    return {key.split()[-1]: (float(value), text) for key, _, text, value, _ in lines if value != "nan"}
 
 
 def run(node, folder):
@@ -176,6 +202,45 @@ def test_statistics_within_a_brain_bring_white_matter_to_110():
         msm.statistics(nib.Nifti1Image(labels, grid), head, brain=nib.Nifti1Image(np.ones((24, 24, 24)), np.eye(4)))
 
 
+def whole_head():
+    """Labels of a brain of cubes, and intensities of the same with fluid and then a bright scalp around it, on 2 mm."""
+    labels = np.zeros((48, 48, 48), np.uint16)
+    for first, cortex, white in ((12, 42, 41), (24, 3, 2)):
+        labels[first : first + 12, 12:36, 12:36] = cortex
+        labels[first + 2 : first + 10, 15:33, 15:33] = white
+    brain = labels > 0
+    image = np.full(labels.shape, 180.0, np.float32)
+    image[8:40, 8:40, 8:40] = 10
+    image[brain] = np.where(np.isin(labels, (2, 41)), 200, 150)[brain]
+    image[brain & ~ndimage.binary_erosion(brain)] = 80  # half fluid
+    return labels, image, np.diag([2.0, 2, 2, 1])
+
+
+def volumes_of(rows):
+    return rows.set_index("SegId")["Volume_mm3"].loc[[2, 3, 41, 42]].to_numpy()
+
+
+def test_statistics_look_at_nothing_outside_the_skull():
+    labels, image, affine = whole_head()
+    stripped = np.where(labels > 0, image, np.float32(0))  # a cube has no furrows that a closing would fill
+    images = [nib.Nifti1Image(data, affine) for data in (labels, image, stripped)]
+    expected = volumes_of(structure_statistics(labels, stripped, load_label_table("aseg_brain"), 8.0))
+    whole, alone = (volumes_of(msm.statistics(images[0], one)) for one in images[1:])
+    np.testing.assert_allclose(alone, expected)
+    np.testing.assert_allclose(whole, expected)
+    parcels = np.where(labels == 3, 1005, labels).astype(np.uint16)
+    np.testing.assert_allclose(volumes_of(msm.statistics(nib.Nifti1Image(parcels, affine), images[1])), expected)
+
+
+def test_statistics_within_a_brain_look_at_nothing_outside_the_skull():
+    labels, image, affine = whole_head()
+    brain = labels > 0
+    guide = np.where(brain, normalize(image, brain, np.isin(labels, (2, 41))), np.float32(0))
+    expected = volumes_of(structure_statistics(labels, guide, load_label_table("aseg_brain"), 8.0))
+    images = [nib.Nifti1Image(data, affine) for data in (labels, image, brain.astype(np.uint8))]
+    np.testing.assert_allclose(volumes_of(msm.statistics(*images[:2], brain=images[2])), expected, rtol=1e-5)
+
+
 def test_agreement_of_a_shifted_block():
     reference = np.zeros((16, 16, 16), np.uint16)
     reference[4:8, 4:8, 4:8] = 17
@@ -189,6 +254,22 @@ def test_agreement_of_a_shifted_block():
     pair = [nib.Nifti1Image(array, np.eye(4)) for array in (parcels, cortex)]
     rows = msm.compare(*pair, table="aseg_brain").set_index("label")
     assert rows.loc[3, "dice"] == 1
+
+
+def test_parcels_are_joined_before_they_are_resampled():
+    """A voxel that is mostly cortex is cortex, however many parcels share it."""
+    labels = np.zeros((32, 32, 32), np.uint16)
+    labels[4:28, 4:28, 4:16] = 2
+    labels[4:28, 4:28, 16:19] = 3
+    columns = 1001 + np.add.outer(np.arange(32) // 3 * 7, np.arange(32) // 3 * 3) % 30
+    parcels = np.where(labels == 3, columns[..., None], labels).astype(np.uint16)
+    turned = from_matvec(Rotation.from_rotvec([0.2, 0.3, 0.1]).as_matrix(), [2, 2, -4])
+    reference = nib.Nifti1Image(labels, turned)
+    joined, apart = (
+        msm.compare(nib.Nifti1Image(array, np.eye(4)), reference, table="aseg_brain") for array in (labels, parcels)
+    )
+    pd.testing.assert_frame_equal(joined, apart)
+    assert joined.set_index("label").loc[3, "found_mm3"] > 1000
 
 
 @pytest.mark.parametrize("values", [[0.5, 1.0], [-1, 1], [0, 70000], [np.nan, 1]])

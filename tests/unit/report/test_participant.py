@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import html
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,30 @@ def test_page(written):
     assert page.count("--base:url(data:image/webp") == page.count("--entropy:url(data:image/webp") == 7
     assert page.count('<svg class="outlines"') == page.count('<i class="base">') >= 3 * 8 + 4 * 6
     assert len(re.findall(r'<img src="data:image/webp', page)) == 3 + 2
+
+
+def test_each_table_says_what_its_volumes_are(written):
+    """The JSON beside it does: here that volumes of subfields are sums of posteriors, which soft volumes are too."""
+    root, _, page = written
+    tables = page.split("<h2>")[1:]
+    for name, title, start in (
+        ("aseg", "Subcortical structures", "Volume corrected for partial volume at borders, as FreeSurfer"),
+        ("hippoFS60", "Hippocampal subfields", "Sum of the posterior probabilities times the voxel volume, as Free"),
+    ):
+        told = scans_of(root, "01")[0].sidecar(name)["Volume_mm3"]["Description"]
+        assert told.startswith(start)
+        below = next(part for part in tables if part.startswith(f"{title}: volumes"))
+        assert f"Left and right mm³: {told}. Soft volumes are" in html.unescape(below)
+    assert "Volumes are corrected" not in page
+
+
+def test_a_table_without_a_json_says_nothing_of_its_volumes(tmp_path):
+    fake.write_blob_scan(tmp_path, "sub-01", side=64, scale=0.4)
+    for task, text in (("aseg", '{"Volume_mm3": "damaged"}'), ("hippocampus", "{}")):
+        (tmp_path / output_name("sub-01", f"{task}_stats", ".json")).write_text(text)
+    page = write_report(tmp_path, "01").read_text(encoding="utf-8")
+    assert "Left and right mm³" not in page
+    assert page.count("Soft volumes are sums of posterior probabilities.") == 2
 
 
 def test_viewer(written):

@@ -9,6 +9,7 @@ import pytest
 import fake
 from medsegmamba_bids.image.labels import load_label_table, side_of
 from medsegmamba_bids.report.derivatives import scans_of
+from medsegmamba_bids.report.pictures import draw_pictures
 from medsegmamba_bids.viz import slices, surfaces
 from medsegmamba_bids.viz.encoding import color_differences, colors_of, dashes_of, line_colors_of
 
@@ -95,6 +96,35 @@ def test_every_structure_is_in_two_slices_of_each_plane(head, name, plane):
     for label in np.unique(head[name])[1:]:
         own = np.moveaxis(head[name] == label, axis, 0).any((1, 2))
         assert own[chosen].sum() >= min(2, own.sum()), label
+
+
+@pytest.mark.parametrize("first_mm", [-56.0, 0.0, 60.0, -200.0])
+@pytest.mark.parametrize("names", [("aseg",), ("aseg", "hippoFS60")])
+def test_each_hippocampus_is_drawn_wherever_the_head_lies(head, names, first_mm):
+    """Where x is 0 says nothing: an affine may begin at the first voxel."""
+    affine = np.eye(4)
+    affine[0, 3] = first_mm  # the head's middle lies 56 mm further to the right
+    labels = {name: head[name] for name in names}
+    t1w = nib.Nifti1Image(fake.blob_t1w(head["aseg"]), affine)
+    pictures = draw_pictures(t1w, labels, {}, head["aseg"] > 0, 0.3).close_up
+    assert [picture["title"] for picture in pictures] == [
+        f"{side} hippocampus, {plane}" for side in ("left", "right") for plane in ("coronal", "sagittal")
+    ]
+    drawn = [{label for tile in picture["tiles"] for label in tile["outlines"]} for picture in pictures]
+    left, right = ({17}, {53}) if names == ("aseg",) else sides_of(head["hippoFS60"])
+    assert [drawn[0] | drawn[1], drawn[2] | drawn[3]] == [left, right]
+    assert all(drawn)
+    alone = {name: np.where(is_right(array), 0, array) for name, array in labels.items()}
+    assert [picture["title"][:4] for picture in draw_pictures(t1w, alone, {}, detail=0.3).close_up] == ["left", "left"]
+
+
+def is_right(labels):
+    return (labels == 53) | (labels >= 2000)
+
+
+def sides_of(subfields):
+    present = set(np.unique(subfields).tolist()) - {0}
+    return {label for label in present if label < 2000}, {label for label in present if label >= 2000}
 
 
 def test_no_labels_need_no_slices():

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.stats.measures import (
@@ -247,12 +248,59 @@ def test_fluid_around_the_brain_makes_the_intracranial_volume_a_sum_of_classes()
     labels[5:35, 5:35, 5:35] = 257
     labels[10:30, 10:30, 10:30] = 3
     brain = labels == 3
-    inside = intracranial_space(labels, brain)
-    assert np.count_nonzero(inside) == 27_000
-    found = intracranial_measures(brain, None, None, inside=inside, from_classes=True)[1]
+    space = intracranial_space(labels, brain)
+    assert space.from_classes
+    assert np.count_nonzero(space.mask) == 27_000
+    found = intracranial_measures(brain, None, None, space=space)[1]
     assert (found.name, found.value) == ("sbTIV", 27_000)
     assert "all classes inside the skull" in found.description
-    np.testing.assert_array_equal(intracranial_space(brain.astype(int), brain), intracranial_mask(brain))
+    np.testing.assert_array_equal(intracranial_space(labels, labels > 0).mask, space.mask)  # fluid in the mask
+    alone = intracranial_space(brain.astype(int), brain)
+    assert not alone.from_classes
+    np.testing.assert_array_equal(alone.mask, intracranial_mask(brain))
+
+
+def furrowed_brain():
+    """Labels of a cube of 60 mm with furrows 4 mm wide and 30 mm deep from above, each 14 mm from the next."""
+    labels = np.zeros((90, 90, 90), np.uint16)
+    labels[15:75, 15:75, 15:75] = 3
+    for start in range(28, 70, 14):
+        labels[start : start + 4, 15:75, 45:] = 0
+    return labels
+
+
+def test_little_fluid_does_not_make_the_intracranial_volume_another():
+    """A skull-stripped head has few voxels of it: all classes together are then little more than the bare brain."""
+    labels = furrowed_brain()
+    brain = labels > 0
+    without = np.count_nonzero(intracranial_space(labels, brain).mask)
+    assert without == pytest.approx(60**3, rel=0.03)
+    furrows = np.argwhere((labels == 0) & (np.indices(labels.shape)[2] < 75) & intracranial_mask(brain))
+    for voxels in (1, 300, 3000):
+        some = labels.copy()
+        some[tuple(furrows[:voxels].T)] = 257
+        space = intracranial_space(some, brain)
+        assert not space.from_classes
+        assert np.count_nonzero(space.mask) == without
+        assert "closed by 10 mm" in intracranial_measures(brain, None, None, space=space)[1].description
+
+
+def test_the_intracranial_volume_has_no_step_where_its_definition_changes():
+    """Fluid grows outwards from the furrows, layer by layer: no layer adds more than itself."""
+    labels = furrowed_brain()
+    brain = labels > 0
+    far = np.argsort(ndimage.distance_transform_edt(~brain).ravel(), kind="stable")[np.count_nonzero(brain) :]
+    volumes, kinds = [], []
+    for voxels in range(0, 60_001, 6000):
+        some = labels.copy()
+        some.ravel()[far[:voxels]] = 257
+        space = intracranial_space(some, brain)
+        volumes.append(np.count_nonzero(space.mask))
+        kinds.append(space.from_classes)
+    assert (kinds[0], kinds[-1]) == (False, True)
+    steps = np.diff(volumes)
+    assert steps.min() >= 0
+    assert steps.max() <= 6000 + 500  # holes that the last layer closed
 
 
 def test_intracranial_mask_fills_furrows_and_cavities():
