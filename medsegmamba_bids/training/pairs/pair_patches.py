@@ -26,7 +26,7 @@ from medsegmamba_bids.training.processes import Processes
 from medsegmamba_bids.training.training_config import PairsConfig
 
 CORTEX = 3
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +114,10 @@ def prepare_pair(pair: Pair, config: PairsConfig, table: LabelTable) -> Prepared
     """
     image = load_image(pair.image)
     labels = merged_labels(pair, image)
+    if CORTEX in table.labels:  # before they are resampled: parcels that share a voxel lose it one by one
+        labels = join_brain_labels(labels)
     conformed = conform(image)
     labels = labels_to_grid(labels, Grid.of(image), Grid.of(conformed))
-    if CORTEX in table.labels:
-        labels = join_brain_labels(labels)
     classes = class_indices(labels, config, table, pair)
     box = _box(labels, classes, config)
     data = np.asarray(conformed.dataobj)[box]
