@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,9 +99,25 @@ class VisitTable:
 
 
 def in_time(visits: Sequence[VisitTable]) -> list[VisitTable]:
-    """Return visits in order of time; by session and name where the time of one is not known, and of equal times."""
+    """Return visits in order of time; by session and name where the time of one is not known, and of equal times.
+
+    Numbers within names count as such: ``ses-2`` comes before ``ses-10``.
+    """
     dated = all(visit.years is not None for visit in visits)
-    return sorted(visits, key=lambda visit: (visit.years if dated else 0, visit.session, visit.scan))
+    return sorted(
+        visits, key=lambda visit: (visit.years if dated else 0, _natural(visit.session), _natural(visit.scan))
+    )
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return what sorts a name by its numbers: every second part is one.
+
+    Examples
+    --------
+    >>> sorted(["m12", "m6"], key=_natural)
+    ['m6', 'm12']
+    """
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:

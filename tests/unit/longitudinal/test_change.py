@@ -106,6 +106,13 @@ def test_without_all_times_names_tell_the_order_and_there_is_no_rate():
     assert rows["Change_mm3"].tolist() == [0, 0, -10, 0]
 
 
+def test_without_times_numbers_in_names_are_in_order():
+    sessions = ("10", "2", "baseline", "1", "m6", "m12")
+    visits = [visit(session, None, 100.0, 1.0) for session in sessions]
+    assert [one.session for one in in_time(visits)] == ["1", "2", "10", "baseline", "m6", "m12"]
+    assert change_table(visits).loc[0, "session_id"] == "ses-1"
+
+
 @pytest.mark.parametrize("years", [0.0, -1.0, float("nan")])
 def test_no_interval_gives_no_rate(years):
     assert np.isnan(annual_symmetrized_change(np.array([1.0]), np.array([2.0]), years)).all()
