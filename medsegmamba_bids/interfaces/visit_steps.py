@@ -32,7 +32,15 @@ from medsegmamba_bids.longitudinal.alignment import (
     common_view,
     white_level,
 )
-from medsegmamba_bids.longitudinal.change import COLUMNS, VisitTable, change_table, in_time, to_tsv
+from medsegmamba_bids.longitudinal.change import (
+    COLUMNS,
+    LEAST_DAYS,
+    VisitTable,
+    change_table,
+    in_time,
+    to_tsv,
+    too_soon,
+)
 from medsegmamba_bids.longitudinal.class_files import PosteriorFolder
 from medsegmamba_bids.longitudinal.deformation import displacement, expansion, relative_volumes
 from medsegmamba_bids.longitudinal.fusion import WEIGHT, fuse
@@ -380,6 +388,12 @@ class CompareVisits(StepInterface):
             notes.append(
                 f"no time is known of {', '.join(unknown)} (acq_time in scans.tsv or sessions.tsv, or age): "
                 "there are no changes a year for them, and visits are in the order of their names"
+            )
+        if soon := [visit.scan for visit in too_soon(visits)]:
+            was, those = ("was", "it") if len(soon) == 1 else ("were", "them")
+            notes.append(
+                f"{', '.join(soon)} {was} made less than {LEAST_DAYS} days after the first visit: there are no changes "
+                f"a year for {those}, as they would be noise made large"
             )
         return notes
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.anatomy import HYPOINTENSITIES, SUBFIELDS_FROM
+from medsegmamba_bids.datasets.visit_times import DAYS_A_YEAR
 from medsegmamba_bids.stats.tables import MISSING
 
 #: What each column of the table of a participant's visits holds, in order; the JSON beside it says the same.
@@ -39,7 +40,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "Change_percent": {"Description": "Change_mm3 in percent of the first visit's volume", "Units": "percent"},
     "AnnualSymmetrizedChange_percent": {
         "Description": "Change_mm3 a year, in percent of the mean of this and the first visit's volume "
-        "(symmetrised percent change, Reuter et al. 2012, NeuroImage 61:1402)",
+        "(symmetrised percent change, Reuter et al. 2012, NeuroImage 61:1402); n/a within 30 days of the first visit",
         "Units": "percent/year",
     },
     "MeanPosterior": {"Description": "Mean posterior probability of the label over its voxels: the confidence"},
@@ -48,7 +49,10 @@ COLUMNS: dict[str, dict[str, str]] = {
 SLOPE_COLUMNS: dict[str, dict[str, str]] = {
     "SegId": COLUMNS["SegId"],
     "StructName": COLUMNS["StructName"],
-    "Slope_mm3": {"Description": "Slope of a line through the visits whose time is known", "Units": "mm3/year"},
+    "Slope_mm3": {
+        "Description": "Slope of a line through the visits whose time is known; n/a where all lie within 30 days",
+        "Units": "mm3/year",
+    },
     "Slope_percent": {
         "Description": "The slope in percent of the line's value midway between first and last visit",
         "Units": "percent/year",
@@ -59,8 +63,12 @@ SLOPE_COLUMNS: dict[str, dict[str, str]] = {
 BY_BOTH = (4, 43, 5, 44, 14, 11, 50, 17, 53, 18, 54, 26, 58)
 #: Power of the volume by shape among the two (docs/longitudinal.md says what it was chosen by).
 SHAPE_SHARE = 0.7
+#: Shortest interval, in days, of which a change a year is given. Two scans of an unchanged brain differ by about a
+#: percent: within a month that makes twelve a year and more, and within an hour thousands.
+LEAST_DAYS = 30
 #: Labels whose voxels change their kind rather than their place.
 _NO_SHAPE = (HYPOINTENSITIES,)
+_LEAST_YEARS = LEAST_DAYS / DAYS_A_YEAR
 _DECIMALS = {
     "Slope_percent": 4,
     "years": 4,
@@ -109,6 +117,16 @@ def in_time(visits: Sequence[VisitTable]) -> list[VisitTable]:
     )
 
 
+def too_soon(visits: Sequence[VisitTable]) -> list[VisitTable]:
+    """Return visits that follow the first within less than ``LEAST_DAYS``: there is no change a year for them."""
+    first, *others = in_time(visits)
+    return [
+        visit
+        for visit in others
+        if None not in (first.years, visit.years) and 0 <= visit.years - first.years < _LEAST_YEARS
+    ]
+
+
 def _natural(name: str) -> list[str | int]:
     """Return what sorts a name by its numbers: every second part is one.
 
@@ -130,7 +148,8 @@ def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns as ``COLUMNS``; NaN where a number is not known: percent of nothing, changes a year without times.
+        Columns as ``COLUMNS``; NaN where a number is not known: percent of nothing, changes a year without times
+        or of visits within ``LEAST_DAYS`` of the first.
     """
     ordered = in_time(visits)
     shapes = shape_volumes(ordered)
@@ -232,7 +251,7 @@ def in_percent_of_first(volumes: pd.Series) -> np.ndarray:
 
 
 def annual_symmetrized_change(first: np.ndarray, second: np.ndarray, years: float) -> np.ndarray:
-    """Return the change a year in percent of the mean of two volumes; NaN without an interval.
+    """Return the change a year in percent of the mean of two volumes; NaN without an interval of ``LEAST_DAYS``.
 
     Swapping the visits only changes the sign, unlike percent of the first volume, which is noisier.
 
@@ -242,13 +261,15 @@ def annual_symmetrized_change(first: np.ndarray, second: np.ndarray, years: floa
     [-10.0]
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
-    if not years > 0:
+    if not years >= _LEAST_YEARS:
         return np.full(len(first), np.nan)
     return _percent((second - first) / years, (first + second) / 2)
 
 
 def annual_slopes(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per structure: the slope of a straight line through all visits whose time is known.
+
+    NaN where these are not ``LEAST_DAYS`` apart.
 
     Parameters
     ----------
@@ -266,7 +287,7 @@ def annual_slopes(table: pd.DataFrame) -> pd.DataFrame:
         known = part[part["years"].notna() & part["Volume_mm3"].notna()]
         years, volumes = known["years"].to_numpy(float), known["Volume_mm3"].to_numpy(float)
         slope = middle = np.nan
-        if len(known) > 1 and np.ptp(years) > 0:
+        if len(known) > 1 and np.ptp(years) >= _LEAST_YEARS:
             slope, intercept = np.polyfit(years, volumes, 1)
             middle = intercept + slope * (years.min() + years.max()) / 2
         percent = 100 * slope / middle if middle > 0 else np.nan

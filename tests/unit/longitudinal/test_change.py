@@ -12,6 +12,7 @@ from medsegmamba_bids.longitudinal.change import (
     change_table,
     in_time,
     to_tsv,
+    too_soon,
 )
 
 
@@ -116,6 +117,24 @@ def test_without_times_numbers_in_names_are_in_order():
 @pytest.mark.parametrize("years", [0.0, -1.0, float("nan")])
 def test_no_interval_gives_no_rate(years):
     assert np.isnan(annual_symmetrized_change(np.array([1.0]), np.array([2.0]), years)).all()
+
+
+def test_repeats_within_days_have_changes_but_none_a_year():
+    visits = [visit("a", 0.0, 4000.0, 3000.0), visit("b", 29 / 365.25, 4020.0, 3000.0)]
+    rows = change_table(visits)
+    assert rows["AnnualSymmetrizedChange_percent"].isna().all()
+    assert rows["Change_mm3"].tolist() == [0, 0, 20, 0]
+    assert rows["Change_percent"].tolist() == [0, 0, 0.5, 0]
+    assert annual_slopes(rows)[["Slope_mm3", "Slope_percent"]].isna().all(axis=None)
+    later = change_table([*visits, visit("c", 30 / 365.25, 4010.0, 3000.0)])
+    assert later["AnnualSymmetrizedChange_percent"].notna().tolist() == [False] * 4 + [True] * 2
+    assert annual_slopes(later)["Slope_mm3"].notna().all()
+
+
+def test_visits_too_soon_for_a_rate_are_named():
+    visits = [visit("a", 0.0, 1.0, 1.0), visit("b", 0.01, 1.0, 1.0), visit("c", 1.0, 1.0, 1.0)]
+    assert [one.scan for one in too_soon(visits)] == ["sub-1_ses-b_T1w"]
+    assert too_soon([visit("a", None, 1.0, 1.0), visit("b", 0.0, 1.0, 1.0), visit("c", 0.01, 1.0, 1.0)]) == []
 
 
 def test_swapping_visits_changes_the_sign_only():
