@@ -46,8 +46,9 @@ class VisitTimes:
 def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) -> VisitTimes:
     """Find when visits were.
 
-    The first of these that knows two visits or more: ``acq_time`` of the image in ``scans.tsv`` of its session,
-    ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where that has rows for sessions.
+    The one of these that knows most visits, and two at least, or the first of several: ``acq_time`` of the image in
+    ``scans.tsv`` of its session, ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where
+    that has rows for sessions. One by which all sessions are of one day gives way to any by which they are not.
     Dates may be shifted, as long as all of a participant are shifted alike. Ages are in years, unless the JSON beside
     their table or, of sessions, at the root of the dataset gives other ``Units`` of ``age``.
 
@@ -70,11 +71,25 @@ def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) 
         "age of sessions.tsv": _ages(told, *of_sessions),
         "age of participants.tsv": _ages(rows, bids_dir / "participants.json"),
     }
-    for source, times in found.items():
-        known = [time for time in times if time is not None]
-        if len(known) > 1:
-            return VisitTimes(tuple(None if time is None else time - min(known) for time in times), source)
-    return VisitTimes((None,) * len(scans))
+    source = max(found, key=lambda source: _worth(found[source], scans))  # of equal ones the first
+    times, known = found[source], [time for time in found[source] if time is not None]
+    if len(known) < 2:
+        return VisitTimes((None,) * len(scans))
+    return VisitTimes(tuple(None if time is None else time - min(known) for time in times), source)
+
+
+def _worth(times: Sequence[float | None], scans: Sequence[tuple[str, str]]) -> tuple[bool, int]:
+    """Return whether times tell sessions apart, and how many there are.
+
+    Sessions that are all of one day may be so, or have the one date that anonymising puts everywhere: what else is
+    known decides.
+    """
+    first: dict[str, float] = {}
+    for time, (session, _) in zip(times, scans, strict=True):
+        if time is not None:
+            first[session] = min(time, first.get(session, time))
+    apart = len(first) > 1 and max(first.values()) - min(first.values()) >= 1 / DAYS_A_YEAR
+    return apart, sum(time is not None for time in times)
 
 
 def _sessions(bids_dir: Path, subject: str) -> dict[str, dict[str, str]]:

@@ -95,6 +95,43 @@ def test_ages_of_participants_have_units_too(tmp_path):
     assert visit_times(tmp_path, "1", SCANS).years == (0, 1)
 
 
+def dates(root, **by_session):
+    """Write when images were made into scans.tsv; sessions that are not named have none."""
+    for session, date in by_session.items():
+        path = root / "sub-1" / f"ses-{session}" / f"sub-1_ses-{session}_scans.tsv"
+        write(path, ("filename", "acq_time"), (f"anat/sub-1_ses-{session}_T1w.nii.gz", date))
+
+
+def test_the_source_that_knows_most_visits_counts(tmp_path):
+    scans = [(name, f"sub-1/ses-{name}/anat/sub-1_ses-{name}_T1w.nii.gz") for name in "abc"]
+    dates(tmp_path, a="2000-01-01", b="2001-01-01")
+    rows = [(f"ses-{name}", str(age)) for name, age in zip("abc", (40, 41, 42), strict=True)]
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "age"), *rows)
+    found = visit_times(tmp_path, "1", scans)
+    assert (found.years, found.source) == ((0, 1, 2), "age of sessions.tsv")
+    dates(tmp_path, c="2003-01-01")
+    assert visit_times(tmp_path, "1", scans).source == "acq_time of scans.tsv"
+
+
+def test_dates_that_were_made_alike_give_way_to_times_that_differ(tmp_path):
+    dates(tmp_path, a="1800-01-01T09:00:00", b="1800-01-01T15:00:00")
+    assert visit_times(tmp_path, "1", SCANS).source == "acq_time of scans.tsv"
+    sessions = tmp_path / "sub-1" / "sub-1_sessions.tsv"
+    write(sessions, ("session_id", "age"), ("ses-a", "40"), ("ses-b", "40"))
+    assert visit_times(tmp_path, "1", SCANS).source == "acq_time of scans.tsv"  # two scans of a day, it seems
+    write(sessions, ("session_id", "age"), ("ses-a", "40"), ("ses-b", "42"))
+    found = visit_times(tmp_path, "1", SCANS)
+    assert (found.years, found.source) == ((0, 2), "age of sessions.tsv")
+
+
+def test_runs_of_one_session_do_not_tell_sessions_apart(tmp_path):
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time"), ("ses-a", "2000-01-01"))
+    people = (("sub-1", "ses-a", "40"), ("sub-1", "ses-b", "43"))
+    write(tmp_path / "participants.tsv", ("participant_id", "session_id", "age"), *people)
+    scans = [("a", "run-1"), ("a", "run-2"), ("b", "x")]
+    assert visit_times(tmp_path, "1", scans).source == "age of participants.tsv"
+
+
 def test_a_damaged_table_is_said(tmp_path, caplog):
     write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time"), ("ses-a",))
     assert visit_times(tmp_path, "1", SCANS).years == (None, None)
