@@ -141,7 +141,7 @@ def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> No
         for prefix, segmentation, message in zip(flags["scan"], flags["segmentation"], flags["message"], strict=True):
             results.flags.setdefault(prefix, []).append((segmentation, message))
     except ThresholdError as error:
-        _fail(results, f"sub-{subject}", error, output_dir)
+        fail(results, f"sub-{subject}", error, output_dir)
     for scan in scans:
         _gather_scan(scan, results)
 
@@ -160,12 +160,13 @@ def _gather_scan(scan: Scan, results: Gathered) -> None:
                 scan, rows, scan.measures(segmentation), weights_of(sidecar, segmentation), version_of(sidecar)
             )
         except (TableError, OSError) as error:
-            _fail(results, path.name, error, scan.root)
+            fail(results, path.name, error, scan.root)
             continue
         results.tables[segmentation].append(table)
 
 
-def _fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
+def fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
+    """Add to what failed why a file or a participant is left out, without the folder and the file's own name."""
     text = str(error).replace(f"{root}/", "")
     results.failed[name] = text.split(": ", 1)[1] if text.split(": ", 1)[0].endswith(name) else text
 
@@ -188,7 +189,7 @@ def _read_participants(path: Path | None, results: Gathered) -> Participants | N
         people.of_scans([(scan.entities["sub"], scan.entities.get("ses", "")) for scan in results.scans])
         return people
     except TableError as error:
-        _fail(results, path.name, error, path.parent)
+        fail(results, path.name, error, path.parent)
         return None
 
 

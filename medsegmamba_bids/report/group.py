@@ -19,7 +19,7 @@ from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
 from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.report.visit_tables import VisitsOfGroup, visits_of_group
-from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
+from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import columns
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,11 @@ def write_group(config: RunConfig) -> int:
         if not config.allow_mixed_versions:
             keep_one_version(results, segmentation)
         check_template(results, segmentation)
+    visits = _gather_visits(results, config)  # before anything is written: all JSONs name what failed here too
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
-    visits = _write_visits(results, config)
+    _write_visits(visits, results, config)
     _write(group_page(results, config.output_dir, rule, visits), page)
     _tell(results)
     return int(bool(results.failed))
@@ -96,24 +97,22 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
         )
 
 
-def _write_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
-    """Write tables of visits that were processed together, where there are any; return them by segmentation."""
-    written = {}
-    subjects = list(dict.fromkeys(table.scan.entities["sub"] for table in results.tables.get(ASEG.name, [])))
-    for kind in SEGMENTATIONS:
-        found = visits_of_group(config.output_dir, config.bids_dir, kind, subjects, results.participants)
-        if found is None:
-            continue
-        written[kind.name] = found
+def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
+    """Return tables of visits that were processed together, by segmentation, where there are any."""
+    found = {kind.name: visits_of_group(config.output_dir, config.bids_dir, kind, results) for kind in SEGMENTATIONS}
+    return {name: visits for name, visits in found.items() if visits is not None}
+
+
+def _write_visits(visits: dict[str, VisitsOfGroup], results: Gathered, config: RunConfig) -> None:
+    for segmentation, found in visits.items():
         for name, table, sidecar in (
             ("longitudinal", found.long, VISIT_COLUMNS),
             ("visits", found.wide, {}),
             ("slopes", found.slopes, SLOPE_COLUMNS),
         ):
-            path = config.output_dir / f"group_seg-{kind.name}_desc-{name}_stats.tsv"
+            path = config.output_dir / f"group_seg-{segmentation}_desc-{name}_stats.tsv"
             _write(changes_to_tsv(table), path)
-            _write_json({**sidecar, **provenance_of(results, kind.name)}, path.with_suffix(".json"))
-    return written
+            _write_json({**sidecar, **provenance_of(results, segmentation)}, path.with_suffix(".json"))
 
 
 def _write(text: str, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.datasets.participants_table import Participants, read_table
 from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.longitudinal.change import COLUMNS, annual_slopes
-from medsegmamba_bids.segmentations import SegmentationKind
+from medsegmamba_bids.report.gather import Gathered, fail
+from medsegmamba_bids.segmentations import ASEG, SegmentationKind
 from medsegmamba_bids.stats.tables import MISSING
 
 logger = logging.getLogger(__name__)
@@ -41,32 +41,23 @@ class VisitsOfGroup:
 
 
 def visits_of_group(
-    output_dir: Path,
-    bids_dir: Path,
-    kind: SegmentationKind,
-    subjects: Iterable[str],
-    participants: Participants | None,
+    output_dir: Path, bids_dir: Path, kind: SegmentationKind, results: Gathered
 ) -> VisitsOfGroup | None:
-    """Gather tables of visits; None where no participant has one.
+    """Gather tables of visits; None where no participant has one that can be used.
 
     Parameters
     ----------
     output_dir, bids_dir : Path
         The latter may be absent; ``sessions.tsv`` lies in it.
     kind : SegmentationKind
-    subjects : iterable of str
-        Without ``sub-``.
-    participants : Participants or None
+    results : Gathered
+        Whose participants are looked for; tables that cannot be read join what failed.
     """
-    tables = {}
-    for subject in subjects:
-        path = output_dir / output_name(f"sub-{subject}", kind.changes)
-        if path.is_file():
-            tables[subject] = read_changes(path)
+    tables = _read_tables(output_dir, kind, results)
     if not tables:
         return None
     long = pd.concat([table.assign(participant_id=f"sub-{name}") for name, table in tables.items()], ignore_index=True)
-    known = {name: _known(bids_dir, name, participants, table) for name, table in tables.items()}
+    known = {name: _known(bids_dir, name, results.participants, table) for name, table in tables.items()}
     about = pd.concat(known.values(), ignore_index=True)
     wide = long.pivot_table("Volume_mm3", _KEY[:3], "StructName", sort=False).reset_index()
     years = long.drop_duplicates("scan").set_index("scan")["years"]
@@ -80,17 +71,33 @@ def visits_of_group(
     return VisitsOfGroup(long.merge(about, "left", keys), wide.merge(about, "left", keys), front)
 
 
+def _read_tables(output_dir: Path, kind: SegmentationKind, results: Gathered) -> dict[str, pd.DataFrame]:
+    """Return tables of visits by participant, without ``sub-``; what cannot be read is named and left out."""
+    tables = {}
+    for subject in dict.fromkeys(table.scan.entities["sub"] for table in results.tables[ASEG.name]):
+        path = output_dir / output_name(f"sub-{subject}", kind.changes)
+        if not path.is_file():
+            continue
+        try:
+            tables[subject] = read_changes(path)
+        except TableError as error:
+            fail(results, path.name, error, output_dir)
+    return tables
+
+
 def read_changes(path: Path) -> pd.DataFrame:
     """Read a participant's table of visits.
 
     Raises
     ------
     TableError
-        The file cannot be read or lacks a column.
+        The file cannot be read, lacks a column or has no rows.
     """
     rows = read_table(path)
     if absent := [name for name in COLUMNS if name not in rows]:
         raise TableError(f"{path}: not a table of visits, it lacks the columns {', '.join(absent)}")
+    if rows.empty:
+        raise TableError(f"{path}: it has no rows, and so no visits")
     texts = ("session_id", "scan", "StructName")
     for name in COLUMNS:
         if name not in texts:

@@ -1,0 +1,95 @@
+"""The group's tables of visits that were processed together: what is in them, and what is left out and told."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+import fake
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.image.io import write_text
+from medsegmamba_bids.longitudinal.change import VisitTable, change_table, to_tsv
+from medsegmamba_bids.report.group import write_group
+from medsegmamba_bids.segmentations import ASEG
+from medsegmamba_bids.stats.tables import COLUMNS
+
+VOLUMES = {"a": 4000.0, "b": 3900.0, "c": 3700.0}
+
+
+def add_scan(out, prefix, volume, **changes):
+    """Write a table of volumes of a T1w, of one structure."""
+    row = dict.fromkeys(COLUMNS, math.nan) | {"SegId": 17, "StructName": "Left-Hippocampus", "NVoxels": volume // 1}
+    fake.write_rows(out, prefix, "aseg", pd.DataFrame([row | {"Volume_mm3": volume, "Flag": ""}]), [], **changes)
+
+
+def visit(prefix, session, years, volume, relative=None):
+    table = pd.DataFrame({"SegId": [17], "StructName": ["Left-Hippocampus"], "Volume_mm3": [volume]})
+    table["MeanPosterior"] = 0.9
+    return VisitTable(session, f"{prefix}_ses-{session}_T1w", years, table, table, relative or {})
+
+
+def add_visits(out, subject, volumes=VOLUMES, years=None, shape=None, **changes):
+    """Write what a run with --longitudinal leaves of a participant; return the path of the table of visits."""
+    prefix, visits = f"sub-{subject}", []
+    for number, (session, volume) in enumerate(volumes.items()):
+        add_scan(out, f"{prefix}_ses-{session}", volume, **changes)
+        when = float(number) if years is None else years[number]
+        visits.append(visit(prefix, session, when, volume, {17: shape[number]} if shape else None))
+    path = out / output_name(prefix, ASEG.changes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_tsv(change_table(visits)))
+    made = fake.facts("aseg", **changes)
+    weights = next(step["Weights"] for step in made["Steps"] if "Weights" in step)
+    write_text(path.with_suffix(".json"), json.dumps({"Weights": weights, "Versions": made["Versions"], "Notes": []}))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Two participants of three visits each, a year apart."""
+    for subject in ("01", "02"):
+        add_visits(tmp_path / "out", subject)
+    return tmp_path / "out"
+
+
+def config(out, **options):
+    return RunConfig(out.parent / "bids", out, "group", **options)
+
+
+def read(out, desc):
+    return pd.read_csv(out / f"group_seg-aseg{desc}_stats.tsv", sep="\t", na_values="n/a")
+
+
+def told(out, desc):
+    return json.loads((out / f"group_seg-aseg{desc}_stats.json").read_text())
+
+
+def test_tables_of_all_visits(out):
+    assert write_group(config(out)) == 0
+    assert read(out, "_desc-visits")["Left-Hippocampus"].tolist() == [4000, 3900, 3700] * 2
+    assert read(out, "_desc-slopes")["Slope_mm3"].tolist() == pytest.approx([-150, -150])
+    assert read(out, "_desc-longitudinal")["scan"].tolist() == [
+        f"sub-{subject}_ses-{session}_T1w" for subject in ("01", "02") for session in "abc"
+    ]
+
+
+@pytest.mark.parametrize(("kept", "reason"), [(60, "it lacks the columns"), (None, "it has no rows"), (-20, "cells")])
+def test_a_damaged_table_of_visits_is_named_and_left_out(out, kept, reason):
+    path = out / output_name("sub-02", ASEG.changes)
+    text = path.read_text()
+    path.write_text(text[:kept] if kept else text.splitlines()[0] + "\n")
+    assert write_group(config(out)) == 1
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-01"}
+    assert reason in told(out, "")["Failed"][path.name]
+    assert told(out, "_desc-slopes")["Failed"] == told(out, "")["Failed"]
+    assert path.name in (out / "group.html").read_text()
+
+
+def test_no_table_of_visits_is_left(out):
+    for subject in ("01", "02"):
+        (out / output_name(f"sub-{subject}", ASEG.changes)).write_text("nothing\n")
+    assert write_group(config(out)) == 1
+    assert not (out / "group_seg-aseg_desc-visits_stats.tsv").exists()
+    assert len(read(out, "")) == 6
