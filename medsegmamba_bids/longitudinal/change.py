@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -155,6 +155,34 @@ def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
     shapes = shape_volumes(ordered)
     before = _volumes(ordered[0], shapes)
     return pd.concat([_rows(visit, ordered[0].years, before, shapes) for visit in ordered], ignore_index=True)
+
+
+def of_visits(table: pd.DataFrame, scans: Collection[str]) -> pd.DataFrame:
+    """Return what a table of changes says of some visits, as if it had been made of these alone.
+
+    Their order, years, levels of volumes by shape, and changes are anew. What the other visits did to the template,
+    and so to labels and deformations, stays.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`change_table`.
+    scans : collection of str
+        Names of T1w images, as in the column ``scan``; one at least is in the table.
+    """
+    left = table[table["scan"].isin(scans)]
+    start = left["years"].min()
+    return change_table([_visit_of(rows, start) for _, rows in left.groupby("scan", sort=False)])
+
+
+def _visit_of(rows: pd.DataFrame, start: float) -> VisitTable:
+    """Return a visit from its rows of a table of changes, years counted from ``start``."""
+    session, scan, years = rows.iloc[0][["session_id", "scan", "years"]]
+    together, alone = (rows.assign(Volume_mm3=rows[f"{name}Volume_mm3"]) for name in ("Label", "CrossSectional"))
+    # Volumes by shape are in proportion to how much larger structures are than the template's, and no more is needed.
+    relative = rows.set_index("SegId")["ShapeVolume_mm3"]
+    since = None if pd.isna(years) else years - start
+    return VisitTable(session.removeprefix("ses-"), scan, since, together, alone, relative[relative > 0].to_dict())
 
 
 def shape_volumes(visits: Sequence[VisitTable]) -> pd.DataFrame:

@@ -68,6 +68,8 @@ class Gathered:
         By T1w, by people.
     discarded : list of str
         T1w images that were left out for their ratings.
+    left_out : dict of str to dict of str to str
+        By segmentation: participant or T1w -> why it is not in the tables of visits.
     """
 
     tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {kind.name: [] for kind in SEGMENTATIONS})
@@ -78,6 +80,7 @@ class Gathered:
     participants: Participants | None = None
     ratings: dict[str, Rating] = field(default_factory=dict)
     discarded: list[str] = field(default_factory=list)
+    left_out: dict[str, dict[str, str]] = field(default_factory=lambda: {kind.name: {} for kind in SEGMENTATIONS})
 
     @property
     def scans(self) -> list[Scan]:

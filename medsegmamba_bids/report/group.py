@@ -69,6 +69,8 @@ def write_group(config: RunConfig) -> int:
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
+        else:
+            _tell_old(_table_path(config, segmentation))
     _write_visits(visits, results, config)
     _write(group_page(results, config.output_dir, rule, visits), page)
     _tell(results)
@@ -83,12 +85,12 @@ def _participants_file(config: RunConfig) -> Path | None:
 
 
 def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], config: RunConfig) -> None:
-    path = config.output_dir / f"group_seg-{segmentation}_stats.tsv"
+    path = _table_path(config, segmentation)
     table = wide_table(results, segmentation, rule)
     _write(to_tsv(table), path)
     _write_json(wide_sidecar(results, segmentation, table, rule), path.with_suffix(".json"))
     if config.group_long:
-        path = config.output_dir / f"group_seg-{segmentation}_desc-long_stats.tsv"
+        path = _table_path(config, segmentation, "long")
         _write(to_tsv(long_table(results, segmentation)), path)
         z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
         _write_json(
@@ -104,15 +106,30 @@ def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGr
 
 
 def _write_visits(visits: dict[str, VisitsOfGroup], results: Gathered, config: RunConfig) -> None:
-    for segmentation, found in visits.items():
+    for kind in SEGMENTATIONS:
+        if (found := visits.get(kind.name)) is None:
+            _tell_old(*(_table_path(config, kind.name, name) for name in ("longitudinal", "visits", "slopes")))
+            continue
         for name, table, sidecar in (
             ("longitudinal", found.long, VISIT_COLUMNS),
             ("visits", found.wide, {}),
             ("slopes", found.slopes, SLOPE_COLUMNS),
         ):
-            path = config.output_dir / f"group_seg-{segmentation}_desc-{name}_stats.tsv"
+            path = _table_path(config, kind.name, name)
             _write(changes_to_tsv(table), path)
-            _write_json({**sidecar, **provenance_of(results, segmentation)}, path.with_suffix(".json"))
+            told = {**provenance_of(results, kind.name), "LeftOut": results.left_out[kind.name]}
+            _write_json({**sidecar, **told}, path.with_suffix(".json"))
+
+
+def _table_path(config: RunConfig, segmentation: str, desc: str = "") -> Path:
+    return config.output_dir / f"group_seg-{segmentation}{desc and f'_desc-{desc}'}_stats.tsv"
+
+
+def _tell_old(*paths: Path) -> None:
+    """Name tables that an earlier run wrote and this one has nothing for: they hold what is left out now."""
+    for path in paths:
+        if path.exists():
+            logger.warning("%s: is of an earlier run, and nothing is left to write into it; remove it", path)
 
 
 def _write(text: str, path: Path) -> None:
@@ -129,6 +146,8 @@ def _tell(results: Gathered) -> None:
         logger.warning("%s: %s", name, reason)
     if results.discarded:
         logger.warning("left out as --ratings says: %s", ", ".join(results.discarded))
+    for name, reason in {name: why for part in results.left_out.values() for name, why in part.items()}.items():
+        logger.warning("of the tables of visits: %s is left out: %s", name, reason)
     if results.missing:
         some = ", ".join(results.missing[:20]) + (" …" if len(results.missing) > 20 else "")
         logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(results.missing), some)

@@ -11,13 +11,14 @@ import pandas as pd
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.datasets.participants_table import Participants, read_table
 from medsegmamba_bids.errors import TableError
-from medsegmamba_bids.longitudinal.change import COLUMNS, annual_slopes
+from medsegmamba_bids.longitudinal.change import COLUMNS, annual_slopes, of_visits
 from medsegmamba_bids.report.gather import Gathered, fail
-from medsegmamba_bids.segmentations import ASEG, SegmentationKind
+from medsegmamba_bids.segmentations import SegmentationKind
 from medsegmamba_bids.stats.tables import MISSING
 
 logger = logging.getLogger(__name__)
 
+_DISCARDED = "it is rated to be discarded"
 _KEY = ["participant_id", "session_id", "scan", "years"]
 
 
@@ -51,9 +52,12 @@ def visits_of_group(
         The latter may be absent; ``sessions.tsv`` lies in it.
     kind : SegmentationKind
     results : Gathered
-        Whose participants are looked for; tables that cannot be read join what failed.
+        Whose T1w images are looked for: others, such as discarded ones, are left out, and changes are between the
+        rest. Tables that cannot be read join what failed.
     """
-    tables = _read_tables(output_dir, kind, results)
+    read = _read_tables(output_dir, kind, results)
+    gathered = {name: _of_gathered(name, table, kind, results) for name, table in read.items()}
+    tables = {name: table for name, table in gathered.items() if table is not None}
     if not tables:
         return None
     long = pd.concat([table.assign(participant_id=f"sub-{name}") for name, table in tables.items()], ignore_index=True)
@@ -61,6 +65,8 @@ def visits_of_group(
     about = pd.concat(known.values(), ignore_index=True)
     wide = long.pivot_table("Volume_mm3", _KEY[:3], "StructName", sort=False).reset_index()
     years = long.drop_duplicates("scan").set_index("scan")["years"]
+    # The pivot puts sessions in the order in which any participant has them.
+    wide = wide.sort_values("scan", key=years.index.get_indexer, ignore_index=True)
     wide.insert(3, "years", wide["scan"].map(years))
     slopes = pd.concat(
         [annual_slopes(table).assign(participant_id=f"sub-{name}") for name, table in tables.items()], ignore_index=True
@@ -74,7 +80,7 @@ def visits_of_group(
 def _read_tables(output_dir: Path, kind: SegmentationKind, results: Gathered) -> dict[str, pd.DataFrame]:
     """Return tables of visits by participant, without ``sub-``; what cannot be read is named and left out."""
     tables = {}
-    for subject in dict.fromkeys(table.scan.entities["sub"] for table in results.tables[ASEG.name]):
+    for subject in dict.fromkeys(table.scan.entities["sub"] for table in results.tables[kind.name]):
         path = output_dir / output_name(f"sub-{subject}", kind.changes)
         if not path.is_file():
             continue
@@ -83,6 +89,21 @@ def _read_tables(output_dir: Path, kind: SegmentationKind, results: Gathered) ->
         except TableError as error:
             fail(results, path.name, error, output_dir)
     return tables
+
+
+def _of_gathered(subject: str, table: pd.DataFrame, kind: SegmentationKind, results: Gathered) -> pd.DataFrame | None:
+    """Return a participant's table of those visits that are gathered; None, with a reason, where no two are left."""
+    there = {f"{one.scan.prefix}_T1w" for one in results.tables[kind.name]}
+    if not (gone := [scan for scan in dict.fromkeys(table["scan"]) if scan not in there]):
+        return table
+    left_out = results.left_out[kind.name]
+    for scan in gone:
+        discarded = scan.removesuffix("_T1w") in results.discarded
+        left_out[scan] = _DISCARDED if discarded else "its own table of volumes is not among those of the group"
+    if table.loc[table["scan"].isin(there), "session_id"].nunique() < 2:
+        left_out[f"sub-{subject}"] = "one session is left of its visits; two are needed"
+        return None
+    return of_visits(table, there)
 
 
 def read_changes(path: Path) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Tables of visits, with numbers worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from medsegmamba_bids.longitudinal.change import (
     both_volumes,
     change_table,
     in_time,
+    of_visits,
     to_tsv,
     too_soon,
 )
@@ -88,6 +91,26 @@ def test_labels_count_where_the_template_or_a_visit_lacks_a_structure():
     visits = [shaped("a", {17: 1.0}, 4000.0, 0.0), shaped("b", {17: 1.0, 11: 1.0}, 4000.0, 50.0)]
     rows = change_table(visits)
     assert rows.loc[rows["SegId"] == 11, "ShapeVolume_mm3"].tolist() == [0, 50]
+
+
+def test_a_table_of_fewer_visits_is_as_if_made_of_them():
+    labels, relative = [(4200.0, 3000.0), (3800.0, 3020.0), (300.0, 0.0)], [{17: 1.02}, {17: 0.99}, {17: 0.97}]
+    visits = [
+        VisitTable(name, f"sub-1_ses-{name}_T1w", years, table(*volumes), table(*volumes), larger)
+        for name, years, volumes, larger in zip("abc", (2.0, 3.5, 0.0), labels, relative, strict=True)
+    ]
+    left = of_visits(change_table(visits), {"sub-1_ses-a_T1w", "sub-1_ses-b_T1w"})
+    expected = change_table([replace(visit, years=visit.years - 2) for visit in visits[:2]])
+    pd.testing.assert_frame_equal(left, expected)
+
+
+def test_a_table_of_fewer_visits_is_in_time_where_all_times_are_known():
+    visits = [visit("a", 1.0, 90.0, 1.0), visit("b", 0.0, 100.0, 1.0), visit("c", None, 95.0, 1.0)]
+    left = of_visits(change_table(visits), {one.scan for one in visits[:2]})
+    assert left["session_id"].tolist() == ["ses-b"] * 2 + ["ses-a"] * 2
+    assert left["Change_mm3"].tolist() == [0, 0, -10, 0]
+    none = of_visits(change_table([visits[2], *visits[:2]]), {visits[2].scan})
+    assert none["years"].isna().all()
 
 
 def test_lesions_are_counted_by_their_labels():

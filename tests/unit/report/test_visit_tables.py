@@ -93,3 +93,73 @@ def test_no_table_of_visits_is_left(out):
     assert write_group(config(out)) == 1
     assert not (out / "group_seg-aseg_desc-visits_stats.tsv").exists()
     assert len(read(out, "")) == 6
+
+
+def rated(out, *rows):
+    """Options that leave T1w images out which a person discards."""
+    path = out.parent / "ratings.tsv"
+    path.write_text("participant\trating\tscan\n" + "".join(f"{row[:6]}\tdiscard\t{row}_T1w\n" for row in rows))
+    return {"ratings": path, "exclude_discarded": True}
+
+
+def test_discarded_visits_are_in_no_table(out, caplog):
+    add_visits(out, "01", {"a": 4000.0, "b": 3900.0, "c": 100.0})
+    assert write_group(config(out, **rated(out, "sub-01_ses-c"))) == 0
+    for desc in ("", "_desc-visits", "_desc-longitudinal"):
+        assert "sub-01_ses-c_T1w" not in set(read(out, desc)["scan"])
+    assert read(out, "_desc-slopes")["Slope_mm3"].tolist() == pytest.approx([-100, -150])
+    left_out = {"sub-01_ses-c_T1w": "it is rated to be discarded"}
+    assert told(out, "_desc-slopes")["LeftOut"] == told(out, "_desc-visits")["LeftOut"] == left_out
+    assert "of the tables of visits: sub-01_ses-c_T1w is left out: it is rated to be discarded" in caplog.text
+
+
+def test_changes_are_from_the_first_visit_that_is_left(out):
+    assert write_group(config(out, **rated(out, "sub-01_ses-a"))) == 0
+    rows = read(out, "_desc-longitudinal").set_index("scan")
+    of_one = rows.loc[["sub-01_ses-b_T1w", "sub-01_ses-c_T1w"]]
+    assert of_one["years"].tolist() == [0, 1]
+    assert of_one["Change_mm3"].tolist() == [0, -200]
+    assert of_one["Change_percent"].tolist() == pytest.approx([0, -200 / 39], abs=1e-4)
+    assert of_one["AnnualSymmetrizedChange_percent"].iloc[1] == pytest.approx(-200 / 38, abs=1e-4)
+    assert rows.loc["sub-02_ses-c_T1w", "Change_mm3"] == -300
+    assert read(out, "_desc-visits")["years"].tolist() == [0, 1, 0, 1, 2]
+
+
+def test_a_spoilt_visit_does_not_set_the_level_of_the_others(out):
+    shape = [1.0, 0.99, 0.98]
+    add_visits(out, "01", {"a": 4000.0, "b": 3980.0, "c": 100.0}, shape=shape)
+    add_visits(out, "02", {"a": 4000.0, "b": 3980.0}, shape=shape)
+    write_group(config(out, **rated(out, "sub-01_ses-c")))
+    rows = read(out, "_desc-longitudinal")
+    numbers = rows.drop(columns=["participant_id", "scan"]).set_index("session_id")
+    first, second = (numbers[(rows["participant_id"] == name).to_numpy()] for name in ("sub-01", "sub-02"))
+    pd.testing.assert_frame_equal(first, second, atol=2e-3)
+
+
+@pytest.mark.parametrize("others", [(), ("sub-02_ses-a", "sub-02_ses-c")])
+def test_one_visit_has_no_change(out, others):
+    names = ("sub-01_ses-a", "sub-01_ses-b", *others)
+    assert write_group(config(out, **rated(out, *names))) == 0
+    if others:
+        assert not (out / "group_seg-aseg_desc-visits_stats.tsv").exists()
+        return
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-02"}
+    assert told(out, "_desc-visits")["LeftOut"]["sub-01"] == "one session is left of its visits; two are needed"
+
+
+def test_what_is_no_longer_written_is_said(out, caplog):
+    write_group(config(out))
+    caplog.clear()
+    write_group(config(out, **rated(out, *(f"sub-{n}_ses-{s}" for n in ("01", "02") for s in "ab"))))
+    assert "group_seg-aseg_desc-visits_stats.tsv: is of an earlier run, and nothing is left to write" in caplog.text
+
+
+def test_visits_whose_own_tables_were_left_out_are_too(out):
+    add_scan(out, "sub-01_ses-a", 4000.0, version="0.0.1")
+    (out / output_name("sub-02_ses-c", "aseg_stats")).write_text("nothing\n")
+    assert write_group(config(out)) == 1
+    assert read(out, "_desc-visits")["scan"].tolist() == [
+        f"sub-{name}_T1w" for name in ("01_ses-b", "01_ses-c", "02_ses-a", "02_ses-b")
+    ]
+    reason = "its own table of volumes is not among those of the group"
+    assert told(out, "_desc-visits")["LeftOut"] == {"sub-01_ses-a_T1w": reason, "sub-02_ses-c_T1w": reason}
