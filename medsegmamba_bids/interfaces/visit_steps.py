@@ -46,6 +46,8 @@ from medsegmamba_bids.longitudinal.deformation import displacement, expansion, r
 from medsegmamba_bids.longitudinal.fusion import WEIGHT, fuse
 from medsegmamba_bids.longitudinal.images import into_midspace, median_image, normalized_alike
 from medsegmamba_bids.longitudinal.protocol import Protocol, contrast_of, differences, read_sidecar
+from medsegmamba_bids.report.derivatives import read_json
+from medsegmamba_bids.report.provenance import steps_of
 from medsegmamba_bids.segmentations import VOLUME_DEFINITIONS, of_task
 from medsegmamba_bids.stats.intracranial import to_xfm
 from medsegmamba_bids.stats.tables import read_tsv
@@ -329,7 +331,7 @@ class CompareVisitsInputSpec(StepInputSpec):
     native_files = traits.List(File(exists=True), mandatory=True, desc="T1w images, beside which JSON may lie")
     years = traits.List(traits.Either(None, traits.Float), mandatory=True, desc="since the first visit, if known")
     times_source = traits.Str("", usedefault=True, desc="where times come from")
-    together_files = traits.List(File(exists=True), mandatory=True, desc="volumes, all visits processed together")
+    together_files = traits.List(File(exists=True), mandatory=True, desc="volumes, all visits together; JSON beside")
     alone_files = traits.List(File(exists=True), mandatory=True, desc="volumes, each visit processed by itself")
     template_file = File(exists=True, mandatory=True, desc="labels of the template")
     larger_files = traits.List(File(exists=True), mandatory=True, desc="of DeformVisit")
@@ -417,4 +419,11 @@ class CompareVisits(StepInterface):
             "Overlaps": self.inputs.align_record.get("Overlaps", {}),
             "Fusion": {"Weight": WEIGHT},
             "Notes": notes,
+            **self._made_by(),
         }
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return weights and versions, which are the same of all visits: one run measured them."""
+        sidecar = read_json(Path(self.inputs.together_files[0]).with_suffix(".json"))
+        weights = [step["Weights"] for step in steps_of(sidecar) if "Weights" in step]
+        return {"Weights": weights[0] if weights else {}, "Versions": sidecar.get("Versions", {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -266,13 +266,19 @@ def check_weights(results: Gathered, segmentation: str) -> None:
     groups: dict[str, list[ScanTable]] = {}
     for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
-    names = [tables[0].weights.label for tables in groups.values()]
-    if len(set(names)) < len(names):  # the same tensors
-        settings = [tables[0].weights.fingerprint[:12] or "that were not recorded" for tables in groups.values()]
-        names = [f"{name} with the settings {those}" for name, those in zip(names, settings, strict=True)]
+    names = different_names([tables[0].weights for tables in groups.values()])
     scans_by = list(zip(names, [[table.scan.prefix for table in tables] for tables in groups.values()], strict=True))
     what = f"volumes of seg-{segmentation} were made with different weights, which are not comparable: "
     _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")
+
+
+def different_names(weights: Sequence[Weights]) -> list[str]:
+    """Return names of weights that differ: with their settings where the tensors are the same."""
+    names = [one.label for one in weights]
+    if len(set(names)) == len(names):
+        return names
+    settings = [one.fingerprint[:12] or "that were not recorded" for one in weights]
+    return [f"{name} with the settings {those}" for name, those in zip(names, settings, strict=True)]
 
 
 def _refuse_mixture(scans_by: Collection[tuple[str, list[str]]], what: str, advice: str) -> None:

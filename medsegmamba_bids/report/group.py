@@ -101,7 +101,7 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
 
 def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
     """Return tables of visits that were processed together, by segmentation, where there are any."""
-    found = {kind.name: visits_of_group(config.output_dir, config.bids_dir, kind, results) for kind in SEGMENTATIONS}
+    found = {kind.name: visits_of_group(config, kind, results) for kind in SEGMENTATIONS}
     return {name: visits for name, visits in found.items() if visits is not None}
 
 
@@ -117,7 +117,7 @@ def _write_visits(visits: dict[str, VisitsOfGroup], results: Gathered, config: R
         ):
             path = _table_path(config, kind.name, name)
             _write(changes_to_tsv(table), path)
-            told = {**provenance_of(results, kind.name), "LeftOut": results.left_out[kind.name]}
+            told = {**provenance_of(results, kind.name, found.tables), "LeftOut": results.left_out[kind.name]}
             _write_json({**sidecar, **told}, path.with_suffix(".json"))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from medsegmamba_bids.image.io import save_image, write_text
 from medsegmamba_bids.interfaces.visit_steps import CompareVisits, DeformVisit
+from medsegmamba_bids.report.provenance import version_of, weights_of
 from medsegmamba_bids.segmentations import CORRECTED
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
@@ -67,6 +68,17 @@ def test_repeats_within_days_are_told(tmp_path, larger):
         "sub-1_ses-b_T1w was made less than 30 days after the first visit: there are no changes a year for it, as "
         "they would be noise made large"
     )
+
+
+def test_the_json_says_what_made_the_visits(tmp_path, larger):
+    weights, versions = {"Name": "n", "Checksum": "ab", "Origin": "here"}, {"medsegmamba_bids": "1.2.3", "numpy": "2"}
+    for number in range(2):
+        steps = [{"Name": "align"}, {"Name": f"aseg_{number}", "Weights": weights}]
+        write_text(tmp_path / f"{number}.json", json.dumps({"Steps": steps, "Versions": versions}))
+    made = json.loads(Path(compared(tmp_path, larger, [0.0, 1.0]).sidecar_file).read_text())
+    assert (made["Weights"], made["Versions"]) == (weights, versions)
+    assert weights_of(made, "aseg").label == "n (ab)"
+    assert version_of(made) == "1.2.3"
 
 
 def test_changes_of_shape_stand_beside_those_of_labels(tmp_path, larger):

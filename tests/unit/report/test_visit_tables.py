@@ -163,3 +163,74 @@ def test_visits_whose_own_tables_were_left_out_are_too(out):
     ]
     reason = "its own table of volumes is not among those of the group"
     assert told(out, "_desc-visits")["LeftOut"] == {"sub-01_ses-a_T1w": reason, "sub-02_ses-c_T1w": reason}
+
+
+def test_the_json_says_what_made_the_visits(out):
+    for subject in ("01", "02"):
+        add_visits(out, subject, name="B")
+    (out / output_name("sub-02", ASEG.changes)).unlink()
+    assert write_group(config(out)) == 0
+    made = told(out, "_desc-slopes")
+    assert [one["Name"] for one in made["Weights"]] == ["B"]
+    assert made["Versions"] == told(out, "")["Versions"]
+
+
+def redo_scans(out, subject, **changes):
+    for session, volume in VOLUMES.items():
+        add_scan(out, f"sub-{subject}_ses-{session}", volume, **changes)
+
+
+def test_visits_by_other_weights_than_the_images_are_left_out(out):
+    redo_scans(out, "01", name="B")
+    add_visits(out, "02", name="B")
+    assert write_group(config(out)) == 1
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-02"}
+    assert [one["Name"] for one in told(out, "_desc-visits")["Weights"]] == ["B"]
+    ((name, reason),) = told(out, "")["Failed"].items()
+    assert name == "sub-01_seg-aseg_desc-longitudinal_stats.tsv"
+    for word in ("visits were made with embedded-aseg (", "T1w images with B (", "--longitudinal again"):
+        assert word in reason
+    assert write_group(config(out, allow_mixed_weights=True)) == 0
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-01", "sub-02"}
+    assert [one["Name"] for one in told(out, "_desc-visits")["Weights"]] == ["embedded-aseg", "B"]
+
+
+def test_visits_by_the_same_tensors_with_other_settings_are_left_out(out):
+    for subject in ("01", "02"):
+        add_visits(out, subject, fingerprint="ab" * 32)
+    for subject in ("01", "02"):
+        redo_scans(out, subject, fingerprint="cd" * 32)
+    assert write_group(config(out)) == 1
+    reason = told(out, "")["Failed"]["sub-01_seg-aseg_desc-longitudinal_stats.tsv"]
+    assert "settings abababababab" in reason
+    assert "settings cdcdcdcdcdcd" in reason
+    assert not (out / "group_seg-aseg_desc-visits_stats.tsv").exists()
+
+
+def test_visits_by_another_version_are_left_out(out):
+    add_visits(out, "01", version="0.0.1")
+    redo_scans(out, "01")
+    assert write_group(config(out)) == 1
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-02"}
+    reason = told(out, "")["Failed"]["sub-01_seg-aseg_desc-longitudinal_stats.tsv"]
+    assert "made by version 0.0.1 of medsegmamba_bids" in reason
+    assert "(--allow-mixed-versions takes it in)" in reason
+    assert write_group(config(out, allow_mixed_versions=True)) == 0
+    assert told(out, "_desc-visits")["Versions"][0] == "0.0.1"
+
+
+@pytest.mark.parametrize("text", ['{"Notes": []}', None])
+def test_visits_that_do_not_say_what_made_them_are_left_out(out, text):
+    path = (out / output_name("sub-01", ASEG.changes)).with_suffix(".json")
+    path.unlink() if text is None else path.write_text(text)
+    assert write_group(config(out)) == 1
+    reason = told(out, "")["Failed"]["sub-01_seg-aseg_desc-longitudinal_stats.tsv"]
+    assert reason.startswith("it does not say which weights made it")
+    assert "--longitudinal again, and --force" in reason
+    assert set(read(out, "_desc-visits")["participant_id"]) == {"sub-02"}
+
+
+def test_a_damaged_json_of_visits_is_named(out):
+    (out / output_name("sub-01", ASEG.changes)).with_suffix(".json").write_text("{")
+    assert write_group(config(out)) == 1
+    assert "cannot be read as JSON" in told(out, "")["Failed"]["sub-01_seg-aseg_desc-longitudinal_stats.tsv"]
