@@ -70,6 +70,8 @@ class Gathered:
         T1w images that were left out for their ratings.
     left_out : dict of str to dict of str to str
         By segmentation: participant or T1w -> why it is not in the tables of visits.
+    old : dict of str to str
+        T1w or visits of a participant -> why the last run may not have made their results; these are taken.
     """
 
     tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {kind.name: [] for kind in SEGMENTATIONS})
@@ -81,6 +83,7 @@ class Gathered:
     ratings: dict[str, Rating] = field(default_factory=dict)
     discarded: list[str] = field(default_factory=list)
     left_out: dict[str, dict[str, str]] = field(default_factory=lambda: {kind.name: {} for kind in SEGMENTATIONS})
+    old: dict[str, str] = field(default_factory=dict)
 
     @property
     def scans(self) -> list[Scan]:

@@ -17,6 +17,7 @@ from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version, rate
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
+from medsegmamba_bids.report.old_results import old_results
 from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.report.visit_tables import VisitsOfGroup, visits_of_group
 from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
@@ -38,7 +39,7 @@ def write_group(config: RunConfig) -> int:
     -------
     int
         1 where something could not be read and was left out, else 0. Participants that were never processed are
-        listed, but are no failure.
+        listed, but are no failure, nor are results that may be older than the last run.
 
     Raises
     ------
@@ -66,6 +67,7 @@ def write_group(config: RunConfig) -> int:
             keep_one_version(results, segmentation)
         check_template(results, segmentation)
     visits = _gather_visits(results, config)  # before anything is written: all JSONs name what failed here too
+    results.old = old_results(results, visits, config)
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
@@ -144,6 +146,8 @@ def _tell(results: Gathered) -> None:
     """Name what is not in the tables."""
     for name, reason in results.failed.items():
         logger.warning("%s: %s", name, reason)
+    for name, reason in results.old.items():
+        logger.warning("%s: its results are taken, but may be old: %s", name, reason)
     if results.discarded:
         logger.warning("left out as --ratings says: %s", ", ".join(results.discarded))
     for name, reason in {name: why for part in results.left_out.values() for name, why in part.items()}.items():

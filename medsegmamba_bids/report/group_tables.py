@@ -212,6 +212,7 @@ def provenance_of(
         "Versions": sorted({table.version for table in tables if table.version}),
         "GeneratedBy": {"Name": "medsegmamba_bids", "Version": __version__},
         "Failed": results.failed,
+        "Old": results.old,
         "Missing": results.missing,
         "Discarded": results.discarded,
     }
