@@ -12,11 +12,19 @@ import pandas as pd
 
 from medsegmamba_bids.datasets.participants_table import read_participants, read_table
 from medsegmamba_bids.errors import TableError
+from medsegmamba_bids.records import read_mapping
 
 logger = logging.getLogger(__name__)
 
 DAYS_A_YEAR = 365.25
 _DATE, _AGE = "acq_time", "age"
+#: How many of a unit of ages are a year; names without an s at the end.
+_A_YEAR = {
+    **dict.fromkeys(("year", "yr", "y", "a"), 1.0),
+    **dict.fromkeys(("month", "mo"), 12.0),
+    **dict.fromkeys(("week", "wk"), DAYS_A_YEAR / 7),
+    **dict.fromkeys(("day", "d"), DAYS_A_YEAR),
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,11 @@ class VisitTimes:
 def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) -> VisitTimes:
     """Find when visits were.
 
-    The first of these that knows two visits or more: ``acq_time`` of the image in ``scans.tsv`` of its session,
-    ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where that has rows for sessions.
-    Dates may be shifted, as long as all of a participant are shifted alike.
+    The one of these that knows most visits, and two at least, or the first of several: ``acq_time`` of the image in
+    ``scans.tsv`` of its session, ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where
+    that has rows for sessions. One by which all sessions are of one day gives way to any by which they are not.
+    Dates may be shifted, as long as all of a participant are shifted alike. Ages are in years, unless the JSON beside
+    their table or, of sessions, at the root of the dataset gives other ``Units`` of ``age``.
 
     Parameters
     ----------
@@ -53,17 +63,33 @@ def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) 
     sessions = _sessions(bids_dir, subject)
     people = _people(bids_dir)
     rows = [people.get((f"sub-{subject}", f"ses-{session}"), {}) for session, _ in scans]
+    told = [sessions.get(session, {}) for session, _ in scans]
+    of_sessions = (bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.json", bids_dir / "sessions.json")
     found = {
         "acq_time of scans.tsv": [_date(_of_scan(bids_dir, subject, *scan)) for scan in scans],
-        "acq_time of sessions.tsv": [_date(sessions.get(session, {}).get(_DATE)) for session, _ in scans],
-        "age of sessions.tsv": [_age(sessions.get(session, {}).get(_AGE)) for session, _ in scans],
-        "age of participants.tsv": [_age(row.get(_AGE)) for row in rows],
+        "acq_time of sessions.tsv": [_date(row.get(_DATE)) for row in told],
+        "age of sessions.tsv": _ages(told, *of_sessions),
+        "age of participants.tsv": _ages(rows, bids_dir / "participants.json"),
     }
-    for source, times in found.items():
-        known = [time for time in times if time is not None]
-        if len(known) > 1:
-            return VisitTimes(tuple(None if time is None else time - min(known) for time in times), source)
-    return VisitTimes((None,) * len(scans))
+    source = max(found, key=lambda source: _worth(found[source], scans))  # of equal ones the first
+    times, known = found[source], [time for time in found[source] if time is not None]
+    if len(known) < 2:
+        return VisitTimes((None,) * len(scans))
+    return VisitTimes(tuple(None if time is None else time - min(known) for time in times), source)
+
+
+def _worth(times: Sequence[float | None], scans: Sequence[tuple[str, str]]) -> tuple[bool, int]:
+    """Return whether times tell sessions apart, and how many there are.
+
+    Sessions that are all of one day may be so, or have the one date that anonymising puts everywhere: what else is
+    known decides.
+    """
+    first: dict[str, float] = {}
+    for time, (session, _) in zip(times, scans, strict=True):
+        if time is not None:
+            first[session] = min(time, first.get(session, time))
+    apart = len(first) > 1 and max(first.values()) - min(first.values()) >= 1 / DAYS_A_YEAR
+    return apart, sum(time is not None for time in times)
 
 
 def _sessions(bids_dir: Path, subject: str) -> dict[str, dict[str, str]]:
@@ -117,6 +143,32 @@ def _date(text: str | None) -> float | None:
         return None
     moment = moment.replace(tzinfo=None)
     return (moment - datetime(1, 1, 1)).total_seconds() / 86400 / DAYS_A_YEAR
+
+
+def _ages(rows: Sequence[dict[str, str]], *sidecars: Path) -> list[float | None]:
+    """Return ages in years; none, with a warning, where it is not known what their units are."""
+    ages = [_age(row.get(_AGE)) for row in rows]
+    if all(age is None for age in ages):
+        return ages
+    try:
+        a_year = _units_a_year(sidecars)
+    except TableError as error:
+        logger.warning("%s; ages are not used for times of visits", error)
+        return [None] * len(ages)
+    return [None if age is None else age / a_year for age in ages]
+
+
+def _units_a_year(sidecars: Sequence[Path]) -> float:
+    """Return how many units of age are a year, by the first file that says so: the nearest to the table."""
+    for path in sidecars:
+        column = read_mapping(path, "the description of ages", error=TableError).get(_AGE) if path.is_file() else None
+        units = column.get("Units") if isinstance(column, dict) else None
+        if units is None:
+            continue
+        if (a_year := _A_YEAR.get(str(units).strip().lower().removesuffix("s"))) is None:
+            raise TableError(f"{path}: age has the Units {units!r}; they must be year, month, week or day")
+        return a_year
+    return 1.0
 
 
 def _age(text: str | None) -> float | None:

@@ -32,12 +32,22 @@ from medsegmamba_bids.longitudinal.alignment import (
     common_view,
     white_level,
 )
-from medsegmamba_bids.longitudinal.change import COLUMNS, VisitTable, change_table, in_time, to_tsv
+from medsegmamba_bids.longitudinal.change import (
+    COLUMNS,
+    LEAST_DAYS,
+    VisitTable,
+    change_table,
+    in_time,
+    to_tsv,
+    too_soon,
+)
 from medsegmamba_bids.longitudinal.class_files import PosteriorFolder
 from medsegmamba_bids.longitudinal.deformation import displacement, expansion, relative_volumes
 from medsegmamba_bids.longitudinal.fusion import WEIGHT, fuse
 from medsegmamba_bids.longitudinal.images import into_midspace, median_image, normalized_alike
 from medsegmamba_bids.longitudinal.protocol import Protocol, contrast_of, differences, read_sidecar
+from medsegmamba_bids.report.derivatives import read_json
+from medsegmamba_bids.report.provenance import steps_of
 from medsegmamba_bids.segmentations import VOLUME_DEFINITIONS, of_task
 from medsegmamba_bids.stats.intracranial import to_xfm
 from medsegmamba_bids.stats.tables import read_tsv
@@ -321,7 +331,7 @@ class CompareVisitsInputSpec(StepInputSpec):
     native_files = traits.List(File(exists=True), mandatory=True, desc="T1w images, beside which JSON may lie")
     years = traits.List(traits.Either(None, traits.Float), mandatory=True, desc="since the first visit, if known")
     times_source = traits.Str("", usedefault=True, desc="where times come from")
-    together_files = traits.List(File(exists=True), mandatory=True, desc="volumes, all visits processed together")
+    together_files = traits.List(File(exists=True), mandatory=True, desc="volumes, all visits together; JSON beside")
     alone_files = traits.List(File(exists=True), mandatory=True, desc="volumes, each visit processed by itself")
     template_file = File(exists=True, mandatory=True, desc="labels of the template")
     larger_files = traits.List(File(exists=True), mandatory=True, desc="of DeformVisit")
@@ -381,6 +391,12 @@ class CompareVisits(StepInterface):
                 f"no time is known of {', '.join(unknown)} (acq_time in scans.tsv or sessions.tsv, or age): "
                 "there are no changes a year for them, and visits are in the order of their names"
             )
+        if soon := [visit.scan for visit in too_soon(visits)]:
+            was, those = ("was", "it") if len(soon) == 1 else ("were", "them")
+            notes.append(
+                f"{', '.join(soon)} {was} made less than {LEAST_DAYS} days after the first visit: there are no changes "
+                f"a year for {those}, as they would be noise made large"
+            )
         return notes
 
     def _protocols(self, visits: list[VisitTable]) -> list[Protocol]:
@@ -403,4 +419,11 @@ class CompareVisits(StepInterface):
             "Overlaps": self.inputs.align_record.get("Overlaps", {}),
             "Fusion": {"Weight": WEIGHT},
             "Notes": notes,
+            **self._made_by(),
         }
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return weights and versions, which are the same of all visits: one run measured them."""
+        sidecar = read_json(Path(self.inputs.together_files[0]).with_suffix(".json"))
+        weights = [step["Weights"] for step in steps_of(sidecar) if "Weights" in step]
+        return {"Weights": weights[0] if weights else {}, "Versions": sidecar.get("Versions", {})}

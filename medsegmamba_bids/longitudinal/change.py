@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.anatomy import HYPOINTENSITIES, SUBFIELDS_FROM
+from medsegmamba_bids.datasets.visit_times import DAYS_A_YEAR
 from medsegmamba_bids.stats.tables import MISSING
 
 #: What each column of the table of a participant's visits holds, in order; the JSON beside it says the same.
@@ -38,7 +40,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "Change_percent": {"Description": "Change_mm3 in percent of the first visit's volume", "Units": "percent"},
     "AnnualSymmetrizedChange_percent": {
         "Description": "Change_mm3 a year, in percent of the mean of this and the first visit's volume "
-        "(symmetrised percent change, Reuter et al. 2012, NeuroImage 61:1402)",
+        "(symmetrised percent change, Reuter et al. 2012, NeuroImage 61:1402); n/a within 30 days of the first visit",
         "Units": "percent/year",
     },
     "MeanPosterior": {"Description": "Mean posterior probability of the label over its voxels: the confidence"},
@@ -47,7 +49,10 @@ COLUMNS: dict[str, dict[str, str]] = {
 SLOPE_COLUMNS: dict[str, dict[str, str]] = {
     "SegId": COLUMNS["SegId"],
     "StructName": COLUMNS["StructName"],
-    "Slope_mm3": {"Description": "Slope of a line through the visits whose time is known", "Units": "mm3/year"},
+    "Slope_mm3": {
+        "Description": "Slope of a line through the visits whose time is known; n/a where all lie within 30 days",
+        "Units": "mm3/year",
+    },
     "Slope_percent": {
         "Description": "The slope in percent of the line's value midway between first and last visit",
         "Units": "percent/year",
@@ -58,8 +63,12 @@ SLOPE_COLUMNS: dict[str, dict[str, str]] = {
 BY_BOTH = (4, 43, 5, 44, 14, 11, 50, 17, 53, 18, 54, 26, 58)
 #: Power of the volume by shape among the two (docs/longitudinal.md says what it was chosen by).
 SHAPE_SHARE = 0.7
+#: Shortest interval, in days, of which a change a year is given. Two scans of an unchanged brain differ by about a
+#: percent: within a month that makes twelve a year and more, and within an hour thousands.
+LEAST_DAYS = 30
 #: Labels whose voxels change their kind rather than their place.
 _NO_SHAPE = (HYPOINTENSITIES,)
+_LEAST_YEARS = LEAST_DAYS / DAYS_A_YEAR
 _DECIMALS = {
     "Slope_percent": 4,
     "years": 4,
@@ -98,9 +107,35 @@ class VisitTable:
 
 
 def in_time(visits: Sequence[VisitTable]) -> list[VisitTable]:
-    """Return visits in order of time; by session and name where the time of one is not known, and of equal times."""
+    """Return visits in order of time; by session and name where the time of one is not known, and of equal times.
+
+    Numbers within names count as such: ``ses-2`` comes before ``ses-10``.
+    """
     dated = all(visit.years is not None for visit in visits)
-    return sorted(visits, key=lambda visit: (visit.years if dated else 0, visit.session, visit.scan))
+    return sorted(
+        visits, key=lambda visit: (visit.years if dated else 0, _natural(visit.session), _natural(visit.scan))
+    )
+
+
+def too_soon(visits: Sequence[VisitTable]) -> list[VisitTable]:
+    """Return visits that follow the first within less than ``LEAST_DAYS``: there is no change a year for them."""
+    first, *others = in_time(visits)
+    return [
+        visit
+        for visit in others
+        if None not in (first.years, visit.years) and 0 <= visit.years - first.years < _LEAST_YEARS
+    ]
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return what sorts a name by its numbers: every second part is one.
+
+    Examples
+    --------
+    >>> sorted(["m12", "m6"], key=_natural)
+    ['m6', 'm12']
+    """
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
@@ -113,12 +148,41 @@ def change_table(visits: Sequence[VisitTable]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns as ``COLUMNS``; NaN where a number is not known: percent of nothing, changes a year without times.
+        Columns as ``COLUMNS``; NaN where a number is not known: percent of nothing, changes a year without times
+        or of visits within ``LEAST_DAYS`` of the first.
     """
     ordered = in_time(visits)
     shapes = shape_volumes(ordered)
     before = _volumes(ordered[0], shapes)
     return pd.concat([_rows(visit, ordered[0].years, before, shapes) for visit in ordered], ignore_index=True)
+
+
+def of_visits(table: pd.DataFrame, scans: Collection[str]) -> pd.DataFrame:
+    """Return what a table of changes says of some visits, as if it had been made of these alone.
+
+    Their order, years, levels of volumes by shape, and changes are anew. What the other visits did to the template,
+    and so to labels and deformations, stays.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From :func:`change_table`.
+    scans : collection of str
+        Names of T1w images, as in the column ``scan``; one at least is in the table.
+    """
+    left = table[table["scan"].isin(scans)]
+    start = left["years"].min()
+    return change_table([_visit_of(rows, start) for _, rows in left.groupby("scan", sort=False)])
+
+
+def _visit_of(rows: pd.DataFrame, start: float) -> VisitTable:
+    """Return a visit from its rows of a table of changes, years counted from ``start``."""
+    session, scan, years = rows.iloc[0][["session_id", "scan", "years"]]
+    together, alone = (rows.assign(Volume_mm3=rows[f"{name}Volume_mm3"]) for name in ("Label", "CrossSectional"))
+    # Volumes by shape are in proportion to how much larger structures are than the template's, and no more is needed.
+    relative = rows.set_index("SegId")["ShapeVolume_mm3"]
+    since = None if pd.isna(years) else years - start
+    return VisitTable(session.removeprefix("ses-"), scan, since, together, alone, relative[relative > 0].to_dict())
 
 
 def shape_volumes(visits: Sequence[VisitTable]) -> pd.DataFrame:
@@ -215,7 +279,7 @@ def in_percent_of_first(volumes: pd.Series) -> np.ndarray:
 
 
 def annual_symmetrized_change(first: np.ndarray, second: np.ndarray, years: float) -> np.ndarray:
-    """Return the change a year in percent of the mean of two volumes; NaN without an interval.
+    """Return the change a year in percent of the mean of two volumes; NaN without an interval of ``LEAST_DAYS``.
 
     Swapping the visits only changes the sign, unlike percent of the first volume, which is noisier.
 
@@ -225,13 +289,15 @@ def annual_symmetrized_change(first: np.ndarray, second: np.ndarray, years: floa
     [-10.0]
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
-    if not years > 0:
+    if not years >= _LEAST_YEARS:
         return np.full(len(first), np.nan)
     return _percent((second - first) / years, (first + second) / 2)
 
 
 def annual_slopes(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per structure: the slope of a straight line through all visits whose time is known.
+
+    NaN where these are not ``LEAST_DAYS`` apart.
 
     Parameters
     ----------
@@ -249,7 +315,7 @@ def annual_slopes(table: pd.DataFrame) -> pd.DataFrame:
         known = part[part["years"].notna() & part["Volume_mm3"].notna()]
         years, volumes = known["years"].to_numpy(float), known["Volume_mm3"].to_numpy(float)
         slope = middle = np.nan
-        if len(known) > 1 and np.ptp(years) > 0:
+        if len(known) > 1 and np.ptp(years) >= _LEAST_YEARS:
             slope, intercept = np.polyfit(years, volumes, 1)
             middle = intercept + slope * (years.min() + years.max()) / 2
         percent = 100 * slope / middle if middle > 0 else np.nan

@@ -16,12 +16,15 @@ _SYSTEM = re.compile(r"\[Errno \d+\] (?P<reason>[^:]+)(?:: (?P<quote>['\"])(?P<f
 
 def read_crashes(folder: Path) -> dict[str, str]:
     """Return full name of a node -> what it failed with, from the crash files in a folder."""
-    reasons = {}
-    for path in sorted(folder.glob("crash-*.txt")):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        if match := _NODE.search(text):
-            reasons[match[1]] = last_error(text)
-    return reasons
+    crashes = map(read_crash, sorted(folder.glob("crash-*.txt")))
+    return {node: reason for node, reason in crashes if node}
+
+
+def read_crash(path: Path) -> tuple[str, str]:
+    """Return the full name of a node, empty where a crash file does not tell it, and what it failed with."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    match = _NODE.search(text)
+    return match[1] if match else "", last_error(text)
 
 
 def last_error(text: str) -> str:

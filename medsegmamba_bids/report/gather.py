@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +68,10 @@ class Gathered:
         By T1w, by people.
     discarded : list of str
         T1w images that were left out for their ratings.
+    left_out : dict of str to dict of str to str
+        By segmentation: participant or T1w -> why it is not in the tables of visits.
+    old : dict of str to str
+        T1w or visits of a participant -> why the last run may not have made their results; these are taken.
     """
 
     tables: dict[str, list[ScanTable]] = field(default_factory=lambda: {kind.name: [] for kind in SEGMENTATIONS})
@@ -78,6 +82,8 @@ class Gathered:
     participants: Participants | None = None
     ratings: dict[str, Rating] = field(default_factory=dict)
     discarded: list[str] = field(default_factory=list)
+    left_out: dict[str, dict[str, str]] = field(default_factory=lambda: {kind.name: {} for kind in SEGMENTATIONS})
+    old: dict[str, str] = field(default_factory=dict)
 
     @property
     def scans(self) -> list[Scan]:
@@ -141,7 +147,7 @@ def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> No
         for prefix, segmentation, message in zip(flags["scan"], flags["segmentation"], flags["message"], strict=True):
             results.flags.setdefault(prefix, []).append((segmentation, message))
     except ThresholdError as error:
-        _fail(results, f"sub-{subject}", error, output_dir)
+        fail(results, f"sub-{subject}", error, output_dir)
     for scan in scans:
         _gather_scan(scan, results)
 
@@ -160,12 +166,13 @@ def _gather_scan(scan: Scan, results: Gathered) -> None:
                 scan, rows, scan.measures(segmentation), weights_of(sidecar, segmentation), version_of(sidecar)
             )
         except (TableError, OSError) as error:
-            _fail(results, path.name, error, scan.root)
+            fail(results, path.name, error, scan.root)
             continue
         results.tables[segmentation].append(table)
 
 
-def _fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
+def fail(results: Gathered, name: str, error: Exception, root: Path) -> None:
+    """Add to what failed why a file or a participant is left out, without the folder and the file's own name."""
     text = str(error).replace(f"{root}/", "")
     results.failed[name] = text.split(": ", 1)[1] if text.split(": ", 1)[0].endswith(name) else text
 
@@ -188,7 +195,7 @@ def _read_participants(path: Path | None, results: Gathered) -> Participants | N
         people.of_scans([(scan.entities["sub"], scan.entities.get("ses", "")) for scan in results.scans])
         return people
     except TableError as error:
-        _fail(results, path.name, error, path.parent)
+        fail(results, path.name, error, path.parent)
         return None
 
 
@@ -262,13 +269,19 @@ def check_weights(results: Gathered, segmentation: str) -> None:
     groups: dict[str, list[ScanTable]] = {}
     for table in results.tables[segmentation]:
         groups.setdefault(table.weights.key, []).append(table)
-    names = [tables[0].weights.label for tables in groups.values()]
-    if len(set(names)) < len(names):  # the same tensors
-        settings = [tables[0].weights.fingerprint[:12] or "that were not recorded" for tables in groups.values()]
-        names = [f"{name} with the settings {those}" for name, those in zip(names, settings, strict=True)]
+    names = different_names([tables[0].weights for tables in groups.values()])
     scans_by = list(zip(names, [[table.scan.prefix for table in tables] for tables in groups.values()], strict=True))
     what = f"volumes of seg-{segmentation} were made with different weights, which are not comparable: "
     _refuse_mixture(scans_by, what, "the same weights, or take all with --allow-mixed-weights")
+
+
+def different_names(weights: Sequence[Weights]) -> list[str]:
+    """Return names of weights that differ: with their settings where the tensors are the same."""
+    names = [one.label for one in weights]
+    if len(set(names)) == len(names):
+        return names
+    settings = [one.fingerprint[:12] or "that were not recorded" for one in weights]
+    return [f"{name} with the settings {those}" for name, those in zip(names, settings, strict=True)]
 
 
 def _refuse_mixture(scans_by: Collection[tuple[str, list[str]]], what: str, advice: str) -> None:

@@ -17,9 +17,10 @@ from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.gather import Gathered, check_template, check_weights, gather, keep_one_version, rate
 from medsegmamba_bids.report.group_page import group_page
 from medsegmamba_bids.report.group_tables import long_table, provenance_of, to_tsv, wide_sidecar, wide_table
+from medsegmamba_bids.report.old_results import old_results
 from medsegmamba_bids.report.thresholds import load_thresholds
 from medsegmamba_bids.report.visit_tables import VisitsOfGroup, visits_of_group
-from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS, of_name
+from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import columns
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def write_group(config: RunConfig) -> int:
     -------
     int
         1 where something could not be read and was left out, else 0. Participants that were never processed are
-        listed, but are no failure.
+        listed, but are no failure, nor are results that may be older than the last run.
 
     Raises
     ------
@@ -65,10 +66,14 @@ def write_group(config: RunConfig) -> int:
         if not config.allow_mixed_versions:
             keep_one_version(results, segmentation)
         check_template(results, segmentation)
+    visits = _gather_visits(results, config)  # before anything is written: all JSONs name what failed here too
+    results.old = old_results(results, visits, config)
     for segmentation in results.tables:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
-    visits = _write_visits(results, config)
+        else:
+            _tell_old(_table_path(config, segmentation))
+    _write_visits(visits, results, config)
     _write(group_page(results, config.output_dir, rule, visits), page)
     _tell(results)
     return int(bool(results.failed))
@@ -82,12 +87,12 @@ def _participants_file(config: RunConfig) -> Path | None:
 
 
 def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], config: RunConfig) -> None:
-    path = config.output_dir / f"group_seg-{segmentation}_stats.tsv"
+    path = _table_path(config, segmentation)
     table = wide_table(results, segmentation, rule)
     _write(to_tsv(table), path)
     _write_json(wide_sidecar(results, segmentation, table, rule), path.with_suffix(".json"))
     if config.group_long:
-        path = config.output_dir / f"group_seg-{segmentation}_desc-long_stats.tsv"
+        path = _table_path(config, segmentation, "long")
         _write(to_tsv(long_table(results, segmentation)), path)
         z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
         _write_json(
@@ -96,24 +101,37 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
         )
 
 
-def _write_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
-    """Write tables of visits that were processed together, where there are any; return them by segmentation."""
-    written = {}
-    subjects = list(dict.fromkeys(table.scan.entities["sub"] for table in results.tables.get(ASEG.name, [])))
+def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
+    """Return tables of visits that were processed together, by segmentation, where there are any."""
+    found = {kind.name: visits_of_group(config, kind, results) for kind in SEGMENTATIONS}
+    return {name: visits for name, visits in found.items() if visits is not None}
+
+
+def _write_visits(visits: dict[str, VisitsOfGroup], results: Gathered, config: RunConfig) -> None:
     for kind in SEGMENTATIONS:
-        found = visits_of_group(config.output_dir, config.bids_dir, kind, subjects, results.participants)
-        if found is None:
+        if (found := visits.get(kind.name)) is None:
+            _tell_old(*(_table_path(config, kind.name, name) for name in ("longitudinal", "visits", "slopes")))
             continue
-        written[kind.name] = found
         for name, table, sidecar in (
             ("longitudinal", found.long, VISIT_COLUMNS),
             ("visits", found.wide, {}),
             ("slopes", found.slopes, SLOPE_COLUMNS),
         ):
-            path = config.output_dir / f"group_seg-{kind.name}_desc-{name}_stats.tsv"
+            path = _table_path(config, kind.name, name)
             _write(changes_to_tsv(table), path)
-            _write_json({**sidecar, **provenance_of(results, kind.name)}, path.with_suffix(".json"))
-    return written
+            told = {**provenance_of(results, kind.name, found.tables), "LeftOut": results.left_out[kind.name]}
+            _write_json({**sidecar, **told}, path.with_suffix(".json"))
+
+
+def _table_path(config: RunConfig, segmentation: str, desc: str = "") -> Path:
+    return config.output_dir / f"group_seg-{segmentation}{desc and f'_desc-{desc}'}_stats.tsv"
+
+
+def _tell_old(*paths: Path) -> None:
+    """Name tables that an earlier run wrote and this one has nothing for: they hold what is left out now."""
+    for path in paths:
+        if path.exists():
+            logger.warning("%s: is of an earlier run, and nothing is left to write into it; remove it", path)
 
 
 def _write(text: str, path: Path) -> None:
@@ -128,8 +146,12 @@ def _tell(results: Gathered) -> None:
     """Name what is not in the tables."""
     for name, reason in results.failed.items():
         logger.warning("%s: %s", name, reason)
+    for name, reason in results.old.items():
+        logger.warning("%s: its results are taken, but may be old: %s", name, reason)
     if results.discarded:
         logger.warning("left out as --ratings says: %s", ", ".join(results.discarded))
+    for name, reason in {name: why for part in results.left_out.values() for name, why in part.items()}.items():
+        logger.warning("of the tables of visits: %s is left out: %s", name, reason)
     if results.missing:
         some = ", ".join(results.missing[:20]) + (" …" if len(results.missing) > 20 else "")
         logger.warning("not processed: %d of participants.tsv or of those asked for (%s)", len(results.missing), some)

@@ -93,6 +93,7 @@ def group_page(
         failed=results.failed,
         missing=results.missing,
         discarded=results.discarded,
+        old=results.old,
         weights=sorted(weights),
         rule=rule,
         visits=bool(visits),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.datasets.participants_table import Participants
 from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
+from medsegmamba_bids.report.visit_tables import VisitsTable
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, VOLUME_DEFINITIONS, of_name
 from medsegmamba_bids.stats.tables import MISSING
 
@@ -191,9 +193,11 @@ def one_measures(table: ScanTable) -> dict[str, Any]:
     }
 
 
-def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
-    """Return weights and versions behind a table, and what is not in it."""
-    tables = results.tables[segmentation]
+def provenance_of(
+    results: Gathered, segmentation: str, made_from: Sequence[ScanTable | VisitsTable] | None = None
+) -> dict[str, Any]:
+    """Return weights and versions behind a table, and what is not in it; by default of all tables of volumes."""
+    tables = results.tables[segmentation] if made_from is None else made_from
     weights = {table.weights.key: table.weights for table in tables}
     out: dict[str, Any] = {
         "Weights": [
@@ -208,6 +212,7 @@ def provenance_of(results: Gathered, segmentation: str) -> dict[str, Any]:
         "Versions": sorted({table.version for table in tables if table.version}),
         "GeneratedBy": {"Name": "medsegmamba_bids", "Version": __version__},
         "Failed": results.failed,
+        "Old": results.old,
         "Missing": results.missing,
         "Discarded": results.discarded,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import pandas as pd
 from medsegmamba_bids.errors import TableError, reason
 from medsegmamba_bids.report.derivatives import Scan
 
+logger = logging.getLogger(__name__)
+
 RATINGS = ("keep", "maybe", "discard")
 _NEEDED = ("participant", "rating")
 _COLUMNS = ("participant", "session", "run", "rating", "note", "date", "rater", "scan")
+_MOST_NAMED = 5  # of rows that are passed over
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Rating:
 def read_ratings(path: Path, scans: Sequence[Scan]) -> dict[str, Rating]:
     """Return ratings by the T1w's name; of several of one T1w the latest by date, then by line.
 
-    A row names a T1w by ``scan``, or else by participant, session and run, where these leave one.
+    A row names a T1w by ``scan``, or else by participant, session and run, where these leave one. Rows that name none
+    of these scans are passed over, with a warning: one file may rate more than is gathered.
 
     Parameters
     ----------
@@ -53,16 +58,24 @@ def read_ratings(path: Path, scans: Sequence[Scan]) -> dict[str, Rating]:
     Raises
     ------
     TableError
-        The file cannot be read, lacks a column, or a row has an unknown rating or names no or several T1w images.
+        The file cannot be read, lacks a column, or a row has an unknown rating or may mean several T1w images.
     """
     rows = _read(path)
     rated: dict[str, list[Rating]] = {}
+    others = []
     for line, row in zip(rows.index, rows.to_dict("records"), strict=True):
         where = f"{path}, line {line}"
         if row["rating"] not in RATINGS:
             raise TableError(f"{where}: the rating is {row['rating']!r}; it must be {', '.join(RATINGS)}")
-        prefix = _named(row, scans, where)
-        rated.setdefault(prefix, []).append(Rating(*(row[name] for name in ("rating", "note", "date", "rater"))))
+        if prefix := _named(row, scans, where):
+            rated.setdefault(prefix, []).append(Rating(*(row[name] for name in ("rating", "note", "date", "rater"))))
+        else:
+            others.append(f"{_name(row)} (line {line})")
+    if others:
+        logger.warning(
+            "%s: %d rows rate what is not among the T1w images with results that are gathered, and are passed over: %s",
+            *(path, len(others), ", ".join(others[:_MOST_NAMED]) + " …" * (len(others) > _MOST_NAMED)),
+        )
     return {prefix: _latest(ratings) for prefix, ratings in rated.items()}
 
 
@@ -83,24 +96,26 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _named(row: dict[str, str], scans: Sequence[Scan], where: str) -> str:
-    """Return the prefix of the one T1w that a row names."""
-    wanted = {
-        "sub": row["participant"].removeprefix("sub-"),
-        "ses": row["session"].removeprefix("ses-"),
-        "run": row["run"].removeprefix("run-"),
-    }
-    prefix = row["scan"].removesuffix("_T1w")
+    """Return the prefix of the one T1w that a row names; empty where it names none of them."""
+    wanted, prefix = _wanted(row), row["scan"].removesuffix("_T1w")
     found = [
         scan.prefix
         for scan in scans
         if (scan.prefix == prefix if prefix else all(scan.entities.get(key, "") == wanted[key] for key in wanted))
     ]
-    name = row["scan"] or "_".join(f"{key}-{value}" for key, value in wanted.items() if value)
-    if not found:
-        raise TableError(f"{where}: rates {name}, of which there is no T1w with results")
     if len(found) > 1:
-        raise TableError(f"{where}: {name} may be any of {', '.join(found)}; a column 'scan' must tell which")
-    return found[0]
+        raise TableError(f"{where}: {_name(row)} may be any of {', '.join(found)}; a column 'scan' must tell which")
+    return found[0] if found else ""
+
+
+def _wanted(row: dict[str, str]) -> dict[str, str]:
+    """Return the entities that a row gives, without their keys; empty texts where it gives none."""
+    columns = {"sub": "participant", "ses": "session", "run": "run"}
+    return {key: row[column].removeprefix(f"{key}-") for key, column in columns.items()}
+
+
+def _name(row: dict[str, str]) -> str:
+    return row["scan"] or "_".join(f"{key}-{value}" for key, value in _wanted(row).items() if value)
 
 
 def _latest(ratings: list[Rating]) -> Rating:

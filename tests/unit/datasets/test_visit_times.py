@@ -1,5 +1,7 @@
 """When visits were, from whatever says it."""
 
+import json
+
 import pytest
 
 from medsegmamba_bids.datasets.visit_times import visit_times
@@ -42,6 +44,92 @@ def test_one_date_of_three_is_left_open(tmp_path):
     )
     years = visit_times(tmp_path, "1", [*SCANS, ("c", "x")]).years
     assert years == pytest.approx((366 / 365.25, None, 0.0))
+
+
+AGES = (("session_id", "age"), ("ses-a", "480"), ("ses-b", "492"))
+
+
+def told_units(tmp_path, place, units, lines=AGES):
+    """Years of visits whose ages are in some unit, as a JSON says."""
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", *lines)
+    (tmp_path / place).write_text(json.dumps({"age": {"Units": units}}))
+    return visit_times(tmp_path, "1", SCANS)
+
+
+@pytest.mark.parametrize(
+    ("units", "a_year"),
+    [
+        *((name, 1) for name in ("year", "Years", "yr", "y", "a")),
+        *((name, 12) for name in ("month", "months", "mo")),
+        *((name, 365.25 / 7) for name in ("week", "weeks", "wk")),
+        *((name, 365.25) for name in ("day", "days", "d")),
+    ],
+)
+@pytest.mark.parametrize("place", ["sub-1/sub-1_sessions.json", "sessions.json"])
+def test_ages_have_units(tmp_path, units, a_year, place):
+    found = told_units(tmp_path, place, units)
+    assert (found.years, found.source) == (pytest.approx((0, 12 / a_year)), "age of sessions.tsv")
+
+
+def test_the_participants_own_json_goes_first(tmp_path):
+    (tmp_path / "sessions.json").write_text('{"age": {"Units": "day"}}')
+    assert told_units(tmp_path, "sub-1/sub-1_sessions.json", "month").years == (0, 1)
+
+    (tmp_path / "sub-1" / "sub-1_sessions.json").write_text('{"age": {"Description": "at the scan"}}')
+    assert visit_times(tmp_path, "1", SCANS).years == pytest.approx((0, 12 / 365.25))
+
+
+@pytest.mark.parametrize("text", ['{"age": {"Units": "fortnight"}}', '{"age": {"Units": 12}}', "{"])
+def test_ages_in_units_that_nobody_knows_are_not_used(tmp_path, text, caplog):
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", *AGES)
+    (tmp_path / "sessions.json").write_text(text)
+    assert visit_times(tmp_path, "1", SCANS).years == (None, None)
+    assert "sessions.json" in caplog.text
+    assert "not used for times of visits" in caplog.text
+
+
+def test_ages_of_participants_have_units_too(tmp_path):
+    lines = (("sub-1", "ses-a", "480"), ("sub-1", "ses-b", "492"))
+    write(tmp_path / "participants.tsv", ("participant_id", "session_id", "age"), *lines)
+    (tmp_path / "participants.json").write_text('{"age": {"Units": "months"}}')
+    assert visit_times(tmp_path, "1", SCANS).years == (0, 1)
+
+
+def dates(root, **by_session):
+    """Write when images were made into scans.tsv; sessions that are not named have none."""
+    for session, date in by_session.items():
+        path = root / "sub-1" / f"ses-{session}" / f"sub-1_ses-{session}_scans.tsv"
+        write(path, ("filename", "acq_time"), (f"anat/sub-1_ses-{session}_T1w.nii.gz", date))
+
+
+def test_the_source_that_knows_most_visits_counts(tmp_path):
+    scans = [(name, f"sub-1/ses-{name}/anat/sub-1_ses-{name}_T1w.nii.gz") for name in "abc"]
+    dates(tmp_path, a="2000-01-01", b="2001-01-01")
+    rows = [(f"ses-{name}", str(age)) for name, age in zip("abc", (40, 41, 42), strict=True)]
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "age"), *rows)
+    found = visit_times(tmp_path, "1", scans)
+    assert (found.years, found.source) == ((0, 1, 2), "age of sessions.tsv")
+    dates(tmp_path, c="2003-01-01")
+    assert visit_times(tmp_path, "1", scans).source == "acq_time of scans.tsv"
+
+
+def test_dates_that_were_made_alike_give_way_to_times_that_differ(tmp_path):
+    dates(tmp_path, a="1800-01-01T09:00:00", b="1800-01-01T15:00:00")
+    assert visit_times(tmp_path, "1", SCANS).source == "acq_time of scans.tsv"
+    sessions = tmp_path / "sub-1" / "sub-1_sessions.tsv"
+    write(sessions, ("session_id", "age"), ("ses-a", "40"), ("ses-b", "40"))
+    assert visit_times(tmp_path, "1", SCANS).source == "acq_time of scans.tsv"  # two scans of a day, it seems
+    write(sessions, ("session_id", "age"), ("ses-a", "40"), ("ses-b", "42"))
+    found = visit_times(tmp_path, "1", SCANS)
+    assert (found.years, found.source) == ((0, 2), "age of sessions.tsv")
+
+
+def test_runs_of_one_session_do_not_tell_sessions_apart(tmp_path):
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time"), ("ses-a", "2000-01-01"))
+    people = (("sub-1", "ses-a", "40"), ("sub-1", "ses-b", "43"))
+    write(tmp_path / "participants.tsv", ("participant_id", "session_id", "age"), *people)
+    scans = [("a", "run-1"), ("a", "run-2"), ("b", "x")]
+    assert visit_times(tmp_path, "1", scans).source == "age of participants.tsv"
 
 
 def test_a_damaged_table_is_said(tmp_path, caplog):

@@ -1,5 +1,7 @@
 """Tables of visits, with numbers worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,9 @@ from medsegmamba_bids.longitudinal.change import (
     both_volumes,
     change_table,
     in_time,
+    of_visits,
     to_tsv,
+    too_soon,
 )
 
 
@@ -89,6 +93,26 @@ def test_labels_count_where_the_template_or_a_visit_lacks_a_structure():
     assert rows.loc[rows["SegId"] == 11, "ShapeVolume_mm3"].tolist() == [0, 50]
 
 
+def test_a_table_of_fewer_visits_is_as_if_made_of_them():
+    labels, relative = [(4200.0, 3000.0), (3800.0, 3020.0), (300.0, 0.0)], [{17: 1.02}, {17: 0.99}, {17: 0.97}]
+    visits = [
+        VisitTable(name, f"sub-1_ses-{name}_T1w", years, table(*volumes), table(*volumes), larger)
+        for name, years, volumes, larger in zip("abc", (2.0, 3.5, 0.0), labels, relative, strict=True)
+    ]
+    left = of_visits(change_table(visits), {"sub-1_ses-a_T1w", "sub-1_ses-b_T1w"})
+    expected = change_table([replace(visit, years=visit.years - 2) for visit in visits[:2]])
+    pd.testing.assert_frame_equal(left, expected)
+
+
+def test_a_table_of_fewer_visits_is_in_time_where_all_times_are_known():
+    visits = [visit("a", 1.0, 90.0, 1.0), visit("b", 0.0, 100.0, 1.0), visit("c", None, 95.0, 1.0)]
+    left = of_visits(change_table(visits), {one.scan for one in visits[:2]})
+    assert left["session_id"].tolist() == ["ses-b"] * 2 + ["ses-a"] * 2
+    assert left["Change_mm3"].tolist() == [0, 0, -10, 0]
+    none = of_visits(change_table([visits[2], *visits[:2]]), {visits[2].scan})
+    assert none["years"].isna().all()
+
+
 def test_lesions_are_counted_by_their_labels():
     visits = [shaped("a", {17: 1.0, 11: 1.0}, 10.0, 100.0), shaped("b", {17: 1.0, 11: 1.0}, 30.0, 100.0)]
     for one in visits:
@@ -106,9 +130,34 @@ def test_without_all_times_names_tell_the_order_and_there_is_no_rate():
     assert rows["Change_mm3"].tolist() == [0, 0, -10, 0]
 
 
+def test_without_times_numbers_in_names_are_in_order():
+    sessions = ("10", "2", "baseline", "1", "m6", "m12")
+    visits = [visit(session, None, 100.0, 1.0) for session in sessions]
+    assert [one.session for one in in_time(visits)] == ["1", "2", "10", "baseline", "m6", "m12"]
+    assert change_table(visits).loc[0, "session_id"] == "ses-1"
+
+
 @pytest.mark.parametrize("years", [0.0, -1.0, float("nan")])
 def test_no_interval_gives_no_rate(years):
     assert np.isnan(annual_symmetrized_change(np.array([1.0]), np.array([2.0]), years)).all()
+
+
+def test_repeats_within_days_have_changes_but_none_a_year():
+    visits = [visit("a", 0.0, 4000.0, 3000.0), visit("b", 29 / 365.25, 4020.0, 3000.0)]
+    rows = change_table(visits)
+    assert rows["AnnualSymmetrizedChange_percent"].isna().all()
+    assert rows["Change_mm3"].tolist() == [0, 0, 20, 0]
+    assert rows["Change_percent"].tolist() == [0, 0, 0.5, 0]
+    assert annual_slopes(rows)[["Slope_mm3", "Slope_percent"]].isna().all(axis=None)
+    later = change_table([*visits, visit("c", 30 / 365.25, 4010.0, 3000.0)])
+    assert later["AnnualSymmetrizedChange_percent"].notna().tolist() == [False] * 4 + [True] * 2
+    assert annual_slopes(later)["Slope_mm3"].notna().all()
+
+
+def test_visits_too_soon_for_a_rate_are_named():
+    visits = [visit("a", 0.0, 1.0, 1.0), visit("b", 0.01, 1.0, 1.0), visit("c", 1.0, 1.0, 1.0)]
+    assert [one.scan for one in too_soon(visits)] == ["sub-1_ses-b_T1w"]
+    assert too_soon([visit("a", None, 1.0, 1.0), visit("b", 0.0, 1.0, 1.0), visit("c", 0.01, 1.0, 1.0)]) == []
 
 
 def test_swapping_visits_changes_the_sign_only():

@@ -9,6 +9,7 @@ import pytest
 
 from medsegmamba_bids.image.io import save_image, write_text
 from medsegmamba_bids.interfaces.visit_steps import CompareVisits, DeformVisit
+from medsegmamba_bids.report.provenance import version_of, weights_of
 from medsegmamba_bids.segmentations import CORRECTED
 from medsegmamba_bids.stats.tables import COLUMNS, to_tsv
 
@@ -41,14 +42,15 @@ def volumes(path, volume):
     return str(path)
 
 
-def test_changes_of_shape_stand_beside_those_of_labels(tmp_path, larger):
+def compared(tmp_path, larger, years):
+    """Outputs of the comparison of two visits of 900 and 930 mm3."""
     save_image(np.where(AWAY < 6, 17, 0), np.eye(4), tmp_path / "labels.nii", np.int16)
     tables = [volumes(tmp_path / f"{number}.tsv", volume) for number, volume in enumerate((900.0, 930.0))]
     node = CompareVisits(
         scans=["sub-1_ses-a_T1w", "sub-1_ses-b_T1w"],
         sessions=["a", "b"],
         native_files=[str(tmp_path / f"{name}.nii") for name in ("same", "grown")],
-        years=[0.0, 1.0],
+        years=years,
         together_files=tables,
         alone_files=tables,
         template_file=str(tmp_path / "labels.nii"),
@@ -57,7 +59,30 @@ def test_changes_of_shape_stand_beside_those_of_labels(tmp_path, larger):
         align_record={"Notes": ["seen"]},
     )
     (tmp_path / "compare").mkdir()
-    outputs = node.run(cwd=str(tmp_path / "compare")).outputs
+    return node.run(cwd=str(tmp_path / "compare")).outputs
+
+
+def test_repeats_within_days_are_told(tmp_path, larger):
+    outputs = compared(tmp_path, larger, [0.0, 3 / 365.25])
+    assert json.loads(Path(outputs.sidecar_file).read_text())["Notes"][-1] == (
+        "sub-1_ses-b_T1w was made less than 30 days after the first visit: there are no changes a year for it, as "
+        "they would be noise made large"
+    )
+
+
+def test_the_json_says_what_made_the_visits(tmp_path, larger):
+    weights, versions = {"Name": "n", "Checksum": "ab", "Origin": "here"}, {"medsegmamba_bids": "1.2.3", "numpy": "2"}
+    for number in range(2):
+        steps = [{"Name": "align"}, {"Name": f"aseg_{number}", "Weights": weights}]
+        write_text(tmp_path / f"{number}.json", json.dumps({"Steps": steps, "Versions": versions}))
+    made = json.loads(Path(compared(tmp_path, larger, [0.0, 1.0]).sidecar_file).read_text())
+    assert (made["Weights"], made["Versions"]) == (weights, versions)
+    assert weights_of(made, "aseg").label == "n (ab)"
+    assert version_of(made) == "1.2.3"
+
+
+def test_changes_of_shape_stand_beside_those_of_labels(tmp_path, larger):
+    outputs = compared(tmp_path, larger, [0.0, 1.0])
     rows = pd.read_csv(outputs.table_file, sep="\t", na_values="n/a")
     assert rows["LabelVolume_mm3"].tolist() == [900, 930]
     before, after = rows["ShapeVolume_mm3"]

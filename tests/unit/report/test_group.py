@@ -96,6 +96,17 @@ def test_ratings_are_shown_and_those_to_discard_can_be_left_out(out):
         write_group(config(out, ratings=path, exclude_discarded=True))
 
 
+def test_ratings_of_images_that_are_not_gathered_do_not_end_the_group(out, caplog):
+    path = out.parent / "ratings.tsv"
+    path.write_text("participant\tsession\trun\trating\nsub-02\t\t\tdiscard\nsub-01\tb\t\tkeep\n")
+    assert write_group(config(out, ratings=path, participant_label=("01",))) == 0
+    assert read(out / ASEG).set_index("scan").loc["sub-01_ses-b_T1w", "rating"] == "keep"
+    assert "sub-02 (line 2)" in caplog.text
+    (out / output_name("sub-02", "aseg_stats")).write_text("nothing\n1\n")
+    assert write_group(config(out, ratings=path, exclude_discarded=True)) == 1  # for the damaged table
+    assert json.loads((out / ASEG).with_suffix(".json").read_text())["Discarded"] == []
+
+
 def test_subfields_have_head_sizes(out):
     add(out, "sub-02", 600, task="hippocampus")
     write_group(config(out))

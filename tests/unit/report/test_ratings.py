@@ -45,13 +45,28 @@ def test_two_columns_are_enough(tmp_path):
         ("participant\tnote\nsub-02\tx\n", "lacks the column rating"),
         ("", "cannot be read as a table of ratings"),
         (HEADER + "sub-02\t\t\tgood\t\t\t\t\n", "line 2: the rating is 'good'; it must be keep, maybe, discard"),
-        (HEADER + "sub-09\t\t\tkeep\t\t\t\t\n", "line 2: rates sub-09, of which there is no T1w with results"),
         (HEADER + "sub-03\t\t\tkeep\t\t\t\t\n", "line 2: sub-03 may be any of sub-03_acq-x, sub-03_acq-y"),
     ],
 )
 def test_refused(tmp_path, text, match):
     with pytest.raises(TableError, match=re.escape(match)):
         read(tmp_path, text)
+
+
+def test_rows_about_other_images_are_told_and_passed_over(tmp_path, caplog):
+    rows = [f"sub-{number:02}\t\t\tkeep\t\t\t\t\n" for number in (2, *range(10, 17))]
+    rows.append("sub-01\t\t\tdiscard\t\t\t\tsub-01_ses-z_T1w\n")
+    assert list(read(tmp_path, HEADER + "".join(rows))) == ["sub-02"]
+    assert re.search(
+        r"ratings\.tsv: 8 rows rate what is not among the T1w images with results that are gathered, and are passed "
+        r"over: sub-10 \(line 3\), .*sub-14 \(line 7\) …$",
+        caplog.text.strip(),
+    )
+
+
+def test_a_wrong_rating_is_refused_wherever_it_stands(tmp_path):
+    with pytest.raises(TableError, match="line 2: the rating is 'good'"):
+        read(tmp_path, HEADER + "sub-09\t\t\tgood\t\t\t\t\n")
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -37,7 +37,7 @@ def write_changes(root, visits, notes=(), subject="01"):
     path = root / output_name(f"sub-{subject}", ASEG.changes)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, to_tsv(change_table(visits)))
-    write_text(path.with_suffix(".json"), json.dumps({"Notes": list(notes)}))
+    write_text(path.with_suffix(".json"), json.dumps(fake.facts("aseg", notes=notes)))
     return path
 
 

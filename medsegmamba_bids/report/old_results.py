@@ -1,0 +1,131 @@
+"""Results that the last run may not have made, by what a participant's records and crash files say.
+
+A run that fails leaves the results of the run before. Whether these are wanted cannot be told from an output folder,
+so that they are named and not left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import output_name, split_prefix
+from medsegmamba_bids.errors import TableError
+from medsegmamba_bids.report.crashes import read_crash
+from medsegmamba_bids.report.derivatives import read_json
+from medsegmamba_bids.report.gather import Gathered
+from medsegmamba_bids.report.visit_tables import VisitsOfGroup
+from medsegmamba_bids.segmentations import of_name
+
+_VISITS = "longitudinal"
+_PICTURES = "draw"  # the step of a T1w without which its volumes are whole
+
+
+def old_results(results: Gathered, visits: Mapping[str, VisitsOfGroup], config: RunConfig) -> dict[str, str]:
+    """Return T1w images, and visits of participants, whose results may be old -> why.
+
+    Parameters
+    ----------
+    results : Gathered
+    visits : mapping of str to VisitsOfGroup
+        By segmentation.
+    config : RunConfig
+        Whose folder of the dataset may be absent.
+    """
+    images: dict[str, list[Path]] = {}
+    for segmentation, tables in results.tables.items():
+        for table in tables:
+            images.setdefault(table.scan.prefix, []).append(table.scan.path(of_name(segmentation).stats))
+    together: dict[str, list[Path]] = {}
+    for segmentation, group in visits.items():
+        for table in group.tables:
+            name = output_name(f"sub-{table.subject}", of_name(segmentation).changes)
+            together.setdefault(f"sub-{table.subject}", []).append(config.output_dir / name)
+    found = {f"{prefix}_T1w": _why_image_is_old(prefix, images[prefix], config) for prefix in sorted(images)}
+    found |= {
+        f"{prefix}_{_VISITS}": _why_old(f"{prefix}_{_VISITS}", f"{_VISITS}_wf", paths, config.output_dir)
+        for prefix, paths in together.items()
+    }
+    return {name: why for name, why in found.items() if why}
+
+
+def _why_image_is_old(prefix: str, tables: Sequence[Path], config: RunConfig) -> str:
+    part = "T1w_" + re.sub(r"\W", "_", prefix) + "_wf"
+    why = _why_old(f"{prefix}_T1w", part, tables, config.output_dir)
+    return why or _why_another_image(prefix, _record(config.output_dir, f"{prefix}_T1w"), config.bids_dir)
+
+
+def _why_old(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> str:
+    """Say why tables may not be of the last run; empty where they are, or nothing is known of it.
+
+    Parameters
+    ----------
+    name : str
+        Of the record.
+    part : str
+        Name of the workflow that makes the tables, within the participant's.
+    tables : sequence of Path
+    output_dir : Path
+    """
+    path = _record_path(output_dir, name)
+    if not path.parent.is_dir():  # results that were copied without it
+        return ""
+    outputs = _record(output_dir, name).get("Outputs")
+    if not isinstance(outputs, dict):
+        return "no record says that the run that made them was finished"
+    for table in tables:
+        before = outputs.get(table.relative_to(output_dir).as_posix())
+        if not isinstance(before, dict) or before.get("SHA256") != hashlib.sha256(table.read_bytes()).hexdigest():
+            return f"{table.name} is not as the last run that was finished left it"
+    return _later_crash(path, part, output_dir)
+
+
+def _record_path(output_dir: Path, name: str) -> Path:
+    """Return the path of a record, as ``interfaces.record`` writes it."""
+    subject = split_prefix(name.rsplit("_", 1)[0])["sub"]
+    return output_dir / f"sub-{subject}" / "log" / f"{name}.json"
+
+
+def _record(output_dir: Path, name: str) -> dict[str, Any]:
+    """Return a record; empty where there is none or it is damaged."""
+    try:
+        return read_json(_record_path(output_dir, name))
+    except TableError:
+        return {}
+
+
+def _later_crash(record: Path, part: str, output_dir: Path) -> str:
+    """Say which step of a part of the workflow failed after a record was written; empty where none did."""
+    written = record.stat().st_mtime_ns
+    for path in sorted(record.parent.glob("*/crash-*.txt"), reverse=True):
+        if path.stat().st_mtime_ns <= written:
+            continue
+        node, reason = read_crash(path)
+        step = node.rsplit(".", 1)[-1]
+        if part in node.split(".") and step != _PICTURES:
+            return f"a later run failed at {step}: {reason} (see {path.relative_to(output_dir)})"
+    return ""
+
+
+def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -> str:
+    """Say that a record is of another image than is there by now; by its size, as a group has no time for contents."""
+    relative, size = (_entry(record, *keys) for keys in (("MadeFrom", "T1w"), ("Inputs", "T1w", "Size")))
+    if not isinstance(relative, str):
+        return ""
+    if not Path(relative).name.startswith(f"{prefix}_T1w"):
+        return f"they were made from another image, {Path(relative).name}"
+    path = bids_dir / relative
+    if not path.is_file() or not isinstance(size, int) or path.stat().st_size == size:
+        return ""
+    return f"the T1w in the dataset is another by now: {path.stat().st_size} bytes, not {size}"
+
+
+def _entry(record: Any, *keys: str) -> Any:
+    """Return what stands under keys within keys; None where one is not there."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
