@@ -83,7 +83,8 @@ def _read(path: Path) -> pd.DataFrame:
     """Return rows as texts, numbered by lines of the file; empty texts where a column is absent or says n/a."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, na_values=["n/a"], keep_default_na=False, quoting=3)
+        options = {"dtype": str, "na_values": ["n/a"], "keep_default_na": False, "quoting": 3, "index_col": False}
+        rows = pd.read_csv(io.StringIO(text), sep="\t", **options)
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read as a table of ratings ({reason(error)})") from error
     if absent := [name for name in _NEEDED if name not in rows]:

@@ -39,6 +39,11 @@ def test_two_columns_are_enough(tmp_path):
     assert read(tmp_path, "rating\tparticipant\nkeep\tsub-02\n")["sub-02"].rating == "keep"
 
 
+@pytest.mark.filterwarnings("ignore:Length of header")
+def test_an_empty_cell_too_many_in_every_row_moves_no_column(tmp_path):
+    assert read(tmp_path, "participant\trating\nsub-02\tkeep\t\n")["sub-02"].rating == "keep"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
