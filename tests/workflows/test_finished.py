@@ -160,6 +160,79 @@ def test_an_image_that_changes_during_the_run_is_not_recorded(image, config, cap
     assert "the T1w changed during the run" in caplog.text
 
 
+# What an earlier run wrote and this one does not
+
+
+def record(config, prefix, *names, suffix="T1w"):
+    """Write files below the output folder and the record that lists them."""
+    for name in names:
+        path = config.output_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    written = [str(config.output_dir / name) for name in names]
+    node = WriteRecord(output_dir=str(config.output_dir), prefix=prefix, suffix=suffix, made_from={}, in_files={})
+    node.inputs.trait_set(aseg_files=written[:1], more_files=written[1:])
+    return node.run()
+
+
+def there(config):
+    paths = config.output_dir.rglob("*")
+    return {path.relative_to(config.output_dir).as_posix() for path in paths if path.is_file()}
+
+
+def test_what_a_new_run_does_not_make_goes(config, caplog):
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/meshes/b", "freesurfer/sub-01/mri/c", "sub-01/anat/d")
+    (config.output_dir / "sub-01" / "anat" / "mine").write_text("of the user")
+    (config.output_dir / "sub-01" / "anat" / "d").unlink()  # and is no failure
+    with caplog.at_level("INFO"):
+        record(config, "sub-01", "sub-01/anat/a")
+    assert there(config) == {"sub-01/anat/a", "sub-01/anat/mine", "sub-01/log/sub-01_T1w.json"}
+    assert "sub-01: removed 2 results of an earlier run, which this one does not make: " in caplog.text
+    assert "sub-01/meshes/b" in caplog.text
+
+
+def test_so_it_is_with_visits(config):
+    record(config, "sub-01", "sub-01/ses-a/anat/long", "sub-01/ses-b/anat/long", suffix="longitudinal")
+    record(config, "sub-01_ses-b", "sub-01/ses-b/anat/alone")
+    record(config, "sub-01", "sub-01/ses-a/anat/long", suffix="longitudinal")
+    assert there(config) >= {"sub-01/ses-a/anat/long", "sub-01/ses-b/anat/alone"}
+    assert "sub-01/ses-b/anat/long" not in there(config)
+
+
+def test_what_others_have_too_stays(config, tmp_path):
+    beyond = tmp_path / "beyond"
+    beyond.write_text("of nobody here")
+    (config.output_dir / "sub-01").mkdir(parents=True)
+    (config.output_dir / "sub-01" / "way").symlink_to(tmp_path)
+    record(config, "sub-01_run-1", "sub-01/anat/own", "sub-01/anat/shared", "README.md", "sub-02/anat/a")
+    record(config, "sub-01_run-2", "sub-01/anat/shared")
+    path = record_path(config.output_dir, "sub-01_run-1")
+    entries = json.loads(path.read_text())
+    entries["Outputs"] |= dict.fromkeys(["../beyond", str(beyond), "sub-01/way/beyond", "sub-01/anat", ""], 0)
+    path.write_text(json.dumps(entries))
+    record(config, "sub-01_run-1", "sub-01/anat/own")
+    assert beyond.exists()
+    assert there(config) >= {"sub-01/anat/own", "sub-01/anat/shared", "README.md", "sub-02/anat/a"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"Outputs": ["sub-01/anat/b"]}', '{"Outputs": 3}'])
+def test_a_damaged_record_removes_nothing(config, text):
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/anat/b")
+    record_path(config.output_dir, "sub-01").write_text(text)
+    record(config, "sub-01", "sub-01/anat/a")
+    assert "sub-01/anat/b" in there(config)
+
+
+def test_a_run_that_is_killed_while_it_removes_leaves_the_image_unfinished(done, config, monkeypatch):
+    before = record_path(config.output_dir, "sub-01").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("medsegmamba_bids.interfaces.record.write_new", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            record(config, "sub-01", "sub-01/anat/other")
+    assert record_path(config.output_dir, "sub-01").read_text() == before
+    assert "2 of its results are gone" in why(done, config)
+
+
 def test_a_report_is_current_until_results_or_limits_change(done, config, tmp_path):
     page = config.output_dir / "sub-01.html"
     assert not report_is_current("01", config)
