@@ -114,9 +114,10 @@ def _report_from(subject: str, config: RunConfig) -> dict[str, Any]:
     """Return what a participant's report is made from, and the page itself."""
     folder = _report_record(subject, config).parent
     thresholds = fingerprint(config.quality_thresholds) if config.quality_thresholds else {}
+    records = [*folder.glob("*_T1w.json"), *folder.glob(f"*_{RECORD}.json")]
     return {
         "Version": __version__,
-        "Images": {path.name: fingerprint(path).get("SHA256") for path in sorted(folder.glob("*_T1w.json"))},
+        "Images": {path.name: fingerprint(path).get("SHA256") for path in sorted(records)},
         "Thresholds": thresholds.get("SHA256"),
         "Page": fingerprint(config.output_dir / f"sub-{subject}.html").get("SHA256"),
     }
