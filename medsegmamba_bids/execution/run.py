@@ -221,6 +221,7 @@ def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means
     plan, told = plan_of_visits(subjects, outcomes, config, means.networks, means.template)
     if not plan:
         return told
+    _prepare({visits.subject: [] for visits in plan}, config)  # of some, all images were finished before
     workflow = init_visits_wf(plan, config, means.networks, means.template)
     result = _result(means.runner.run(workflow), [visits.subject for visits in plan], config)
     return told | {v.subject: [judge_visits(v, result.of_visits(v.subject), result.error, config)] for v in plan}
@@ -231,7 +232,7 @@ def plan_of(batch: Batch, means: Means) -> Subjects:
     config = means.config
     left = {subject: _left(images, means) for subject, images in batch.subjects.items()}
     plan = {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
-    _prepare({subject: images for subject, images in plan.items() if images}, config)
+    _prepare(plan, config)
     return plan
 
 
@@ -247,7 +248,7 @@ def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
 
 
 def _prepare(subjects: Subjects, config: RunConfig) -> None:
-    """Remove intermediate results of other versions, of participants that are processed."""
+    """Remove intermediate results of other versions, and half-written files, of participants that are processed."""
     made_by = {subject: prepare_work_dir(subject, images, config) for subject, images in subjects.items()}
     for other in sorted(set(made_by.values()) - {""}):
         logger.warning(

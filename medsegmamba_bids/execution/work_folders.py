@@ -14,6 +14,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.record import read_record, size_and_time
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
 _STAMP = "version.json"
@@ -39,8 +40,8 @@ def prepare_work_dir(subject: str, images: Iterable[T1wImage], config: RunConfig
     if other:
         discard(folder)
     if config.force:
-        for image in images:
-            discard(folder / image.node_name)
+        for name in (LONGITUDINAL, *(image.node_name for image in images)):
+            discard(folder / name)
     write_new(json.dumps({"Version": __version__}) + "\n", folder / _STAMP)
     _remove_halves(subject, config)
     return other

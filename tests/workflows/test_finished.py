@@ -26,6 +26,7 @@ from medsegmamba_bids.workflows.ingredients import (
     files_now,
     made_from,
 )
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
@@ -272,8 +273,11 @@ def test_work_of_this_version_is_kept(image, config):
     path = intermediate(image, config)
     assert prepare_work_dir("01", [image], config) == ""
     assert path.exists()
+    visits = participant_work_dir("01", config) / LONGITUDINAL / "align"
+    visits.mkdir(parents=True)
     prepare_work_dir("01", [image], replace(config, force=True))
     assert not path.exists()
+    assert not visits.exists()
 
 
 @pytest.mark.parametrize(("stamp", "said"), [('{"Version": "0.0.1"}', "0.0.1"), ("{", "unknown"), (None, "unknown")])

@@ -17,8 +17,9 @@ from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.record import WriteRecord, record_path
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
-from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, init_longitudinal_wf, visits_made_from
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, init_longitudinal_wf, visits_made_from
 from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.workflows.participants import participant_work_dir
 
 
 def network(table, task, **spec):
@@ -242,3 +243,28 @@ def test_a_page_that_fails_before_and_after_the_visits_is_told_once(config, monk
     monkeypatch.setattr(run.Result, "of_report", lambda result, subject: "a page of another tool")
     _, told = process(config, "a", "b")
     assert told["sub-1.html"] == "failed"
+
+
+def test_the_work_folder_is_looked_at_before_visits_too(config):
+    """All images are finished, so that nothing else looks at it."""
+    process(config, "a", "b")
+    folder = participant_work_dir("1", config)
+    old = folder / LONGITUDINAL / "align"
+    old.mkdir(parents=True)
+    (folder / "version.json").write_text('{"Version": "0.0.1"}')
+    half = config.output_dir / "sub-1" / "anat" / ".sub-1_T1w.0a1b2c3d.part.nii.gz"
+    half.touch()
+    record_path(config.output_dir, "sub-1", RECORD).unlink()
+    record_report("1", config)
+    assert process(config, "a", "b")[0] == ["visits", "report"]
+    assert not old.exists()
+    assert not half.exists()
+
+
+def test_so_it_is_before_a_page_alone(config):
+    process(config, "a", "b")
+    (config.output_dir / "sub-1.html").unlink()
+    half = config.output_dir / ".sub-1.0a1b2c3d.part.html"
+    half.touch()
+    assert process(config, "a", "b")[0] == ["report"]
+    assert not half.exists()
