@@ -12,6 +12,7 @@ from urllib.parse import quote
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
+from medsegmamba_bids.execution.work_folders import remove_old_halves
 from medsegmamba_bids.image.color_tables import COLOR_TABLES
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
@@ -32,8 +33,11 @@ _TABLE_COLUMNS = {
 
 
 def write_dataset_files(config: RunConfig) -> None:
-    """Write the files at the root of the output folder that are not there yet, or differ."""
+    """Write the files at the root of the output folder that are not there yet, or differ; tidy up what killed runs
+    left of them.
+    """
     root = config.output_dir
+    remove_old_halves(config)
     write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
     write_new(_ignored(root / ".bidsignore"), root / ".bidsignore")
     for path, text in ((root / "README.md", _readme()), (root / "logs" / "CITATION.md", citation_text())):

@@ -14,6 +14,7 @@ from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.execution import run
 from medsegmamba_bids.execution import work_folders as work
 from medsegmamba_bids.execution.batches import Batch
+from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, finished_before, outcome_table
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
@@ -304,16 +305,36 @@ def test_a_deletion_that_is_cut_short_leaves_nothing_to_trust(image, config, mon
 
 
 def test_half_written_files_of_a_killed_run_go(image, config):
-    anat = config.output_dir / "sub-01" / "anat"
-    anat.mkdir(parents=True)
+    anat, mri = config.output_dir / "sub-01" / "anat", config.output_dir / "freesurfer"
     gone = [anat / ".sub-01_dseg.0a1b2c3d.part.nii.gz", config.output_dir / ".sub-01.0a1b2c3d.part.html"]
-    gone.append(config.output_dir / ".README.0a1b2c3d.part.md")
+    gone += [mri / name / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz" for name in ("sub-01", "sub-01_run-2")]
     kept = [config.output_dir / ".sub-011.0a1b2c3d.part.html", anat / "sub-01_dseg.nii.gz"]
-    for path in gone + kept:
-        path.write_text("")
-    os.utime(gone[-1], (time.time() - 7200,) * 2)  # at the root others may be writing
+    kept.append(mri / "sub-011" / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz")
+    written(*gone, *kept)
     prepare_work_dir("01", [image], config)
-    assert [path.exists() for path in gone + kept] == [False] * 3 + [True] * 2
+    assert [path.exists() for path in gone + kept] == [False] * len(gone) + [True] * len(kept)
+
+
+def written(*paths, hours_ago=0):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        os.utime(path, (time.time() - 3600 * hours_ago,) * 2)
+
+
+def test_half_written_files_of_nobody_go_when_they_are_old(config):
+    """Other runs may be writing there."""
+    root, logs = config.output_dir, config.output_dir / "logs"
+    halves = [root / ".README.0a1b2c3d.part.md", logs / ".CITATION.0a1b2c3d.part.md"]
+    halves += [logs / folder / ".options.0a1b2c3d.part.json" for folder in ("run", "slurm/run")]
+    whole = [root / "README.md", logs / "run" / "config.json", logs / "slurm" / "run" / "options.json"]
+    written(*halves, *whole)
+    write_dataset_files(config)
+    assert all(path.exists() for path in halves)
+    written(*halves, *whole, hours_ago=25)
+    write_dataset_files(config)
+    assert not any(path.exists() for path in halves)
+    assert all(path.exists() for path in whole)
 
 
 def test_the_record_knows_output_spaces_again(image, config):
