@@ -7,7 +7,6 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
@@ -19,7 +18,7 @@ from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.ownership import TOOL, URL, is_ours
 from medsegmamba_bids.report.methods import citation_text
 from medsegmamba_bids.segmentations import SEGMENTATIONS
-from medsegmamba_bids.workflows.outputs import MASKS, RAW, derivative_link, mask_folder
+from medsegmamba_bids.workflows.dataset_links import dataset_links
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +62,8 @@ def _ignored(path: Path) -> str:
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json``; links are relative, so that all can move together."""
-    datasets = {RAW: config.bids_dir}
-    datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
-    if config.brain_mask:
-        datasets[MASKS] = mask_folder(config.brain_mask)
-    links = {name: _link(path, config) for name, path in datasets.items()}
+    """Return the content of ``dataset_description.json``, which names the datasets of earlier runs too."""
+    links = dataset_links(config)
     made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": URL}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
@@ -81,11 +76,6 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
         "SourceDatasets": [{"URL": link} for link in links.values()],
         "DatasetLinks": links,
     }
-
-
-def _link(path: Path, config: RunConfig) -> str:
-    # ".." behind a link to a folder is where that lies, hence the true paths.
-    return quote(os.path.relpath(path.resolve(), config.output_dir.resolve()))
 
 
 def _readme() -> str:
