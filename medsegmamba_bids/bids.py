@@ -131,6 +131,8 @@ def collect_inputs(config: RunConfig) -> Inputs:
 
 
 def _check_dataset(config: RunConfig) -> None:
+    for path in (config.bids_dir, *config.derivatives):
+        _check_name(path)
     description = config.bids_dir / "dataset_description.json"
     if not description.is_file() and not config.skip_bids_validation:
         raise BIDSError(
@@ -141,6 +143,16 @@ def _check_dataset(config: RunConfig) -> None:
         raise BIDSError(f"{config.bids_dir}: not a BIDS dataset, it has no folder sub-*")
     if not config.skip_bids_validation:
         _check_description(description)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that is no text: Nipype, which writes down what a step read, would fail at each image."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BIDSError(
+            f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
+        ) from error
 
 
 def _check_description(path: Path) -> None:

@@ -68,4 +68,4 @@ def _names(kind: str) -> Iterator[str]:
 
 def _link(path: Path, config: RunConfig) -> str:
     # ".." behind a link to a folder is where that lies, hence the true paths.
-    return quote(os.path.relpath(path.resolve(), config.output_dir.resolve()))
+    return quote(os.fsencode(os.path.relpath(path.resolve(), config.output_dir.resolve())))

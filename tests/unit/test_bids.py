@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -489,6 +490,16 @@ def test_participants_are_folders(bids):
 
 
 # Masks
+
+
+def test_a_name_that_is_no_text_is_refused_and_a_link_to_it_is_not(bids, tmp_path):
+    odd = bids.rename(tmp_path / os.fsdecode(b"d\xff"))
+    with pytest.raises(BIDSError, match="its name holds bytes that are no UTF-8; rename it, or give a link"):
+        collect(odd)
+    bids.symlink_to(odd)
+    assert collect(bids).images
+    with pytest.raises(BIDSError, match="no UTF-8"):
+        collect(bids, derivatives=(odd,))
 
 
 def mask_of(bids, prefix="sub-01", subject="01", session=None, **options):

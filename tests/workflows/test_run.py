@@ -1,6 +1,7 @@
 """What surrounds the workflow: batches, plugins, crash files, outcomes, files at the root."""
 
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -125,6 +126,12 @@ def test_links_are_relative(tmp_path):
     assert links == {"raw": "../../a", "derivatives1": "../../p/fmri%20prep", "masks": "../../masks"}
     (tmp_path / "b").symlink_to(tmp_path)  # the output lies one folder higher than its name says
     assert dataset_description(outside)["DatasetLinks"]["raw"] == "../a"
+
+
+def test_a_link_to_a_name_of_any_bytes(tmp_path):
+    odd, link = tmp_path / os.fsdecode(b"d\xff"), tmp_path / "link"
+    link.symlink_to(odd)
+    assert dataset_description(RunConfig(link, tmp_path / "out"))["DatasetLinks"] == {"raw": "../d%FF"}
 
 
 def links_of(config, **options):
