@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IGNORED = "listed in .bidsignore"
+_FREESURFER_MASK = "brainmask.mgz"
 _NOT_BIDS = "BIDS does not allow this name or folder (--skip-bids-validation does)"
 
 
@@ -125,12 +126,14 @@ def collect_inputs(config: RunConfig) -> Inputs:
         _name_odd_folders(dataset, inputs)
     inputs.images.sort(key=lambda image: (image.subject, image.session or "", image.prefix))
     _drop_duplicates(inputs)
-    _note_shared_masks(inputs)
+    _note_masks_of_others(inputs, config)
     _tell_left_out(inputs, config)
     return inputs
 
 
 def _check_dataset(config: RunConfig) -> None:
+    for path in (config.bids_dir, *config.derivatives):
+        _check_name(path)
     description = config.bids_dir / "dataset_description.json"
     if not description.is_file() and not config.skip_bids_validation:
         raise BIDSError(
@@ -141,6 +144,16 @@ def _check_dataset(config: RunConfig) -> None:
         raise BIDSError(f"{config.bids_dir}: not a BIDS dataset, it has no folder sub-*")
     if not config.skip_bids_validation:
         _check_description(description)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that is no text: Nipype, which writes down what a step read, would fail at each image."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BIDSError(
+            f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
+        ) from error
 
 
 def _check_description(path: Path) -> None:
@@ -351,13 +364,26 @@ def _drop_duplicates(inputs: Inputs) -> None:
     inputs.images[:] = seen.values()
 
 
-def _note_shared_masks(inputs: Inputs) -> None:
-    """Say where one mask serves several images: it was made in the space of one of them, or of their average."""
+def _note_masks_of_others(inputs: Inputs, config: RunConfig) -> None:
+    """Say where a mask may have been made in the space of another image, or of an average of several."""
     counts = Counter(image.mask for image in inputs.images if image.mask)
     for place, image in enumerate(inputs.images):
-        if image.mask and counts[image.mask] > 1:
-            note = f"the brain mask {image.mask} serves {counts[image.mask]} images; see that it fits this one"
+        if doubt := _doubt_of_mask(image, counts[image.mask], config):
+            note = f"the brain mask {image.mask} {doubt}; see that it fits this one"
             inputs.images[place] = replace(image, notes=(*image.notes, note))
+
+
+def _doubt_of_mask(image: T1wImage, images: int, config: RunConfig) -> str:
+    """Say what speaks against an image's mask, which serves a number of images; empty where nothing does."""
+    if images > 1:
+        return f"serves {images} images"
+    if image.mask is None or config.brain_mask:  # what the user names may be called anything
+        return ""
+    # FreeSurfer calls the folder of all its files after the image.
+    name = image.mask.parent.parent.name if image.mask.name == _FREESURFER_MASK else image.mask.name
+    lacks = [entity for entity in image.prefix.split("_") if entity not in name.split("_")]
+    named = " and ".join(filter(None, [", ".join(lacks[:-1]), *lacks[-1:]]))
+    return f"is not named after {named} and may be that of several images merged" if lacks else ""
 
 
 def _why_nothing(files: list[BIDSFile], reasons: Mapping[str, str]) -> str:
@@ -421,8 +447,8 @@ def _mask_candidates(folder: Path, prefix: str, subject: str, session: str | Non
         yield folder / f"sub-{subject}" / within / f"{prefix}_desc-brain_mask{extension}"
     names = [f"sub-{subject}_ses-{session}"] if session else []
     for name in [*names, f"sub-{subject}"]:
-        yield folder / name / "mri" / "brainmask.mgz"
-        yield folder / "sourcedata" / "freesurfer" / name / "mri" / "brainmask.mgz"
+        yield folder / name / "mri" / _FREESURFER_MASK
+        yield folder / "sourcedata" / "freesurfer" / name / "mri" / _FREESURFER_MASK
     # fMRIPrep merges sessions into one T1w space unless there is a single one.
     for extension in IMAGE_EXTENSIONS:
         yield folder / f"sub-{subject}" / "anat" / f"sub-{subject}_desc-brain_mask{extension}"

@@ -102,10 +102,9 @@ def _tell_plan(config: RunConfig) -> int:
     inputs = collect_inputs(config)
     plan = plan_run(inputs, config)
     print(plan_text(plan))
-    if plan.process:
+    if plan.process or plan.together:
         network_s, device = seconds_of_networks(plan, config)
-        together = images_together(inputs, plan) if config.longitudinal else 0
-        took = seconds_of_run(len(plan.process), network_s, config, device == "cpu", together)
+        took = seconds_of_run(len(plan.process), network_s, config, device == "cpu", images_together(plan))
         print(f"for about {duration(took)} here: the networks take {duration(network_s)} a T1w of an adult ({device})")
     return int(bool(plan.skipped))
 

@@ -116,7 +116,7 @@ def _plan(own: dict[str, Any], config: RunConfig, chosen: set[str], sbatch: list
     return Jobs(
         config=config,
         chosen=frozenset(chosen),
-        images={subject: len(images) for subject, images in left.items()},
+        images=left,
         per_task=own.get("per_task", 1),
         at_once=own.get("at_once"),
         image=own["image"].absolute() if "image" in own else None,

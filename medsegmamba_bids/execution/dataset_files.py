@@ -7,18 +7,18 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
+from medsegmamba_bids.execution.work_folders import remove_old_halves
 from medsegmamba_bids.image.color_tables import COLOR_TABLES
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.ownership import TOOL, URL, is_ours
 from medsegmamba_bids.report.methods import citation_text
 from medsegmamba_bids.segmentations import SEGMENTATIONS
-from medsegmamba_bids.workflows.outputs import MASKS, RAW, derivative_link, mask_folder
+from medsegmamba_bids.workflows.dataset_links import dataset_links
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,11 @@ _TABLE_COLUMNS = {
 
 
 def write_dataset_files(config: RunConfig) -> None:
-    """Write the files at the root of the output folder that are not there yet, or differ."""
+    """Write the files at the root of the output folder that are not there yet, or differ; tidy up what killed runs
+    left of them.
+    """
     root = config.output_dir
+    remove_old_halves(config)
     write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
     write_new(_ignored(root / ".bidsignore"), root / ".bidsignore")
     for path, text in ((root / "README.md", _readme()), (root / "logs" / "CITATION.md", citation_text())):
@@ -59,12 +62,8 @@ def _ignored(path: Path) -> str:
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json``; links are relative, so that all can move together."""
-    datasets = {RAW: config.bids_dir}
-    datasets |= {derivative_link(number): path for number, path in enumerate(config.derivatives)}
-    if config.brain_mask:
-        datasets[MASKS] = mask_folder(config.brain_mask)
-    links = {name: _link(path, config) for name, path in datasets.items()}
+    """Return the content of ``dataset_description.json``, which names the datasets of earlier runs too."""
+    links = dataset_links(config)
     made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": URL}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
@@ -77,11 +76,6 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
         "SourceDatasets": [{"URL": link} for link in links.values()],
         "DatasetLinks": links,
     }
-
-
-def _link(path: Path, config: RunConfig) -> str:
-    # ".." behind a link to a folder is where that lies, hence the true paths.
-    return quote(os.path.relpath(path.resolve(), config.output_dir.resolve()))
 
 
 def _readme() -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.execution.resume import why_unfinished
-from medsegmamba_bids.execution.visits import several_sessions
+from medsegmamba_bids.execution.resume import images_of, visits_left, why_unfinished
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.workflows.ingredients import made_from
+from medsegmamba_bids.workflows.longitudinal import RECORD, Visits
 from medsegmamba_bids.workflows.networks import Networks, choose_networks
 
 #: Steps other than networks take this of a T1w, s of one processor (docs/performance.md: 23 s on two of them).
@@ -31,6 +31,8 @@ class Plan:
     skipped, left_out : dict of str to str
         As those of `Inputs`.
     networks : Networks
+    together : list of (Visits, str)
+        Visits that are processed together, with the reason.
     """
 
     process: list[tuple[T1wImage, str]]
@@ -38,6 +40,7 @@ class Plan:
     skipped: dict[str, str]
     left_out: dict[str, str]
     networks: Networks
+    together: list[tuple[Visits, str]] = field(default_factory=list)
 
 
 def plan_run(inputs: Inputs, config: RunConfig) -> Plan:
@@ -53,7 +56,11 @@ def plan_run(inputs: Inputs, config: RunConfig) -> Plan:
         (image, why_unfinished(image, made_from(image, config, networks, template), config)) for image in inputs.images
     ]
     process = [(image, why) for image, why in reasons if why]
-    return Plan(process, [image for image, why in reasons if not why], inputs.skipped, inputs.left_out, networks)
+    left = [image for image, _ in process]
+    found = [visits_left(*one, left, config, networks, template) for one in inputs.subjects().items()]
+    together = [visits for visits in found if visits]
+    finished = [image for image, why in reasons if not why]
+    return Plan(process, finished, inputs.skipped, inputs.left_out, networks, together)
 
 
 def plan_text(plan: Plan) -> str:
@@ -62,13 +69,14 @@ def plan_text(plan: Plan) -> str:
     rows += [
         (f"{image.prefix}_T1w", "finished", "its results are there (--force redoes them)") for image in plan.finished
     ]
+    rows += [(f"{visits.prefix}_{RECORD}", "processed", f"its visits together: {why}") for visits, why in plan.together]
     rows += [(name, "skipped", why) for name, why in plan.skipped.items()]
     rows.sort()
     rows += [(name, "left out", why) for name, why in sorted(plan.left_out.items())]
     width = max((len(name) for name, _, _ in rows), default=0)
     lines = [f"{name:<{width}}  {what:<9}  {why}" for name, what, why in rows]
     counts = [
-        (len(plan.process), "processed"),
+        (len(plan.process) + len(plan.together), "processed"),
         (len(plan.finished), "finished already"),
         (len(plan.skipped), "skipped"),
     ]
@@ -93,12 +101,9 @@ def seconds_of_networks(plan: Plan, config: RunConfig) -> tuple[float, str]:
     return seconds, segmenter.device.type
 
 
-def images_together(inputs: Inputs, plan: Plan) -> int:
-    """Return how many images ``--longitudinal`` segments besides: visits, and the template, of each participant with
-    something new and more sessions than one.
-    """
-    new = {image.subject for image, _ in plan.process}
-    return sum(len(own) + 1 for subject, own in inputs.subjects().items() if subject in new and several_sessions(own))
+def images_together(plan: Plan) -> int:
+    """Return how many images ``--longitudinal`` segments besides: visits, and their template, of each participant."""
+    return sum(images_of(visits) for visits, _ in plan.together)
 
 
 def seconds_of_run(images: int, network_s: float, config: RunConfig, on_cpu: bool, together: int = 0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,10 @@ def _why_not_as_recorded(path: Path, made: dict[str, Any], read: dict[str, Path]
     return f"{len(gone)} of its results are gone or changed, such as {gone[0]}" if gone else ""
 
 
-def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[str, list[T1wImage]]:
-    """Return participants of which images or the report are missing, with the images that are left to process.
+def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[str, int]:
+    """Return participants of which images, visits or the report are missing, with how many images are left to segment.
+
+    Visits that are processed together count, and so does their template.
 
     Raises
     ------
@@ -84,22 +87,46 @@ def unfinished(subjects: dict[str, list[T1wImage]], config: RunConfig) -> dict[s
     remaining = {}
     for subject, images in subjects.items():
         left = [i for i in images if why_unfinished(i, made_from(i, config, networks, template), config)]
-        if left or not report_is_current(subject, config) or _visits_left(subject, images, config, networks, template):
-            remaining[subject] = left
+        visits = visits_left(subject, images, left, config, networks, template)
+        if left or visits or not report_is_current(subject, config):
+            remaining[subject] = len(left) + (images_of(visits[0]) if visits else 0)
     return remaining
 
 
-def _visits_left(
-    subject: str, images: list[T1wImage], config: RunConfig, networks: Networks, template: Template
-) -> bool:
-    """Return whether visits are to be processed together and are not yet."""
+def visits_left(
+    subject: str,
+    images: Sequence[T1wImage],
+    left: Collection[T1wImage],
+    config: RunConfig,
+    networks: Networks,
+    template: Template,
+) -> tuple[Visits, str] | None:
+    """Return the visits of a participant that would be processed together, and why; None where none would.
+
+    Parameters
+    ----------
+    subject : str
+    images : sequence of T1wImage
+        Of the participant.
+    left : collection of T1wImage
+        Those that would be processed by themselves before.
+    config, networks, template
+    """
     if not config.longitudinal or len({image.session for image in images if image.session}) < 2:
-        return False
+        return None
     visits = visits_of(subject, images, config)
-    return bool(why_visits_unfinished(visits, visits_made_from(visits, config, networks, template), config))
+    why = why_visits_unfinished(visits, visits_made_from(visits, config, networks, template), config)
+    if not why and any(image in left for image in visits.images):
+        why = "they are processed one by one before"
+    return (visits, why) if why else None
 
 
-def visits_of(subject: str, images: list[T1wImage], config: RunConfig) -> Visits:
+def images_of(visits: Visits) -> int:
+    """Return how many images are segmented where visits are processed together: each once more, and their template."""
+    return len(visits.images) + 1
+
+
+def visits_of(subject: str, images: Iterable[T1wImage], config: RunConfig) -> Visits:
     """Return what of a participant is processed together: images that belong to a session, and when they were made."""
     chosen = tuple(image for image in images if image.session)
     times = visit_times(config.bids_dir, subject, [(image.session, image.relative) for image in chosen])
@@ -114,9 +141,10 @@ def _report_from(subject: str, config: RunConfig) -> dict[str, Any]:
     """Return what a participant's report is made from, and the page itself."""
     folder = _report_record(subject, config).parent
     thresholds = fingerprint(config.quality_thresholds) if config.quality_thresholds else {}
+    records = [*folder.glob("*_T1w.json"), *folder.glob(f"*_{RECORD}.json")]
     return {
         "Version": __version__,
-        "Images": {path.name: fingerprint(path).get("SHA256") for path in sorted(folder.glob("*_T1w.json"))},
+        "Images": {path.name: fingerprint(path).get("SHA256") for path in sorted(records)},
         "Thresholds": thresholds.get("SHA256"),
         "Page": fingerprint(config.output_dir / f"sub-{subject}.html").get("SHA256"),
     }

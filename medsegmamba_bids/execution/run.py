@@ -23,6 +23,7 @@ from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
     DONE,
     FAILED,
+    FINISHED,
     NOT_THERE,
     SKIPPED,
     Outcome,
@@ -65,6 +66,7 @@ _STOPPED = "not processed: the run stopped at the first failure (--stop-on-first
 
 #: Called with the participants, without ``sub-``, for whom nothing is left to do.
 Passed = Callable[[Iterable[str]], None]
+_BySubject = dict[str, list[Outcome]]
 
 
 def _tell_nobody(participants: Iterable[str]) -> None:
@@ -159,16 +161,27 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     by_subject = judge(batch, plan, result, config)
     if config.stop_on_first_crash and any(map(_has_failed, by_subject.values())):
         return [outcome for subject in by_subject for outcome in stopped_early(by_subject[subject], plan, means)]
-    # Where an image failed, the report did not wait for the others of the participant.
-    late = {subject: [] for subject, images in plan.items() if images and _is_mixed(by_subject[subject])}
     reports = plan.keys() - {subject for subject, group in by_subject.items() if _has_failed(group)}
-    outcomes = [outcome for group in by_subject.values() for outcome in group]
-    outcomes += judge_reports(sorted(reports), result, config)
-    outcomes += judge_reports(sorted(late), run_plan(late, means), config)
+    pages = judge_reports(sorted(reports), result, config)
     together = process_visits(batch.subjects, by_subject, means) if config.longitudinal else {}
-    outcomes += [outcome for group in together.values() for outcome in group]
+    late = {subject: [] for subject in _late_pages(by_subject, together, plan)}
+    pages += judge_reports(sorted(late), run_plan(late, means), config)
+    outcomes = [outcome for groups in (by_subject, together) for group in groups.values() for outcome in group]
+    outcomes += {page.name: page for page in pages}.values()
     _clean({subject: [*group, *together.get(subject, [])] for subject, group in by_subject.items()}, config)
     return outcomes
+
+
+def _late_pages(by_subject: _BySubject, together: _BySubject, plan: Subjects) -> list[str]:
+    """Return participants whose report did not wait for all that it shows.
+
+    Where an image failed, that is the participant's others; and the visits, which are processed after all images.
+    """
+    mixed = [subject for subject, images in plan.items() if images and _is_mixed(by_subject[subject])]
+    tried = [subject for subject, group in together.items() if any(o.status != FINISHED for o in group)]
+    # Of one whose images all failed there is nothing to show.
+    visited = [subject for subject in tried if any(o.status != FAILED for o in by_subject[subject])]
+    return list(dict.fromkeys([*mixed, *visited]))
 
 
 def not_begun(batch: Batch) -> list[Outcome]:
@@ -208,6 +221,7 @@ def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means
     plan, told = plan_of_visits(subjects, outcomes, config, means.networks, means.template)
     if not plan:
         return told
+    _prepare({visits.subject: [] for visits in plan}, config)  # of some, all images were finished before
     workflow = init_visits_wf(plan, config, means.networks, means.template)
     result = _result(means.runner.run(workflow), [visits.subject for visits in plan], config)
     return told | {v.subject: [judge_visits(v, result.of_visits(v.subject), result.error, config)] for v in plan}
@@ -218,7 +232,7 @@ def plan_of(batch: Batch, means: Means) -> Subjects:
     config = means.config
     left = {subject: _left(images, means) for subject, images in batch.subjects.items()}
     plan = {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
-    _prepare({subject: images for subject, images in plan.items() if images}, config)
+    _prepare(plan, config)
     return plan
 
 
@@ -234,7 +248,7 @@ def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
 
 
 def _prepare(subjects: Subjects, config: RunConfig) -> None:
-    """Remove intermediate results of other versions, of participants that are processed."""
+    """Remove intermediate results of other versions, and half-written files, of participants that are processed."""
     made_by = {subject: prepare_work_dir(subject, images, config) for subject, images in subjects.items()}
     for other in sorted(set(made_by.values()) - {""}):
         logger.warning(

@@ -44,7 +44,7 @@ class Jobs:
     chosen : frozenset of str
         Options that the user chose; the others follow from where a task runs.
     images : dict of str to int
-        Participant -> number of T1w images that are left to process.
+        Participant -> number of images that are left to segment, visits that are processed together included.
     per_task : int
         Participants of a task.
     at_once : int or None
@@ -239,7 +239,7 @@ def _command(jobs: Jobs, level: str, options: Path) -> str:
 def _binds(config: RunConfig) -> list[str]:
     """Return folders that a container must see, under their own names: what is read, then what is written."""
     read = [config.bids_dir, *config.derivatives]
-    files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.brain_mask]
+    files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.ratings, config.brain_mask]
     for name in (config.aseg_weights, config.hippocampus_weights):
         files.append(name if name and Path(name).is_file() else None)
     read += [_folder_of(Path(file).absolute()) for file in files if file]

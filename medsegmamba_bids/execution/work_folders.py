@@ -14,10 +14,12 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.interfaces.record import read_record, size_and_time
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
 _STAMP = "version.json"
-_OLD_S = 3600.0  # a file that is being written is not left alone as long as that
+_HALVES = ".*.part*"  # as `atomic_path` names them
+_OLD_S = 24 * 3600.0  # a file that is being written is not left alone as long as that
 
 
 def prepare_work_dir(subject: str, images: Iterable[T1wImage], config: RunConfig) -> str:
@@ -39,8 +41,8 @@ def prepare_work_dir(subject: str, images: Iterable[T1wImage], config: RunConfig
     if other:
         discard(folder)
     if config.force:
-        for image in images:
-            discard(folder / image.node_name)
+        for name in (LONGITUDINAL, *(image.node_name for image in images)):
+            discard(folder / name)
     write_new(json.dumps({"Version": __version__}) + "\n", folder / _STAMP)
     _remove_halves(subject, config)
     return other
@@ -60,15 +62,26 @@ def _remove(folders: Iterable[Path]) -> None:
 
 
 def _remove_halves(subject: str, config: RunConfig) -> None:
-    """Delete half-written files in the output folder: a participant's own, and old ones at the root."""
-    folder = config.output_dir / f"sub-{subject}"
-    halves = [path for path in folder.rglob(".*.part*") if path.is_file()]
-    for path in config.output_dir.glob(".*.part*"):
-        # Others may be writing at the root.
-        if path.name.startswith(f".sub-{subject}.") or 0 < _time_of(path) < time.time() - _OLD_S:
-            halves.append(path)
-    for path in halves:
-        path.unlink(missing_ok=True)
+    """Delete half-written files of a participant in the output folder."""
+    root, name = config.output_dir, f"sub-{subject}"
+    folders = [root / name, root / "freesurfer" / name, *(root / "freesurfer").glob(f"{name}_*")]
+    halves = [path for folder in folders for path in folder.rglob(_HALVES)]
+    _unlink([*halves, *root.glob(f".{name}{_HALVES}")])
+
+
+def remove_old_halves(config: RunConfig) -> None:
+    """Delete half-written files that are no participant's, at the root of the output and in the logs.
+
+    Whose they are is not known, and other runs may be writing: only those that nobody can be at any more go.
+    """
+    halves = [*config.output_dir.glob(_HALVES), *(config.output_dir / "logs").rglob(_HALVES)]
+    _unlink(path for path in halves if 0 < _time_of(path) < time.time() - _OLD_S)
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _time_of(path: Path) -> float:

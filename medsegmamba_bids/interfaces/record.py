@@ -55,9 +55,46 @@ class WriteRecord(SimpleInterface):
         outputs = {path.relative_to(root).as_posix(): fingerprint(path) for path in written}
         record = {"MadeFrom": self.inputs.made_from, "Inputs": inputs, "Outputs": outputs}
         path = record_path(root, self.inputs.prefix, self.inputs.suffix)
+        # Before the new record: a run that is killed meanwhile leaves one that fits no longer, and is done again.
+        if gone := _remove_earlier(path, outputs, root):
+            logger.info(
+                "%s: removed %d results of an earlier run, which this one does not make: %s",
+                *(self.inputs.prefix, len(gone), ", ".join(gone)),
+            )
         write_new(json.dumps(record, indent=1) + "\n", path)
         self._results["out_file"] = str(path)
         return runtime
+
+
+def _remove_earlier(path: Path, outputs: dict[str, Any], root: Path) -> list[str]:
+    """Remove what the record at ``path`` lists and new outputs are not; return the names of what was removed.
+
+    What another image's record lists too stays, and so does what lies outside the participant's folders. Folders
+    stay: another image may be about to write into them.
+    """
+    participant = path.parent.parent.name
+    earlier = [name for name in _listed(path) if name not in outputs and _belongs(root / name, participant, root)]
+    others = {name for other in path.parent.glob("*.json") if earlier and other != path for name in _listed(other)}
+    gone = [name for name in earlier if name not in others]
+    for name in gone:
+        (root / name).unlink(missing_ok=True)
+    return gone
+
+
+def _listed(path: Path) -> list[str]:
+    outputs = read_record(path).get("Outputs")
+    return list(outputs) if isinstance(outputs, dict) else []
+
+
+def _belongs(path: Path, participant: str, root: Path) -> bool:
+    """Return whether there is a file, or a link, that is one of a participant's results."""
+    if path.is_dir() or not (path.exists() or path.is_symlink()):
+        return False
+    folder, root = path.parent.resolve(), root.resolve()
+    if not folder.is_relative_to(root):
+        return False
+    first, second, *_ = (*folder.relative_to(root).parts, "", "")
+    return first == participant or (first == "freesurfer" and second.split("_")[0] == participant)
 
 
 def _as_before(now: dict[str, Any], before: dict[str, Any]) -> bool:

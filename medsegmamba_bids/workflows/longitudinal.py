@@ -33,9 +33,9 @@ from medsegmamba_bids.longitudinal.fusion import WEIGHT
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SegmentationKind
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import WeightsFile
+from medsegmamba_bids.workflows.dataset_links import RAW, dataset_uri
 from medsegmamba_bids.workflows.ingredients import made_from
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.outputs import RAW
 from medsegmamba_bids.workflows.steps import network_step, step
 from medsegmamba_bids.workflows.t1w import Row
 
@@ -270,12 +270,14 @@ class _Shared:
             products,
             output_dir=str(self.config.output_dir),
             prefix=prefix,
-            metadata={key: _metadata(key, self.visits, image, network) for key in products},
+            metadata={key: _metadata(key, self.visits, image, network, self.config) for key in products},
         )
         return Node(interface, name=name, mem_gb=min(0.5, self.config.mem_gb))
 
 
-def _metadata(name: str, visits: Visits, image: T1wImage | None, network: WeightsFile) -> dict[str, Any]:
+def _metadata(
+    name: str, visits: Visits, image: T1wImage | None, network: WeightsFile, config: RunConfig
+) -> dict[str, Any]:
     """Return what the JSON beside a product says; empty where the table of names says nothing."""
     fixed = product(name).get("metadata", {})
 
@@ -284,7 +286,7 @@ def _metadata(name: str, visits: Visits, image: T1wImage | None, network: Weight
             return value
         other = value.strip("{}")
         if other == RAW:
-            return f"bids:{RAW}:{image.relative}"
+            return dataset_uri(config.bids_dir, image.relative, config)
         prefix = image.prefix if other.startswith("visit") else visits.prefix
         return f"bids::{output_name(prefix, other)}"
 

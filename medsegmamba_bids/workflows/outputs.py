@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from nipype.pipeline.engine import Node
@@ -17,27 +16,9 @@ from medsegmamba_bids.image.labels import table_of_labels
 from medsegmamba_bids.interfaces.sink import WriteOutputs
 from medsegmamba_bids.segmentations import SEGMENTATIONS, SegmentationKind
 from medsegmamba_bids.weights.info import WeightsFile
+from medsegmamba_bids.workflows.dataset_links import RAW, dataset_uri, mask_folder
 
-RAW = "raw"  # names the input dataset in BIDS URIs
-MASKS = "masks"  # the folder of --brain-mask
 _MEASURED = {kind.stats: kind.conformed for kind in SEGMENTATIONS}
-
-
-def derivative_link(number: int) -> str:
-    """Return the name of a dataset of ``--derivatives`` in BIDS URIs, counted from 0."""
-    return f"derivatives{number + 1}"
-
-
-def mask_folder(template: str) -> Path:
-    """Return the folder of ``--brain-mask`` down to where the first thing is replaced.
-
-    Examples
-    --------
-    >>> mask_folder("/masks/all/sub-{subject}/mask.nii.gz").as_posix()
-    '/masks/all'
-    """
-    path = Path(template).expanduser().absolute()
-    return next(parent for parent in path.parents if "{" not in str(parent))
 
 
 def sink_node(name: str, products: Sequence[str], image: T1wImage, config: RunConfig, network: WeightsFile) -> Node:
@@ -69,7 +50,7 @@ def product_metadata(name: str, image: T1wImage, config: RunConfig, network: Wei
     fixed = product(name).get("metadata", {})
     if not fixed:
         return {}
-    fill = partial(_fill, image=image)
+    fill = partial(_fill, image=image, config=config)
     metadata = {
         key: [fill(v) for v in value] if isinstance(value, list) else fill(value) for key, value in fixed.items()
     }
@@ -88,23 +69,23 @@ def label_sources(image: T1wImage, kind: SegmentationKind) -> list[str]:
     return [_uri(image, kind.conformed), _uri(image, "conformed")]
 
 
-def _fill(value: Any, image: T1wImage) -> Any:
-    """Replace ``{product}`` by the product's URI."""
+def _fill(value: Any, image: T1wImage, config: RunConfig) -> Any:
+    """Replace ``{product}`` by the product's URI, ``{raw}`` by the T1w's."""
     if not (isinstance(value, str) and value.startswith("{")):
         return value
-    return _uri(image, value.strip("{}"))
+    name = value.strip("{}")
+    return dataset_uri(config.bids_dir, image.relative, config) if name == RAW else _uri(image, name)
 
 
 def _uri(image: T1wImage, name: str) -> str:
-    return f"bids:{RAW}:{image.relative}" if name == RAW else f"bids::{output_name(image.prefix, name)}"
+    return f"bids::{output_name(image.prefix, name)}"
 
 
 def _mask_uri(image: T1wImage, config: RunConfig) -> str:
-    if config.brain_mask:
-        return f"bids:{MASKS}:{image.mask.relative_to(mask_folder(config.brain_mask)).as_posix()}"
-    for number, folder in enumerate(config.derivatives):
+    folders = [mask_folder(config.brain_mask)] if config.brain_mask else config.derivatives
+    for folder in folders:
         if image.mask.is_relative_to(folder):
-            return f"bids:{derivative_link(number)}:{image.mask.relative_to(folder).as_posix()}"
+            return dataset_uri(folder, image.mask.relative_to(folder).as_posix(), config)
     return image.mask.as_uri()  # of no dataset that the options name
 
 

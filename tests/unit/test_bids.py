@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -491,6 +492,16 @@ def test_participants_are_folders(bids):
 # Masks
 
 
+def test_a_name_that_is_no_text_is_refused_and_a_link_to_it_is_not(bids, tmp_path):
+    odd = bids.rename(tmp_path / os.fsdecode(b"d\xff"))
+    with pytest.raises(BIDSError, match="its name holds bytes that are no UTF-8; rename it, or give a link"):
+        collect(odd)
+    bids.symlink_to(odd)
+    assert collect(bids).images
+    with pytest.raises(BIDSError, match="no UTF-8"):
+        collect(bids, derivatives=(odd,))
+
+
 def mask_of(bids, prefix="sub-01", subject="01", session=None, **options):
     return find_mask(RunConfig(bids, bids.parent / "out", **options), prefix, subject, session)
 
@@ -517,6 +528,42 @@ def test_fmriprep_masks(bids, tmp_path):
     merged = images["sub-02_ses-pre_acq-mprage_run-1"]
     assert merged.mask == prep / "sub-02/anat/sub-02_desc-brain_mask.nii.gz"
     assert merged.notes == (f"the brain mask {merged.mask} serves 3 images; see that it fits this one",)
+
+
+def test_a_mask_of_merged_images_is_told_of_where_one_of_them_is_selected(bids, tmp_path):
+    prep = tmp_path / "fmriprep"
+    touch(prep, "sub-02/anat/sub-02_desc-brain_mask.nii.gz", "sub-01/mri/brainmask.mgz")
+    one = {"session_label": ("pre",), "run_label": ("1",)}
+    (image,) = collect(bids, derivatives=(prep,), participant_label=("02",), **one).images
+    assert image.notes == (
+        f"the brain mask {image.mask} is not named after ses-pre, acq-mprage and run-1 and may be that of several "
+        "images merged; see that it fits this one",
+    )
+    (image,) = collect(bids, derivatives=(prep,), participant_label=("01",)).images
+    assert image.mask
+    assert image.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("sub-02_ses-pre/mri/brainmask.mgz", "acq-space"),
+        ("sub-02/mri/brainmask.mgz", "ses-pre and acq-space"),
+    ],
+)
+def test_so_it_is_with_freesurfer(bids, tmp_path, name, lacks):
+    touch(tmp_path / "ses-pre_acq-space", name)  # what folders above are called does not matter
+    only = {"participant_label": ("02",), "bids_filter_file": tmp_path / "filter.json"}
+    only["bids_filter_file"].write_text('{"t1w": {"acquisition": "space"}}')
+    (image,) = collect(bids, derivatives=(tmp_path / "ses-pre_acq-space",), **only).images
+    assert f" is not named after {lacks} and may be " in image.notes[0]
+
+
+def test_a_mask_that_the_user_names_may_be_called_as_the_user_likes(bids, tmp_path):
+    touch(tmp_path, "mine.nii.gz")
+    one = {"participant_label": ("02",), "session_label": ("pre",), "run_label": ("1",)}
+    (image,) = collect(bids, brain_mask=str(tmp_path / "mine.nii.gz"), **one).images
+    assert image.notes == ()
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,19 @@
 from dataclasses import replace
 from pathlib import Path
 
-from medsegmamba_bids.bids import Inputs, T1wImage
+from medsegmamba_bids.bids import T1wImage, collect_inputs
 from medsegmamba_bids.cli.main import main
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.datasets.visit_times import VisitTimes
 from medsegmamba_bids.execution.dry_run import Plan, images_together, plan_text, seconds_of_run
+from medsegmamba_bids.execution.resume import unfinished, visits_of
 from medsegmamba_bids.inference.speed import patch_count
+from medsegmamba_bids.interfaces.record import WriteRecord, record_path, size_and_time
+from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
-from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.workflows.ingredients import files_now, made_from
+from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, visits_made_from, visits_read
+from medsegmamba_bids.workflows.networks import Networks, choose_networks
 
 
 def info(**spec):
@@ -40,17 +46,68 @@ def test_each_image_has_its_line():
     ]
 
 
-def test_visits_of_participants_with_something_new_are_segmented_once_more():
-    def image(subject, session):
-        return T1wImage(Path("a"), f"sub-{subject}_ses-{session}", subject, session, "a")
-
-    new = [(image("01", "c"), "new"), (image("02", "a"), "new")]
-    finished = [image(*one) for one in (("01", "a"), ("01", "b"), ("03", "a"), ("03", "b"))]
-    plan, inputs = Plan(new, finished, {}, {}, Networks(None)), Inputs([*(one for one, _ in new), *finished])
-    assert images_together(inputs, plan) == 3 + 1  # all of 01 with the template; 02 has one session, 03 nothing new
+def test_visits_take_the_time_of_an_image_each_and_so_does_their_template():
+    images = tuple(T1wImage(Path("a"), f"sub-01_ses-{session}", "01", session, "a") for session in "abc")
+    visits = Visits("01", images, VisitTimes((None,) * 3))
+    assert images_together(Plan([], [], {}, {}, Networks(None), [(visits, "new")])) == 3 + 1
     config = RunConfig(Path("in"), Path("out"), nprocs=2, omp_nthreads=2)
     alone = 2 * (45 + 2 * 60) / 2
     assert seconds_of_run(2, 60.0, config, on_cpu=True, together=4) == alone + 4 * (45 + 25 + 2 * 60) / 2
+
+
+def dataset(root, *sessions):
+    for session in sessions:
+        folder = root / "sub-01" / f"ses-{session}" / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"sub-01_ses-{session}_T1w.nii.gz").write_bytes(b"an image that nobody reads")
+    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+def finish(config, images=(), visits=None):
+    """Pretend that images, or visits, are finished."""
+    networks, template = choose_networks(config), find_template()
+    for image in images:
+        record(config, image.prefix, made_from(image, config, networks, template), files_now(image))
+    if visits:
+        made = visits_made_from(visits, config, networks, template)
+        read = visits_read(visits, config)
+        for path in read.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        read = {name: {"Path": str(path), **size_and_time(path)} for name, path in read.items()}
+        record(config, visits.prefix, made, read, suffix=RECORD)
+
+
+def record(config, prefix, made, read, **suffix):
+    WriteRecord(
+        output_dir=str(config.output_dir), prefix=prefix, made_from=made, in_files=read, aseg_files=[], **suffix
+    ).run()
+
+
+def test_visits_that_are_left_are_told(tmp_path, monkeypatch, capsys):
+    bids = dataset(tmp_path / "bids", "a", "b")
+    config = RunConfig(bids, tmp_path / "out", work_dir=tmp_path / "work", longitudinal=True)
+    images = collect_inputs(config).images
+    options = [str(bids), str(config.output_dir), "participant", "-w", str(config.work_dir), "--dry-run"]
+    monkeypatch.setattr("medsegmamba_bids.execution.dry_run.seconds_of_networks", lambda plan, config: (60.0, "cpu"))
+
+    def told(*more):
+        assert main([*options, *more]) == 0
+        return capsys.readouterr().out
+
+    text = told("--longitudinal")
+    assert "sub-01_longitudinal  processed  its visits together: it was not finished before" in text
+    assert "would be: 3 processed, 0 finished already, 0 skipped" in text
+    finish(config, images)
+    assert "would be: 1 processed, 2 finished already, 0 skipped\nfor about " in told("--longitudinal")
+    assert unfinished({"01": images}, config) == {"01": 2 + 1}
+    finish(config, visits=visits_of("01", images, config))
+    assert told("--longitudinal").endswith("would be: 0 processed, 2 finished already, 0 skipped\n")
+    record_path(config.output_dir, images[0].prefix).unlink()
+    assert "its visits together: they are processed one by one before" in told("--longitudinal")
+    assert unfinished({"01": images}, config) == {"01": 1 + 2 + 1}
+    assert "together" not in told()
 
 
 def test_nothing_is_written(tmp_path, capsys, monkeypatch):

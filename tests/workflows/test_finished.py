@@ -14,6 +14,7 @@ from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.execution import run
 from medsegmamba_bids.execution import work_folders as work
 from medsegmamba_bids.execution.batches import Batch
+from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, finished_before, outcome_table
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
@@ -26,6 +27,7 @@ from medsegmamba_bids.workflows.ingredients import (
     files_now,
     made_from,
 )
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
@@ -160,6 +162,79 @@ def test_an_image_that_changes_during_the_run_is_not_recorded(image, config, cap
     assert "the T1w changed during the run" in caplog.text
 
 
+# What an earlier run wrote and this one does not
+
+
+def record(config, prefix, *names, suffix="T1w"):
+    """Write files below the output folder and the record that lists them."""
+    for name in names:
+        path = config.output_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    written = [str(config.output_dir / name) for name in names]
+    node = WriteRecord(output_dir=str(config.output_dir), prefix=prefix, suffix=suffix, made_from={}, in_files={})
+    node.inputs.trait_set(aseg_files=written[:1], more_files=written[1:])
+    return node.run()
+
+
+def there(config):
+    paths = config.output_dir.rglob("*")
+    return {path.relative_to(config.output_dir).as_posix() for path in paths if path.is_file()}
+
+
+def test_what_a_new_run_does_not_make_goes(config, caplog):
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/meshes/b", "freesurfer/sub-01/mri/c", "sub-01/anat/d")
+    (config.output_dir / "sub-01" / "anat" / "mine").write_text("of the user")
+    (config.output_dir / "sub-01" / "anat" / "d").unlink()  # and is no failure
+    with caplog.at_level("INFO"):
+        record(config, "sub-01", "sub-01/anat/a")
+    assert there(config) == {"sub-01/anat/a", "sub-01/anat/mine", "sub-01/log/sub-01_T1w.json"}
+    assert "sub-01: removed 2 results of an earlier run, which this one does not make: " in caplog.text
+    assert "sub-01/meshes/b" in caplog.text
+
+
+def test_so_it_is_with_visits(config):
+    record(config, "sub-01", "sub-01/ses-a/anat/long", "sub-01/ses-b/anat/long", suffix="longitudinal")
+    record(config, "sub-01_ses-b", "sub-01/ses-b/anat/alone")
+    record(config, "sub-01", "sub-01/ses-a/anat/long", suffix="longitudinal")
+    assert there(config) >= {"sub-01/ses-a/anat/long", "sub-01/ses-b/anat/alone"}
+    assert "sub-01/ses-b/anat/long" not in there(config)
+
+
+def test_what_others_have_too_stays(config, tmp_path):
+    beyond = tmp_path / "beyond"
+    beyond.write_text("of nobody here")
+    (config.output_dir / "sub-01").mkdir(parents=True)
+    (config.output_dir / "sub-01" / "way").symlink_to(tmp_path)
+    record(config, "sub-01_run-1", "sub-01/anat/own", "sub-01/anat/shared", "README.md", "sub-02/anat/a")
+    record(config, "sub-01_run-2", "sub-01/anat/shared")
+    path = record_path(config.output_dir, "sub-01_run-1")
+    entries = json.loads(path.read_text())
+    entries["Outputs"] |= dict.fromkeys(["../beyond", str(beyond), "sub-01/way/beyond", "sub-01/anat", ""], 0)
+    path.write_text(json.dumps(entries))
+    record(config, "sub-01_run-1", "sub-01/anat/own")
+    assert beyond.exists()
+    assert there(config) >= {"sub-01/anat/own", "sub-01/anat/shared", "README.md", "sub-02/anat/a"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"Outputs": ["sub-01/anat/b"]}', '{"Outputs": 3}'])
+def test_a_damaged_record_removes_nothing(config, text):
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/anat/b")
+    record_path(config.output_dir, "sub-01").write_text(text)
+    record(config, "sub-01", "sub-01/anat/a")
+    assert "sub-01/anat/b" in there(config)
+
+
+def test_a_run_that_is_killed_while_it_removes_leaves_the_image_unfinished(done, config, monkeypatch):
+    before = record_path(config.output_dir, "sub-01").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("medsegmamba_bids.interfaces.record.write_new", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            record(config, "sub-01", "sub-01/anat/other")
+    assert record_path(config.output_dir, "sub-01").read_text() == before
+    assert "2 of its results are gone" in why(done, config)
+
+
 def test_a_report_is_current_until_results_or_limits_change(done, config, tmp_path):
     page = config.output_dir / "sub-01.html"
     assert not report_is_current("01", config)
@@ -199,8 +274,11 @@ def test_work_of_this_version_is_kept(image, config):
     path = intermediate(image, config)
     assert prepare_work_dir("01", [image], config) == ""
     assert path.exists()
+    visits = participant_work_dir("01", config) / LONGITUDINAL / "align"
+    visits.mkdir(parents=True)
     prepare_work_dir("01", [image], replace(config, force=True))
     assert not path.exists()
+    assert not visits.exists()
 
 
 @pytest.mark.parametrize(("stamp", "said"), [('{"Version": "0.0.1"}', "0.0.1"), ("{", "unknown"), (None, "unknown")])
@@ -227,16 +305,36 @@ def test_a_deletion_that_is_cut_short_leaves_nothing_to_trust(image, config, mon
 
 
 def test_half_written_files_of_a_killed_run_go(image, config):
-    anat = config.output_dir / "sub-01" / "anat"
-    anat.mkdir(parents=True)
+    anat, mri = config.output_dir / "sub-01" / "anat", config.output_dir / "freesurfer"
     gone = [anat / ".sub-01_dseg.0a1b2c3d.part.nii.gz", config.output_dir / ".sub-01.0a1b2c3d.part.html"]
-    gone.append(config.output_dir / ".README.0a1b2c3d.part.md")
+    gone += [mri / name / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz" for name in ("sub-01", "sub-01_run-2")]
     kept = [config.output_dir / ".sub-011.0a1b2c3d.part.html", anat / "sub-01_dseg.nii.gz"]
-    for path in gone + kept:
-        path.write_text("")
-    os.utime(gone[-1], (time.time() - 7200,) * 2)  # at the root others may be writing
+    kept.append(mri / "sub-011" / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz")
+    written(*gone, *kept)
     prepare_work_dir("01", [image], config)
-    assert [path.exists() for path in gone + kept] == [False] * 3 + [True] * 2
+    assert [path.exists() for path in gone + kept] == [False] * len(gone) + [True] * len(kept)
+
+
+def written(*paths, hours_ago=0):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        os.utime(path, (time.time() - 3600 * hours_ago,) * 2)
+
+
+def test_half_written_files_of_nobody_go_when_they_are_old(config):
+    """Other runs may be writing there."""
+    root, logs = config.output_dir, config.output_dir / "logs"
+    halves = [root / ".README.0a1b2c3d.part.md", logs / ".CITATION.0a1b2c3d.part.md"]
+    halves += [logs / folder / ".options.0a1b2c3d.part.json" for folder in ("run", "slurm/run")]
+    whole = [root / "README.md", logs / "run" / "config.json", logs / "slurm" / "run" / "options.json"]
+    written(*halves, *whole)
+    write_dataset_files(config)
+    assert all(path.exists() for path in halves)
+    written(*halves, *whole, hours_ago=25)
+    write_dataset_files(config)
+    assert not any(path.exists() for path in halves)
+    assert all(path.exists() for path in whole)
 
 
 def test_the_record_knows_output_spaces_again(image, config):

@@ -1,7 +1,10 @@
 """What surrounds the workflow: batches, plugins, crash files, outcomes, files at the root."""
 
 import json
+import os
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +19,10 @@ from medsegmamba_bids.execution.dataset_files import dataset_description, write_
 from medsegmamba_bids.execution.outcomes import judge_image
 from medsegmamba_bids.execution.runner import read_plugin
 from medsegmamba_bids.report.crashes import read_crashes
+from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
+from medsegmamba_bids.workflows.outputs import product_metadata
+
+NETWORK = WeightsFile(Path("w"), WeightsInfo("w", "medsegmamba", {"classes": 2}, "aseg", (0, 10), InputSpec()))
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform
@@ -119,6 +126,62 @@ def test_links_are_relative(tmp_path):
     assert links == {"raw": "../../a", "derivatives1": "../../p/fmri%20prep", "masks": "../../masks"}
     (tmp_path / "b").symlink_to(tmp_path)  # the output lies one folder higher than its name says
     assert dataset_description(outside)["DatasetLinks"]["raw"] == "../a"
+
+
+def test_a_link_to_a_name_of_any_bytes(tmp_path):
+    odd, link = tmp_path / os.fsdecode(b"d\xff"), tmp_path / "link"
+    link.symlink_to(odd)
+    assert dataset_description(RunConfig(link, tmp_path / "out"))["DatasetLinks"] == {"raw": "../d%FF"}
+
+
+def links_of(config, **options):
+    """Return the links after a run."""
+    write_dataset_files(replace(config, **options))
+    return json.loads((config.output_dir / "dataset_description.json").read_text())["DatasetLinks"]
+
+
+def test_a_name_of_a_dataset_keeps_its_meaning(config, tmp_path):
+    """Results of earlier runs go on naming it."""
+    first, second, masks = (tmp_path / name for name in ("a", "b", "c"))
+    links_of(config, derivatives=(first,))
+    assert links_of(config, derivatives=(second,), brain_mask=f"{masks}/{{subject}}.nii") == {
+        "raw": "../in",
+        "derivatives1": "../a",
+        "derivatives2": "../b",
+        "masks": "../c",
+    }
+    kept = links_of(config, derivatives=(second, first), brain_mask=f"{first}/{{subject}}.nii")
+    assert links_of(config) == kept == {**kept, "derivatives1": "../a", "derivatives2": "../b", "masks": "../c"}
+    other = links_of(config, bids_dir=tmp_path / "in2", brain_mask=f"{tmp_path}/d/{{subject}}.nii")
+    assert other == {**kept, "raw2": "../in2", "masks2": "../d"}
+    assert links_of(config) == other
+
+
+def test_a_link_that_the_user_mended_stays(config):
+    description = config.output_dir / "dataset_description.json"
+    links_of(config)
+    entries = json.loads(description.read_text())
+    description.write_text(json.dumps({**entries, "DatasetLinks": {"raw": "https://x.org/ds", "study": "../in"}}))
+    assert links_of(config) == {"raw": "https://x.org/ds", "study": "../in"}
+    description.write_text(json.dumps({**entries, "DatasetLinks": []}))
+    assert links_of(config) == {"raw": "../in"}
+
+
+def test_sources_are_called_as_the_description_does(config, image, tmp_path):
+    """Also by runs that name their datasets in another order."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    links_of(config, derivatives=(first,))
+    now = replace(config, derivatives=(second, first), bids_dir=tmp_path / "in2")
+    links_of(now)
+    for folder, name in ((first, "derivatives1"), (second, "derivatives2")):
+        masked = replace(image, mask=folder / "sub-01" / "m.nii.gz")
+        assert mask_sources(masked, now) == [f"bids:{name}:sub-01/m.nii.gz"]
+    raw = product_metadata("aseg", image, now, NETWORK)["SpatialReference"]
+    assert raw == "bids:raw2:sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def mask_sources(image, config):
+    return product_metadata("conformed_mask", image, config, NETWORK)["Sources"]
 
 
 def test_the_code_is_this_software(tmp_path):

@@ -8,15 +8,18 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.datasets.visit_times import VisitTimes
+from medsegmamba_bids.execution import run
+from medsegmamba_bids.execution.batches import Batch
 from medsegmamba_bids.execution.outcomes import DONE, FAILED, FLAGGED, Outcome
-from medsegmamba_bids.execution.resume import why_visits_unfinished
+from medsegmamba_bids.execution.resume import record_report, report_is_current, why_visits_unfinished
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.record import record_path
+from medsegmamba_bids.interfaces.record import WriteRecord, record_path
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
-from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, init_longitudinal_wf, visits_made_from
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, init_longitudinal_wf, visits_made_from
 from medsegmamba_bids.workflows.networks import Networks
+from medsegmamba_bids.workflows.participants import participant_work_dir
 
 
 def network(table, task, **spec):
@@ -153,3 +156,115 @@ def test_what_is_said_of_visits_flags_them(config, notes, status):
     )
     crashed = judge_visits(together(config, "a", "b"), {"align": "not the same head"}, "", config)
     assert crashed.reasons == ("align: not the same head",)
+
+
+class Played:
+    """Stands for the runner: writes tables, and a page that tells for how many visits it showed changes."""
+
+    def __init__(self, config, crash=""):
+        self.config, self.crash, self.ran = config, crash, []
+
+    def run(self, workflow):
+        names = [node.fullname for node in workflow._get_all_nodes()]
+        finish = [node for node in workflow._get_all_nodes() if node.name == "finish"]
+        self.ran.append("report" if any(name.endswith(".report") for name in names) else "visits")
+        for node in finish:
+            self.record(node.interface)
+        if self.ran[-1] == "report":
+            (self.config.output_dir / "sub-1.html").write_text(f"medsegmamba: {self.changes()}")
+        return self.crash if self.ran[-1] == "visits" else ""
+
+    def record(self, interface):
+        visits = interface.inputs.suffix == RECORD
+        if visits and self.crash:
+            return
+        files = ("aseg_changes",) if visits else ("aseg_stats", "conformed", "conformed_aseg", "conformed_mask")
+        paths = [self.config.output_dir / output_name(interface.inputs.prefix, name) for name in files]
+        if not visits:
+            paths.append(self.config.output_dir / output_name(interface.inputs.prefix, "hippocampus_stats"))
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+            path.with_suffix(".json").write_text('{"Notes": []}')
+        inputs = {name: getattr(interface.inputs, name) for name in ("output_dir", "prefix", "suffix", "in_files")}
+        files = [str(path) for path in paths]
+        WriteRecord(**inputs, made_from=interface.inputs.made_from, aseg_files=files).run()
+
+    def changes(self):
+        path = record_path(self.config.output_dir, "sub-1", RECORD)
+        return len(json.loads(path.read_text())["MadeFrom"]["Visits"]) if path.is_file() else 0
+
+
+def process(config, *sessions, crash=""):
+    """Process a participant; return which workflows ran, and what became of it."""
+    images = [image(session, config.bids_dir) for session in sessions]
+    for one in images:
+        one.path.parent.mkdir(parents=True, exist_ok=True)
+        one.path.write_bytes(b"image")
+    played = Played(config, crash)
+    outcomes = run.process(Batch({"1": images}), run.Means(config, NETWORKS, find_template(), played))
+    told = {outcome.name: outcome.status for outcome in outcomes}
+    assert len(told) == len(outcomes)  # each is told once
+    return played.ran, told
+
+
+def page(config):
+    return (config.output_dir / "sub-1.html").read_text()
+
+
+def test_the_page_is_written_once_more_after_the_visits(config):
+    assert process(config, "a", "b")[0] == ["report", "visits", "report"]
+    assert page(config) == "medsegmamba: 2"
+    assert report_is_current("1", config)
+    process(config, "a", "b", "c")
+    assert page(config) == "medsegmamba: 3"
+    assert process(config, "a", "b", "c")[0] == []
+
+
+def test_a_page_that_does_not_show_the_visits_is_written_anew(config):
+    process(config, "a", "b")
+    path = config.output_dir / "sub-1.html"
+    path.write_text("killed before the page")
+    record_report("1", config)
+    record = record_path(config.output_dir, "sub-1", RECORD)
+    record.write_text(record.read_text() + " ")  # other visits since
+    assert process(config, "a", "b")[0] == ["report"]
+    assert page(config) == "medsegmamba: 2"
+
+
+def test_a_page_follows_visits_that_failed_too(config):
+    """Some of their results may have been written."""
+    ran, told = process(config, "a", "b", crash="no memory")
+    assert ran == ["report", "visits", "report"]
+    assert told == {"sub-1_ses-a_T1w": "done", "sub-1_ses-b_T1w": "done", "sub-1_longitudinal": "failed"}
+
+
+def test_a_page_that_fails_before_and_after_the_visits_is_told_once(config, monkeypatch):
+    monkeypatch.setattr(run.Result, "of_report", lambda result, subject: "a page of another tool")
+    _, told = process(config, "a", "b")
+    assert told["sub-1.html"] == "failed"
+
+
+def test_the_work_folder_is_looked_at_before_visits_too(config):
+    """All images are finished, so that nothing else looks at it."""
+    process(config, "a", "b")
+    folder = participant_work_dir("1", config)
+    old = folder / LONGITUDINAL / "align"
+    old.mkdir(parents=True)
+    (folder / "version.json").write_text('{"Version": "0.0.1"}')
+    half = config.output_dir / "sub-1" / "anat" / ".sub-1_T1w.0a1b2c3d.part.nii.gz"
+    half.touch()
+    record_path(config.output_dir, "sub-1", RECORD).unlink()
+    record_report("1", config)
+    assert process(config, "a", "b")[0] == ["visits", "report"]
+    assert not old.exists()
+    assert not half.exists()
+
+
+def test_so_it_is_before_a_page_alone(config):
+    process(config, "a", "b")
+    (config.output_dir / "sub-1.html").unlink()
+    half = config.output_dir / ".sub-1.0a1b2c3d.part.html"
+    half.touch()
+    assert process(config, "a", "b")[0] == ["report"]
+    assert not half.exists()

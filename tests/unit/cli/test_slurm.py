@@ -121,6 +121,17 @@ def test_what_is_finished_is_left_out(place, capsys):
     assert (jobs(place, "--force")[1] / "tasks.txt").read_text() == "01\n02\n03\n"
 
 
+def test_visits_and_their_template_need_time_too(place):
+    (place / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz").unlink()
+    for session in ("a", "b"):
+        image = place / "bids" / "sub-01" / f"ses-{session}" / "anat" / f"sub-01_ses-{session}_T1w.nii.gz"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"an image that nobody reads")
+    options = ["--participant-label", "01", "-w", "work"]
+    assert "--time=25" in directives(jobs(place, *options)[1] / "participants.sh")
+    assert "--time=55" in directives(jobs(place, *options, "--longitudinal")[1] / "participants.sh")
+
+
 def test_an_array_of_nothing_is_not_made(place, capsys):
     finish("02")
     assert main(["bids", "out", "--participant-label", "02", "--submit"]) == 0
@@ -221,16 +232,19 @@ def test_a_container_sees_all_that_is_named(place, tmp_path):
         (place / folder).mkdir(exist_ok=True)
         (place / folder / name).touch()
     shutil.copy(weights, place / "w 1" / "w.safetensors")
+    (place / "rated").mkdir()
+    (place / "rated" / "ratings.tsv").touch()
     options = ["--image", "my image.sif", "-d", "prep", "--aseg-weights", "w 1/w.safetensors"]
+    options += ["--ratings", "rated/ratings.tsv"]
     _, folder = jobs(place, *options, "--brain-mask", "masks/{subject}.nii.gz")
     play(tmp_path, "apptainer", "#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
     said = run_task("bash", folder / "participants.sh", number=3).stdout.splitlines()[1:]
-    binds = [f"{place}/{name}:{place}/{name}:ro" for name in ("bids", "prep", "masks", "w 1")]
+    binds = [f"{place}/{name}:{place}/{name}:ro" for name in ("bids", "prep", "rated", "masks", "w 1")]
     binds += [f"{place}/{name}:{place}/{name}" for name in ("out", "work")]
     assert said[:2] == ["run", "--nv"]
-    assert said[2:14] == [part for bind in binds for part in ("-B", bind)]
-    assert said[14:18] == [f"{place}/my image.sif", f"{place}/bids", f"{place}/out", "participant"]
-    assert said[18:] == ["--config-file", f"{folder}/options.json", "--participant-label", "03"]
+    assert said[2:16] == [part for bind in binds for part in ("-B", bind)]
+    assert said[16:20] == [f"{place}/my image.sif", f"{place}/bids", f"{place}/out", "participant"]
+    assert said[20:] == ["--config-file", f"{folder}/options.json", "--participant-label", "03"]
     stored = json.loads((folder / "options.json").read_text())
     assert stored["aseg_weights"] == f"{place}/w 1/w.safetensors"
     assert stored["brain_mask"] == f"{place}/masks/{{subject}}.nii.gz"
