@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import as_identifier
 from medsegmamba_bids.datasets.bids_files import (
     IMAGE_EXTENSIONS,
     OTHER_FOLDERS,
@@ -69,8 +70,7 @@ class T1wImage:
     @property
     def node_name(self) -> str:
         """A name for its part of the workflow: letters, digits and underscores, unlike any other's."""
-        # Underscores separate entities and cannot stand within labels, so that this is one to one.
-        return "T1w_" + re.sub(r"\W", "_", self.prefix) + "_wf"
+        return f"T1w_{as_identifier(self.prefix)}_wf"
 
 
 @dataclass(frozen=True)

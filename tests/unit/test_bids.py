@@ -81,6 +81,15 @@ def test_names_of_nodes_are_distinct_identifiers(bids):
     assert all(name.isidentifier() for name in names)
 
 
+def test_a_plus_in_a_label_is_told_apart_from_what_separates_labels():
+    """BIDS 1.10 allows it, Nipype does not; labels of other datasets have more (--skip-bids-validation)."""
+    prefixes = ["a+ce+b", "a_ce-b", "a+_ce-b", "+a_ce-b", "a_ce-+b", "a-ce-b", "a.ce-b", "a2bce_b-b", "a++b", "a+b"]
+    names = {T1wImage(Path(), f"sub-01_acq-{one}", "01", None, "").node_name for one in prefixes}
+    assert len(names) == len(prefixes)
+    assert all(name.isidentifier() and name.isascii() for name in names)
+    assert "T1w_sub_01_acq_a_ce_b_wf" in names
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

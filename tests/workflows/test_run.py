@@ -16,6 +16,7 @@ from medsegmamba_bids.execution.dataset_files import dataset_description, write_
 from medsegmamba_bids.execution.outcomes import judge_image
 from medsegmamba_bids.execution.runner import read_plugin
 from medsegmamba_bids.report.crashes import read_crashes
+from medsegmamba_bids.workflows.participants import participant_wf_name
 
 CRASH = """\
 Node: medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform
@@ -140,6 +141,19 @@ def test_progress_names_image_and_step():
         "[00:00] sub-01 FAILED",
     ]
     assert (progress.done, progress.failed) == (1, 1)
+
+
+def test_progress_names_participants_as_their_folders_are_named():
+    stream = StringIO()
+    with Progress(stream) as progress:
+        progress.passed(["A+1"])
+        part = participant_wf_name("A+1")
+        progress(SimpleNamespace(fullname=f"medsegmamba_wf.{part}.T1w_{part}.aseg"), "exception")
+        assert progress._ended == progress._passed
+    assert [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()] == [
+        "sub_A+1: aseg FAILED, as before",
+        "sub-A+1 FAILED",
+    ]
 
 
 def test_progress_counts_participants_and_tells_the_time_left(monkeypatch):
