@@ -24,7 +24,7 @@ from networkx import ancestors
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from medsegmamba_bids.errors import WorkerDiedError
+from medsegmamba_bids.errors import WorkerDiedError, reason
 from medsegmamba_bids.execution.workers import (
     import_networks,
     rest,
@@ -293,10 +293,24 @@ class NetworkProcessPlugin(MultiProcPlugin):
             # Whose fault it was cannot be told: each node that ran there gets a process of its own.
             self._to_repeat.add(taskid)
         else:
-            reason = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
-            text = f"{type(reason).__name__}: {reason}\n"
+            cause = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
+            text = f"{type(cause).__name__}: {cause}\n"
             self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
         self._changed.set()
+
+    def _report_crash(self, node: Node, result: dict[str, Any] | None = None) -> str:
+        """Write a crash file; where the node's folder cannot be written, into the workflow's, else none.
+
+        Nipype would end the workflow there, with all its other participants.
+        """
+        places = node.config["execution"]
+        for folder in (places["crashdump_dir"], self._config["execution"]["crashdump_dir"]):
+            places["crashdump_dir"] = folder
+            try:
+                return super()._report_crash(node, result)
+            except OSError as error:
+                logger.warning("%s: no crash file can be written (%s)", folder, reason(error))
+        return ""
 
     def _networks_to_run(self) -> bool:
         """Return whether there are nodes with networks that have not ended."""

@@ -27,7 +27,7 @@ from medsegmamba_bids.workflows.ingredients import (
     made_from,
 )
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.participants import participant_work_dir
+from medsegmamba_bids.workflows.participants import ROOT, participant_wf_name, participant_work_dir
 
 TEMPLATE = Template("head", Path("template.nii.gz"), 2_000_000.0, "")
 
@@ -243,6 +243,78 @@ def test_the_record_knows_output_spaces_again(image, config):
     spaces = replace(config, output_spaces=("MNI152NLin2009cAsym",))
     finish(image, spaces)
     assert why(image, spaces) == ""
+
+
+# What a workflow left behind
+
+
+class FakeRunner:
+    """Does something in place of a workflow, and says why it ended early."""
+
+    def __init__(self, error="", work=lambda: None):
+        self.error, self.work = error, work
+
+    def run(self, workflow):
+        self.work()
+        return self.error
+
+
+FAILED_ELSEWHERE = "OSError: of sub-02"
+
+
+def outcomes_of(config, image, error="", work=lambda: None):
+    """Outcomes of participant 01 and of 02, whose step crashes."""
+    second = replace(image, prefix="sub-02", subject="02")
+    plan = {"01": [image], "02": [second]}
+
+    def crash():
+        work()
+        node = f"{ROOT}.{participant_wf_name('02')}.{second.node_name}.conform"
+        config.log_dir.mkdir(parents=True, exist_ok=True)  # 02's own folder could not be written
+        (config.log_dir / "crash-1.txt").write_text(f"Node: {node}\n\nValueError: of sub-02\n")
+
+    means = run.Means(config, networks(), TEMPLATE, FakeRunner(error, crash))
+    result = run.run_plan(plan, means)
+    told = run.judge(Batch(plan), plan, result, config)
+    assert [outcome.reasons for outcome in told["02"]] == [("conform: ValueError: of sub-02",)]
+    (outcome,) = told["01"]
+    return outcome.status, outcome.reasons, result.of_report("01")
+
+
+def write_tables(image, config):
+    path = config.output_dir / output_name(image.prefix, "aseg_stats")
+    path.parent.mkdir(parents=True)
+    path.write_text("of a run before")
+
+
+def test_a_failure_elsewhere_does_not_touch_who_is_finished(config, image):
+    def work():
+        finish(image, config)
+        (config.output_dir / "sub-01.html").write_text("page")
+
+    assert outcomes_of(config, image, FAILED_ELSEWHERE, work) == ("done", (), "")
+
+
+def test_tables_of_a_run_before_are_no_success(config, image):
+    write_tables(image, config)
+    (config.output_dir / "sub-01.html").write_text("of a run before")
+    told = outcomes_of(config, image, FAILED_ELSEWHERE)
+    assert told == ("failed", (FAILED_ELSEWHERE,), FAILED_ELSEWHERE)
+    assert outcomes_of(config, image) == ("failed", (NOT_THERE,), "")
+    stopping = replace(config, stop_on_first_crash=True)  # what was stopped has nothing to do with 02's failure
+    assert outcomes_of(stopping, image, FAILED_ELSEWHERE) == ("failed", (NOT_THERE,), "")
+
+
+def test_an_image_that_changes_while_it_is_processed_has_failed(config, image):
+    write_tables(image, config)
+    told = outcomes_of(config, image, FAILED_ELSEWHERE, lambda: image.path.write_bytes(b"another image"))
+    assert told[:2] == ("failed", ("the T1w changed during the run; run it again",))
+
+
+def test_the_record_of_a_run_before_is_not_taken_for_that_of_a_forced_one(config, done):
+    forced = replace(config, force=True)
+    assert outcomes_of(forced, done, FAILED_ELSEWHERE)[:2] == ("failed", (FAILED_ELSEWHERE,))
+    assert outcomes_of(forced, done, work=lambda: finish(done, config))[:2] == ("done", ())
 
 
 # A run that stops at the first failure

@@ -216,6 +216,22 @@ def test_a_killed_process_is_a_failed_node(tmp_path, plugin):
         assert (tmp_path / "wf" / name / f"result_{name}.pklz").exists()
 
 
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_crash_that_cannot_be_written_where_it_belongs_stops_no_other_node(tmp_path, plugin, caplog, elsewhere):
+    """As where a participant's folder is another user's; a full disk has no place at all."""
+    (tmp_path / "file").touch()
+    workflow = workflow_of(tmp_path, dies=TellOfNetwork(die=True), lives=TellOfNetwork(seconds=0.5))
+    if not elsewhere:
+        workflow.config["execution"]["crashdump_dir"] = str(tmp_path / "file" / "crashes")
+    dies = workflow.get_node("dies")
+    dies.config = {"execution": {**workflow.config["execution"], "crashdump_dir": str(tmp_path / "file" / "own")}}
+    with pytest.raises(RuntimeError, match="its process was killed"):
+        workflow.run(plugin)
+    assert list(read_crashes(tmp_path / "crashes")) == ["wf.dies"] * elsewhere
+    assert f"{tmp_path / 'file' / 'own'}: no crash file can be written (Not a directory)" in caplog.text
+    assert (tmp_path / "wf" / "lives" / "result_lives.pklz").exists()
+
+
 def test_nodes_beside_a_killed_one_are_run_again(tmp_path, plugin):
     workflow = workflow_of(tmp_path, dies=Tell(die=True), beside=Tell())
     with pytest.raises(RuntimeError):

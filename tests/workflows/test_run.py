@@ -41,29 +41,23 @@ def image(config):
     return T1wImage(config.bids_dir / "x.nii.gz", "sub-01", "01", None, "sub-01/anat/sub-01_T1w.nii.gz")
 
 
-def write_stats(config, notes):
-    table = config.output_dir / output_name("sub-01", "aseg_stats")
-    table.parent.mkdir(parents=True)
-    table.write_text("")
-    table.with_suffix(".json").write_text(json.dumps({"Notes": notes}))
-
-
 def test_crash_files_are_read(tmp_path):
     (tmp_path / "crash-1.txt").write_text(CRASH)
     (tmp_path / "crash-2.txt").write_text("cut off")
     assert read_crashes(tmp_path) == {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform": "a.nii.gz: the file is empty"}
 
 
-def test_results_of_an_earlier_run_do_not_hide_a_failure(config, image):
-    write_stats(config, [])
-    assert judge_image(image, {}, "", config).status == "done"
+def test_a_crash_tells_more_than_that_something_is_not_there(config, image):
     assert judge_image(image, {"aseg": "no memory"}, "", config).reasons == ("aseg: no memory",)
-    assert judge_image(image, {}, "ImportError: no plugin", config).status == "failed"
+    assert judge_image(image, {"aseg": "no memory"}, "not there", config).reasons == ("aseg: no memory",)
+    unfinished = judge_image(image, {}, "not there", config)
+    assert (unfinished.status, unfinished.reasons) == ("failed", ("not there",))
 
 
-def test_notes_are_told_and_make_no_flag_and_absence_is_a_failure(config, image):
-    assert judge_image(image, {}, "", config).status == "failed"
-    write_stats(config, ["not found: Left-Thalamus"])
+def test_notes_are_told_and_make_no_flag(config, image):
+    table = config.output_dir / output_name("sub-01", "aseg_stats", ".json")
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps({"Notes": ["not found: Left-Thalamus"]}))
     outcome = judge_image(image, {}, "", config)
     assert (outcome.status, outcome.reasons) == ("done", ("not found: Left-Thalamus",))
 
