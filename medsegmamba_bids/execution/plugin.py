@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -183,12 +183,32 @@ class NetworkProcessPlugin(MultiProcPlugin):
         self.pending_tasks, self._seen = [], None
         gc.freeze()  # Nipype collects garbage before each step, and would look at all that was imported (0.1 s)
         try:
-            super().run(graph, config, updatehash)
+            self._run_to_end(graph, config, updatehash)
         except KeyboardInterrupt:
             self.close(kill=True)
             raise
         finally:
             gc.unfreeze()
+
+    def _run_to_end(self, graph: Any, config: Any, updatehash: bool) -> None:
+        """Run a workflow; where that ends early, wait for what runs: participants are given free after it."""
+        try:
+            super().run(graph, config, updatehash)
+        except Exception:
+            self._await_tasks()
+            raise
+
+    def _await_tasks(self) -> None:
+        """Wait until no task runs, and forget all; those that no process has taken are given up."""
+        for future in self._task_obj.values():
+            future.cancel()
+        wait(self._task_obj.values())
+        for worker in (self._common, *self._networks):
+            worker.clear_away()
+        for worker in self._alone.values():
+            worker.close()
+        for kept in (self._task_obj, self._tasks, self._alone, self._to_repeat):
+            kept.clear()
 
     def close(self, kill: bool = False) -> None:
         """End all processes."""
