@@ -160,6 +160,8 @@ def run_participants(
         for batch in locked_batches(inputs.subjects(), config):
             with batch:
                 stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
+                passed(batch.refused)
+                outcomes += refused(batch)
                 outcomes += not_begun(batch) if stopped else process(batch, means)
     link_pages(inputs.subjects(), config)
     return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
@@ -184,6 +186,11 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     outcomes += [outcome for group in together.values() for outcome in group]
     _clean({subject: [*group, *together.get(subject, [])] for subject, group in by_subject.items()}, config)
     return outcomes
+
+
+def refused(batch: Batch) -> list[Outcome]:
+    """Say of participants that cannot be locked why they are left out."""
+    return [Outcome(f"sub-{subject}", SKIPPED, (reason,)) for subject, reason in batch.refused.items()]
 
 
 def not_begun(batch: Batch) -> list[Outcome]:

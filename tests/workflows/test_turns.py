@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.execution import batches, locks
 from medsegmamba_bids.execution.batches import lock_paths
 from medsegmamba_bids.execution.locks import owner_of, try_lock
+from medsegmamba_bids.execution.run import refused
 
 HOLD = "import sys; from pathlib import Path; from medsegmamba_bids.execution.locks import try_lock\n"
 HOLD += "lock = try_lock(Path(sys.argv[1])); print(bool(lock), flush=True); sys.stdin.read()"
@@ -87,6 +89,65 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     assert try_lock(tmp_path / "sub-01") is not None
     assert "do not start two runs at once" in caplog.text
+
+
+def refuse(monkeypatch, path, *modes):
+    """A file cannot be opened in some ways, as another user's."""
+    opened = Path.open
+
+    def guarded(file, mode="r", **settings):
+        if file == path and mode in modes:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, mode, **settings)
+
+    monkeypatch.setattr(Path, "open", guarded)
+
+
+def test_a_lock_file_of_another_user_is_locked_by_reading(tmp_path, monkeypatch, other):
+    path = tmp_path / "sub-01"
+    path.write_text("process 7 on x")
+    refuse(monkeypatch, path, "a+")
+    lock = try_lock(path)
+    assert lock is not None
+    assert path.read_text() == "process 7 on x"
+    assert try_lock(path) is None
+    monkeypatch.setattr(Path, "unlink", lambda file, **how: (_ for _ in ()).throw(PermissionError(13, "no")))
+    lock.release()  # what cannot be deleted is free as well
+    monkeypatch.undo()
+    other(path)
+    refuse(monkeypatch, path, "a+")
+    assert try_lock(path) is None
+
+
+def test_a_lock_that_cannot_say_whose_it_is_is_held_all_the_same(tmp_path, monkeypatch):
+    """As on a full disk."""
+    path = tmp_path / "sub-01"
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(locks.os, "write", full)
+    lock = try_lock(path)
+    assert lock is not None
+    assert try_lock(path) is None
+    lock.release()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_participant_that_cannot_be_locked_is_refused_and_no_other(config, monkeypatch, place):
+    path = lock_paths("02", config)[place]
+    path.parent.mkdir(parents=True)
+    refuse(monkeypatch, path, "a+", "r")
+    (batch,) = batches.locked_batches({"01": [], "02": []}, config)
+    with batch:
+        assert list(batch.subjects) == ["01"]
+        assert list(batch.refused) == ["02"]
+        assert batch.refused["02"].startswith(f"{path}: cannot be locked (Permission denied)")
+        (outcome,) = refused(batch)
+        assert (outcome.name, outcome.status, outcome.reasons) == ("sub-02", "skipped", (batch.refused["02"],))
+        assert not lock_paths("02", config)[1 - place].exists()
+    (batch,) = batches.locked_batches({"02": []}, config)
+    assert (batch.subjects, list(batch.refused)) == ({}, ["02"])
 
 
 @pytest.mark.parametrize("folder", [0, 1])
