@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids import __version__
@@ -21,6 +22,7 @@ from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.space_templates import find_templates
+from medsegmamba_bids.errors import LockError, reason
 from medsegmamba_bids.execution.batches import Batch, Subjects, lock_participant, locked_batches
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
@@ -190,7 +192,7 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
 
 def refused(batch: Batch) -> list[Outcome]:
     """Say of participants that cannot be locked why they are left out."""
-    return [Outcome(f"sub-{subject}", SKIPPED, (reason,)) for subject, reason in batch.refused.items()]
+    return [Outcome(f"sub-{subject}", SKIPPED, (why,)) for subject, why in batch.refused.items()]
 
 
 def not_begun(batch: Batch) -> list[Outcome]:
@@ -355,11 +357,18 @@ def judge_reports(subjects: Iterable[str], result: Result, config: RunConfig) ->
     """Record the reports that were written; return the failures."""
     failed = []
     for subject in subjects:
-        if reason := result.of_report(subject):
-            failed.append(Outcome(f"sub-{subject}.html", FAILED, (reason,)))
-        else:
-            record_report(subject, config)
+        if why := result.of_report(subject) or _why_not_recorded(subject, config):
+            failed.append(Outcome(f"sub-{subject}.html", FAILED, (why,)))
     return failed
+
+
+def _why_not_recorded(subject: str, config: RunConfig) -> str:
+    """Record a participant's report; return why that cannot be done, empty if it is."""
+    try:
+        record_report(subject, config)
+    except OSError as error:
+        return f"{error.filename or config.output_dir}: cannot be written ({reason(error)})"
+    return ""
 
 
 def _has_failed(outcomes: list[Outcome]) -> bool:
@@ -393,19 +402,29 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
 def link_pages(subjects: Iterable[str], config: RunConfig) -> None:
     """Let the pages of participants, and those next to them, lead to each other, now that all are there.
 
-    A page that another run is at is left to that run's end.
+    A page that another run is at is left to that run's end. One that cannot be read or written stays as it is, with a
+    warning: the work is done, and what became of it must be told.
     """
     there = subjects_with_pages(config.output_dir)
     for subject in beside(subjects, there):
-        links = neighbour_links(subject, there)
-        if has_links(config.output_dir, subject, links):
-            continue
-        locks = lock_participant(subject, config)
+        try:
+            _link_page(subject, neighbour_links(subject, there), config)
+        except (LockError, OSError) as error:
+            page = page_of(config.output_dir, subject)
+            logger.warning("%s: has no new links to the pages beside it (%s)", page, reason(error))
+
+
+def _link_page(subject: str, links: Markup, config: RunConfig) -> None:
+    if has_links(config.output_dir, subject, links):
+        return
+    locks = lock_participant(subject, config)
+    try:
         if locks and is_ours(page_of(config.output_dir, subject)):
             current = report_is_current(subject, config)
             set_links(config.output_dir, subject, links)
             if current:
                 record_report(subject, config)
+    finally:
         for lock in locks:
             lock.release()
 
@@ -415,8 +434,13 @@ def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:
     if not config.clean_workdir:
         return
     for subject, outcomes in by_subject.items():
-        if not _has_failed(outcomes):
-            discard(participant_work_dir(subject, config))
+        folder = participant_work_dir(subject, config)
+        if _has_failed(outcomes):
+            continue
+        try:
+            discard(folder)
+        except OSError as error:
+            logger.warning("%s: cannot be deleted (%s)", folder, reason(error))
 
 
 def _write_graph(workflow: Workflow, config: RunConfig) -> None:

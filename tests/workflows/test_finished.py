@@ -11,7 +11,7 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.execution import run
+from medsegmamba_bids.execution import resume, run
 from medsegmamba_bids.execution import work_folders as work
 from medsegmamba_bids.execution.batches import Batch
 from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, finished_before, outcome_table
@@ -19,6 +19,7 @@ from medsegmamba_bids.execution.resume import record_report, report_is_current, 
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.record import WriteRecord, record_path
+from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows import ingredients
@@ -315,6 +316,28 @@ def test_the_record_of_a_run_before_is_not_taken_for_that_of_a_forced_one(config
     forced = replace(config, force=True)
     assert outcomes_of(forced, done, FAILED_ELSEWHERE)[:2] == ("failed", (FAILED_ELSEWHERE,))
     assert outcomes_of(forced, done, work=lambda: finish(done, config))[:2] == ("done", ())
+
+
+def test_a_report_that_cannot_be_recorded_has_failed_and_the_next_is_recorded(config, image, monkeypatch):
+    def refuse(text, path):
+        if "sub-01" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return write_new(text, path)
+
+    monkeypatch.setattr(resume, "write_new", refuse)
+    (outcome,) = run.judge_reports(["01", "02"], run.Result({}), config)
+    path = config.output_dir / "sub-01" / "log" / "report.json"
+    assert outcome == Outcome("sub-01.html", "failed", (f"{path}: cannot be written (Permission denied)",))
+    assert (config.output_dir / "sub-02" / "log" / "report.json").is_file()
+
+
+def test_a_work_folder_that_cannot_be_deleted_is_told(config, monkeypatch, caplog):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(run, "discard", refuse)
+    run._clean({"01": [Outcome("sub-01_T1w", "done")]}, replace(config, clean_workdir=True))
+    assert f"{participant_work_dir('01', config)}: cannot be deleted (Permission denied)" in caplog.text
 
 
 # A run that stops at the first failure
