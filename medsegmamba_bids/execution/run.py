@@ -218,7 +218,7 @@ def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list
     for outcome in outcomes:
         image = planned.get(outcome.name)
         ended = image is None or _is_finished(image, means)
-        crashed = outcome.status == FAILED and outcome.reasons != (NOT_THERE,)
+        crashed = outcome.status == FAILED and outcome.reasons not in ((NOT_THERE,), (_STOPPED,))
         out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (_STOPPED,)))
     return out
 
@@ -296,7 +296,7 @@ def _run(workflow: Workflow, subjects: Collection[str], runner: Runner, config: 
     error = runner.run(workflow)
     crashes = _crashes(subjects, config)
     if crashes and config.stop_on_first_crash:
-        error = ""  # it repeats what crashed first; of the others it is said that the run was stopped
+        error = _STOPPED  # else it repeats what crashed first, which says nothing of the others
     same = pages.keys() - _changed(before, pages) if error else ()
     return Result(crashes, error, dict.fromkeys(same, error))
 
@@ -387,16 +387,32 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
         Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in chosen if subject not in there
     ]
     present = [subject for subject in chosen if subject in there]
-    result = Result({})
-    if present:
-        with open_runner(config, status) as runner:
-            workflow = init_medsegmamba_wf({subject: [] for subject in present}, config)
-            result = _run(workflow, present, runner, config)
-    for subject in present:
-        reason = result.of_report(subject)
-        outcomes.append(Outcome(f"sub-{subject}.html", FAILED if reason else DONE, (reason,) if reason else ()))
+    with open_runner(config, status) as runner:
+        for batch in locked_batches({subject: [] for subject in present}, config):
+            with batch:
+                stopped = config.stop_on_first_crash and _has_failed(outcomes)
+                outcomes += refused(batch)
+                outcomes += _reports_of(batch.subjects, runner, config) if not stopped else _none_of(batch.subjects)
     link_pages(present, config)
-    return outcomes
+    return sorted(outcomes, key=lambda outcome: outcome.name)
+
+
+def _reports_of(subjects: Subjects, runner: Runner, config: RunConfig) -> list[Outcome]:
+    """Write the reports of participants; say what became of each."""
+    if not subjects:
+        return []
+    result = _run(init_medsegmamba_wf(subjects, config), subjects, runner, config)
+    reasons = {f"sub-{subject}.html": result.of_report(subject) for subject in subjects}
+    return [Outcome(name, _status_of_report(why), (why,) if why else ()) for name, why in reasons.items()]
+
+
+def _status_of_report(why: str) -> str:
+    return SKIPPED if why == _STOPPED else FAILED if why else DONE
+
+
+def _none_of(subjects: Subjects) -> list[Outcome]:
+    """Say of reports that the run ended before them."""
+    return [Outcome(f"sub-{subject}.html", SKIPPED, (_STOPPED,)) for subject in subjects]
 
 
 def link_pages(subjects: Iterable[str], config: RunConfig) -> None:

@@ -263,6 +263,10 @@ class FakeRunner:
 FAILED_ELSEWHERE = "OSError: of sub-02"
 
 
+def means_of(config, runner=None):
+    return run.Means(config, networks(), TEMPLATE, runner)
+
+
 def outcomes_of(config, image, error="", work=lambda: None):
     """Outcomes of participant 01 and of 02, whose step crashes."""
     second = replace(image, prefix="sub-02", subject="02")
@@ -274,8 +278,7 @@ def outcomes_of(config, image, error="", work=lambda: None):
         config.log_dir.mkdir(parents=True, exist_ok=True)  # 02's own folder could not be written
         (config.log_dir / "crash-1.txt").write_text(f"Node: {node}\n\nValueError: of sub-02\n")
 
-    means = run.Means(config, networks(), TEMPLATE, FakeRunner(error, crash))
-    result = run.run_plan(plan, means)
+    result = run.run_plan(plan, means_of(config, FakeRunner(error, crash)))
     told = run.judge(Batch(plan), plan, result, config)
     assert [outcome.reasons for outcome in told["02"]] == [("conform: ValueError: of sub-02",)]
     (outcome,) = told["01"]
@@ -303,7 +306,11 @@ def test_tables_of_a_run_before_are_no_success(config, image):
     assert told == ("failed", (FAILED_ELSEWHERE,), FAILED_ELSEWHERE)
     assert outcomes_of(config, image) == ("failed", (NOT_THERE,), "")
     stopping = replace(config, stop_on_first_crash=True)  # what was stopped has nothing to do with 02's failure
-    assert outcomes_of(stopping, image, FAILED_ELSEWHERE) == ("failed", (NOT_THERE,), "")
+    status, reasons, report = outcomes_of(stopping, image, FAILED_ELSEWHERE)
+    assert (status, reasons) == ("failed", (report,))
+    assert "the run stopped at the first failure" in report
+    (told,) = run.stopped_early([Outcome("sub-01_T1w", status, reasons)], {"01": [image]}, means_of(stopping))
+    assert told == Outcome("sub-01_T1w", "skipped", (report,))
 
 
 def test_an_image_that_changes_while_it_is_processed_has_failed(config, image):
