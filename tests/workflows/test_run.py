@@ -14,7 +14,7 @@ from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import batches
 from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
 from medsegmamba_bids.execution.outcomes import judge_image
-from medsegmamba_bids.execution.runner import read_plugin
+from medsegmamba_bids.execution.runner import Runner, read_plugin
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.workflows.participants import participant_wf_name
 
@@ -84,6 +84,27 @@ def test_plugins_that_cannot_be_used(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=str(path)) as caught:
         read_plugin(path)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ImportError("no module x"), "ImportError: no module x"),
+        (RuntimeError(f"Traceback\n\n{CRASH}"), "a.nii.gz: the file is empty"),
+        (RuntimeError("2 raised. Re-raising first."), "a.nii.gz: the file is empty"),
+    ],
+)
+def test_why_a_workflow_ended_is_told_in_a_sentence(error, sentence):
+    """Others than the participant whose node it was read it, too."""
+    if "raised" in str(error):
+        error.__cause__ = RuntimeError(CRASH)
+
+    def run(**how):
+        raise error
+
+    runner = Runner.__new__(Runner)
+    runner.plugin, runner.arguments = "MultiProc", {}
+    assert runner.run(SimpleNamespace(run=run)) == sentence
 
 
 def test_a_plugin_is_read(tmp_path):
