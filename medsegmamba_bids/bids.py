@@ -6,6 +6,7 @@ Names and folders say what an image is; pybids, which reads entities from the ab
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import as_identifier
 from medsegmamba_bids.datasets.bids_files import (
     IMAGE_EXTENSIONS,
     OTHER_FOLDERS,
@@ -28,7 +30,7 @@ from medsegmamba_bids.datasets.bids_files import (
 )
 from medsegmamba_bids.datasets.scan_names import listed
 from medsegmamba_bids.datasets.selection import Selection, numbered, read_selection
-from medsegmamba_bids.errors import BIDSError
+from medsegmamba_bids.errors import BIDSError, reason
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -70,8 +72,7 @@ class T1wImage:
     @property
     def node_name(self) -> str:
         """A name for its part of the workflow: letters, digits and underscores, unlike any other's."""
-        # Underscores separate entities and cannot stand within labels, so that this is one to one.
-        return "T1w_" + re.sub(r"\W", "_", self.prefix) + "_wf"
+        return f"T1w_{as_identifier(self.prefix)}_wf"
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,16 @@ class _Search:
     index: _Index | None
 
     def participant(self, subject: str) -> Inputs:
-        """Return a participant's images."""
-        folder, inputs = f"sub-{subject}", Inputs()
+        """Return a participant's images; none, with the reason, where its folders cannot be read."""
+        folder = f"sub-{subject}"
+        try:
+            return self._search(folder)
+        except OSError as error:
+            why = f"{error.filename or self.dataset.root / folder}: cannot be read ({reason(error)})"
+            return Inputs(skipped={folder: why})
+
+    def _search(self, folder: str) -> Inputs:
+        inputs = Inputs()
         files = self._files(folder)
         for file, outdated in files:
             self._sort_in(file, outdated, inputs)
@@ -325,17 +334,23 @@ def _image(file: BIDSFile, config: RunConfig) -> T1wImage:
 def _name_odd_folders(dataset: BIDSFolder, inputs: Inputs) -> None:
     """Name folders ``sub-*`` that are no participant's: copies, and labels that BIDS does not allow."""
     for folder in dataset.odd_folders:
-        own = any(f"sub-{file.entities.get('sub')}" == folder for file in dataset.t1w_files(folder))
-        place = inputs.skipped if own else inputs.left_out
+        place = inputs.skipped if _holds_its_own(dataset, folder) else inputs.left_out
         place[folder] = "no participant's folder: labels are letters and digits"
+
+
+def _holds_its_own(dataset: BIDSFolder, folder: str) -> bool:
+    """Return whether a folder holds T1w images that are named after it, as far as it can be read."""
+    with contextlib.suppress(OSError):
+        return any(f"sub-{file.entities.get('sub')}" == folder for file in dataset.t1w_files(folder))
+    return False
 
 
 def _tell_left_out(inputs: Inputs, config: RunConfig) -> None:
     by_reason: dict[str, list[str]] = {}
-    for name, reason in inputs.left_out.items():
-        by_reason.setdefault(reason, []).append(name)
-    for reason, names in by_reason.items():
-        logger.warning("%s: left out: %s (%s)", config.bids_dir, listed(names, 5), reason)
+    for name, why in inputs.left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        logger.warning("%s: left out: %s (%s)", config.bids_dir, listed(names, 5), why)
 
 
 def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:

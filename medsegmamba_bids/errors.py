@@ -55,6 +55,10 @@ class SegmentationError(UserError):
     """An image that cannot be segmented."""
 
 
+class LockError(UserError):
+    """A lock file that cannot be used, so that nobody knows whether another run is there; the message names it."""
+
+
 class WorkerDiedError(UserError):
     """A process that ran a node is gone."""
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from medsegmamba_bids.data.names import with_signs
+
 logger = logging.getLogger(__name__)
 
 _SAYINGS = {"end": "done", "exception": "FAILED"}
@@ -112,7 +114,7 @@ class Progress:
 def _participant(node: Any) -> str:
     """Return ``sub-X`` of a node's full name; empty where it has none."""
     part = next((part for part in node.fullname.split(".") if part.startswith("sub_") and part.endswith("_wf")), "")
-    return part.removesuffix("_wf").replace("_", "-", 1)
+    return with_signs(part.removesuffix("_wf")).replace("_", "-", 1)
 
 
 def _is_last(node: Any) -> bool:
@@ -131,7 +133,7 @@ def describe(node: Any) -> str:
     """
     *outer, step = node.fullname.split(".")
     where = next((part for part in outer if part.startswith("T1w_")), outer[-1])
-    return f"{where.removesuffix('_wf').removeprefix('T1w_')}: {step}"
+    return f"{with_signs(where.removesuffix('_wf').removeprefix('T1w_'))}: {step}"
 
 
 def duration(seconds: float) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
 from medsegmamba_bids.data import data_path
+
+_KEY = re.compile(r"(?:^|(?<=_))([a-zA-Z]+)-")
+_NUMBER = re.compile(r"__([0-9a-f]+)_")
 
 
 @lru_cache
@@ -33,6 +37,31 @@ def split_prefix(prefix: str) -> dict[str, str]:
     {'sub': '01', 'ses': 'a', 'run': '2'}
     """
     return dict(part.split("-", 1) for part in prefix.split("_"))
+
+
+def as_identifier(name: str) -> str:
+    """Return a name made of entities as letters, digits and underscores, as Nipype wants them; one to one.
+
+    Underscores separate, and cannot stand within labels; what else labels hold (BIDS allows ``+``) becomes its number,
+    between two underscores and one.
+
+    Examples
+    --------
+    >>> as_identifier("sub-01_acq-a_ce-b"), as_identifier("sub-01_acq-a+ce")
+    ('sub_01_acq_a_ce_b', 'sub_01_acq_a__2b_ce')
+    """
+    return re.sub(r"\W", lambda sign: f"__{ord(sign[0]):x}_", _KEY.sub(r"\1_", name))
+
+
+def with_signs(identifier: str) -> str:
+    """Return an identifier with its labels as they are, for people to read.
+
+    Examples
+    --------
+    >>> with_signs("sub_01_acq_a__2b_ce")
+    'sub_01_acq_a+ce'
+    """
+    return _NUMBER.sub(lambda number: chr(int(number[1], 16)), identifier)
 
 
 def output_folder(prefix: str) -> str:

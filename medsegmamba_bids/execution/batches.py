@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import LockError
 from medsegmamba_bids.execution.locks import FileLock, owner_of, try_lock
 from medsegmamba_bids.workflows.participants import ROOT
 
@@ -31,11 +32,14 @@ class Batch:
     locks : list of FileLock
     waited : bool
         Whether another run was at them before.
+    refused : dict of str to str
+        Participant that cannot be locked -> why.
     """
 
     subjects: Subjects = field(default_factory=dict)
     locks: list[FileLock] = field(default_factory=list)
     waited: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Batch:
         return self
@@ -58,13 +62,13 @@ def locked_batches(subjects: Subjects, config: RunConfig) -> Iterator[Batch]:
     for part in batches(subjects, config):
         batch, busy = _take(part, config)
         later |= busy
-        if batch.subjects:
+        if batch.subjects or batch.refused:
             yield batch
     for name in later:
         logger.warning("sub-%s: %s is at it; waiting", name, owner_of(*lock_paths(name, config)))
     while later:
         batch, later = _take(later, config, limit=_size(config))
-        if batch.subjects:
+        if batch.subjects or batch.refused:
             batch.waited = True
             yield batch
         else:
@@ -86,7 +90,11 @@ def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tu
     """Lock what can be locked, at most some; return the rest as well."""
     batch, rest = Batch(), {}
     for name, images in subjects.items():
-        locks = [] if limit is not None and len(batch.subjects) >= limit else lock_participant(name, config)
+        try:
+            locks = [] if limit is not None and len(batch.subjects) >= limit else lock_participant(name, config)
+        except LockError as error:
+            batch.refused[name] = str(error)
+            continue
         if locks:
             batch.subjects[name] = images
             batch.locks += locks
@@ -96,16 +104,26 @@ def _take(subjects: Subjects, config: RunConfig, limit: int | None = None) -> tu
 
 
 def lock_participant(subject: str, config: RunConfig) -> list[FileLock]:
-    """Return both locks of a participant, or none."""
-    locks: list[FileLock] = []
-    for path in lock_paths(subject, config):
-        lock = try_lock(path)
-        if lock is None:
-            for held in locks:
-                held.release()
-            return []
-        locks.append(lock)
-    return locks
+    """Return both locks of a participant, or none.
+
+    Raises
+    ------
+    LockError
+        A lock file can neither be made nor opened.
+    """
+    work, output = lock_paths(subject, config)
+    first = try_lock(work)
+    if first is None:
+        return []
+    try:
+        second = try_lock(output)
+    except LockError:
+        first.release()
+        raise
+    if second is None:
+        first.release()
+        return []
+    return [first, second]
 
 
 def lock_paths(subject: str, config: RunConfig) -> tuple[Path, Path]:

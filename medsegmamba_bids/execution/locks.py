@@ -14,6 +14,8 @@ import platform
 from pathlib import Path
 from typing import TextIO
 
+from medsegmamba_bids.errors import LockError, reason
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +35,8 @@ class FileLock:
     def release(self) -> None:
         """Delete the file and let others have the lock."""
         if self._file is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's, in a folder of theirs
+                self.path.unlink(missing_ok=True)
             self._file.close()
             self._file = None
 
@@ -42,10 +45,14 @@ def try_lock(path: Path) -> FileLock | None:
     """Take a lock, or return None where another process has it.
 
     A file system without locks is warned of, and taken as if nobody else were there.
+
+    Raises
+    ------
+    LockError
+        The file can neither be made nor opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = _open(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -56,11 +63,25 @@ def try_lock(path: Path) -> FileLock | None:
             logger.warning("%s: cannot be locked (%s); do not start two runs at once here", path.parent, error.strerror)
             return FileLock(path, None)
         if _is_still_there(file, path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with contextlib.suppress(OSError):  # it is another user's, or the disk is full: it is locked all the same
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
             return FileLock(path, file)
         file.close()  # who had it has deleted it meanwhile
+
+
+def _open(path: Path) -> TextIO:
+    """Open a lock file to write into it; another user's, which a killed run has left, to read it: that is enough."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            return path.open(encoding="utf-8")
+        raise LockError(
+            f"{path}: cannot be locked ({reason(error)}), so that another run could be at it; delete it if none is, "
+            "or name folders that can be written"
+        ) from error
 
 
 def _is_still_there(file: TextIO, path: Path) -> bool:

@@ -14,7 +14,7 @@ from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name, split_prefix
 from medsegmamba_bids.report.quality import flag_messages
-from medsegmamba_bids.segmentations import ASEG, SEGMENTATIONS
+from medsegmamba_bids.segmentations import SEGMENTATIONS
 
 DONE, FLAGGED, FAILED, SKIPPED = "done", "flagged", "failed", "skipped"
 FINISHED = "finished"  # before this run
@@ -44,7 +44,25 @@ def crashed(name: str, crashes: Mapping[str, str]) -> Outcome:
     return Outcome(name, FAILED, tuple(f"{step}: {reason}" for step, reason in crashes.items()))
 
 
-def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: RunConfig) -> Outcome:
+def why_not_done(changed: Sequence[str], error: str) -> str:
+    """Return why something is not recorded as finished, of which no step crashed.
+
+    Parameters
+    ----------
+    changed : sequence of str
+        What of the files that are read is another than at the beginning.
+    error : str
+        Why the workflow ended early; empty if it did not.
+
+    Examples
+    --------
+    >>> why_not_done(["the T1w"], "")
+    'the T1w changed during the run; run it again'
+    """
+    return f"{', '.join(changed)} changed during the run; run it again" if changed else error or NOT_THERE
+
+
+def judge_image(image: T1wImage, crashes: dict[str, str], unfinished: str, config: RunConfig) -> Outcome:
     """Say what became of a T1w.
 
     Parameters
@@ -52,16 +70,15 @@ def judge_image(image: T1wImage, crashes: dict[str, str], error: str, config: Ru
     image : T1wImage
     crashes : dict
         Step -> what it failed with.
-    error : str
-        Why nothing at all was run; empty if that is not so.
+    unfinished : str
+        Why its record does not say that it is finished; empty if it does. Tables may be those of a run before.
     config : RunConfig
     """
     name = f"{image.prefix}_T1w"
     if crashes:
         return crashed(name, crashes)
-    table = config.output_dir / output_name(image.prefix, ASEG.stats)
-    if error or not table.is_file():
-        return Outcome(name, FAILED, (error or NOT_THERE,))
+    if unfinished:
+        return Outcome(name, FAILED, (unfinished,))
     notes = [note for kind in SEGMENTATIONS for note in notes_of(image.prefix, kind.stats, config)]
     return Outcome(name, DONE, tuple(dict.fromkeys(notes)))
 

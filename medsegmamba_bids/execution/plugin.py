@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from networkx import ancestors
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 
-from medsegmamba_bids.errors import WorkerDiedError
+from medsegmamba_bids.errors import WorkerDiedError, reason
 from medsegmamba_bids.execution.workers import (
     import_networks,
     rest,
@@ -183,12 +183,32 @@ class NetworkProcessPlugin(MultiProcPlugin):
         self.pending_tasks, self._seen = [], None
         gc.freeze()  # Nipype collects garbage before each step, and would look at all that was imported (0.1 s)
         try:
-            super().run(graph, config, updatehash)
+            self._run_to_end(graph, config, updatehash)
         except KeyboardInterrupt:
             self.close(kill=True)
             raise
         finally:
             gc.unfreeze()
+
+    def _run_to_end(self, graph: Any, config: Any, updatehash: bool) -> None:
+        """Run a workflow; where that ends early, wait for what runs: participants are given free after it."""
+        try:
+            super().run(graph, config, updatehash)
+        except Exception:
+            self._await_tasks()
+            raise
+
+    def _await_tasks(self) -> None:
+        """Wait until no task runs, and forget all; those that no process has taken are given up."""
+        for future in self._task_obj.values():
+            future.cancel()
+        wait(self._task_obj.values())
+        for worker in (self._common, *self._networks):
+            worker.clear_away()
+        for worker in self._alone.values():
+            worker.close()
+        for kept in (self._task_obj, self._tasks, self._alone, self._to_repeat):
+            kept.clear()
 
     def close(self, kill: bool = False) -> None:
         """End all processes."""
@@ -293,10 +313,24 @@ class NetworkProcessPlugin(MultiProcPlugin):
             # Whose fault it was cannot be told: each node that ran there gets a process of its own.
             self._to_repeat.add(taskid)
         else:
-            reason = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
-            text = f"{type(reason).__name__}: {reason}\n"
+            cause = WorkerDiedError() if isinstance(error, BrokenProcessPool) else error
+            text = f"{type(cause).__name__}: {cause}\n"
             self._taskresult[taskid] = {"result": None, "traceback": [text], "taskid": taskid}
         self._changed.set()
+
+    def _report_crash(self, node: Node, result: dict[str, Any] | None = None) -> str:
+        """Write a crash file; where the node's folder cannot be written, into the workflow's, else none.
+
+        Nipype would end the workflow there, with all its other participants.
+        """
+        places = node.config["execution"]
+        for folder in (places["crashdump_dir"], self._config["execution"]["crashdump_dir"]):
+            places["crashdump_dir"] = folder
+            try:
+                return super()._report_crash(node, result)
+            except OSError as error:
+                logger.warning("%s: no crash file can be written (%s)", folder, reason(error))
+        return ""
 
     def _networks_to_run(self) -> bool:
         """Return whether there are nodes with networks that have not ended."""

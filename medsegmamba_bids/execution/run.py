@@ -5,12 +5,16 @@ Batches keep start and memory from growing with the number of participants.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
 from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids import __version__
@@ -18,6 +22,7 @@ from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.space_templates import find_templates
+from medsegmamba_bids.errors import LockError, reason
 from medsegmamba_bids.execution.batches import Batch, Subjects, lock_participant, locked_batches
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
@@ -29,12 +34,19 @@ from medsegmamba_bids.execution.outcomes import (
     Outcome,
     finished_before,
     judge_image,
+    why_not_done,
     with_quality_flags,
 )
-from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
+from medsegmamba_bids.execution.resume import (
+    record_report,
+    report_is_current,
+    why_unfinished,
+    why_visits_unfinished,
+)
 from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runner
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
+from medsegmamba_bids.interfaces.record import forget, record_path, size_and_time
 from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.report.neighbours import (
@@ -46,8 +58,8 @@ from medsegmamba_bids.report.neighbours import (
     subjects_with_pages,
 )
 from medsegmamba_bids.stats.intracranial import Template, find_template
-from medsegmamba_bids.workflows.ingredients import made_from
-from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
+from medsegmamba_bids.workflows.ingredients import files_read, made_from
+from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, visits_made_from, visits_read
 from medsegmamba_bids.workflows.networks import Networks, choose_networks
 from medsegmamba_bids.workflows.participants import (
     REPORT,
@@ -93,11 +105,16 @@ class Result:
     crashes : dict of str to str
         Full name of a node -> what it failed with.
     error : str
-        Why nothing at all was run; empty if that is not so.
+        Why it ended early or, where it went on without nodes that failed, what one of these failed with; empty if
+        neither.
+    unfinished : dict of str to str
+        T1w or page, as outcomes name them -> why it is not there as this workflow was to leave it, where nothing of
+        its own crashed.
     """
 
     crashes: dict[str, str]
     error: str = ""
+    unfinished: dict[str, str] = field(default_factory=dict)
 
     def of_image(self, image: T1wImage) -> dict[str, str]:
         """Return step -> what it failed with."""
@@ -120,7 +137,7 @@ class Result:
             for name, text in self.crashes.items()
             if _is_of_report(name.removeprefix(start)) and name.startswith(start)
         )
-        return next(of_report, self.error)
+        return next(of_report, self.unfinished.get(f"sub-{subject}.html", ""))
 
 
 def _is_of_report(step: str) -> bool:
@@ -147,6 +164,8 @@ def run_participants(
         for batch in locked_batches(inputs.subjects(), config):
             with batch:
                 stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
+                passed(batch.refused)
+                outcomes += refused(batch)
                 outcomes += not_begun(batch) if stopped else process(batch, means)
     link_pages(inputs.subjects(), config)
     return sorted(with_quality_flags(outcomes, config), key=lambda outcome: outcome.name)
@@ -184,6 +203,11 @@ def _late_pages(by_subject: _BySubject, together: _BySubject, plan: Subjects) ->
     return list(dict.fromkeys([*mixed, *visited]))
 
 
+def refused(batch: Batch) -> list[Outcome]:
+    """Say of participants that cannot be locked why they are left out."""
+    return [Outcome(f"sub-{subject}", SKIPPED, (why,)) for subject, why in batch.refused.items()]
+
+
 def not_begun(batch: Batch) -> list[Outcome]:
     """Say of all images of a batch that the run ended before them."""
     return [
@@ -202,15 +226,12 @@ def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list
         Participant -> images that were to be processed.
     means : Means
     """
-    config = replace(means.config, force=False)
     planned = {f"{image.prefix}_T1w": image for images in plan.values() for image in images}
     out = []
     for outcome in outcomes:
         image = planned.get(outcome.name)
-        ended = image is None or not why_unfinished(
-            image, made_from(image, config, means.networks, means.template), config
-        )
-        crashed = outcome.status == FAILED and outcome.reasons != (NOT_THERE,)
+        ended = image is None or _is_finished(image, means)
+        crashed = outcome.status == FAILED and outcome.reasons not in ((NOT_THERE,), (_STOPPED,))
         out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (_STOPPED,)))
     return out
 
@@ -222,9 +243,16 @@ def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means
     if not plan:
         return told
     _prepare({visits.subject: [] for visits in plan}, config)  # of some, all images were finished before
+    _forget([record_path(config.output_dir, visits.prefix, RECORD) for visits in plan], config)
+    before = {visits.subject: _states(visits_read(visits, config)) for visits in plan}
     workflow = init_visits_wf(plan, config, means.networks, means.template)
-    result = _result(means.runner.run(workflow), [visits.subject for visits in plan], config)
-    return told | {v.subject: [judge_visits(v, result.of_visits(v.subject), result.error, config)] for v in plan}
+    result = _run(workflow, [visits.subject for visits in plan], means.runner, config)
+    for visits in plan:
+        unfinished = ""
+        if not _are_finished(visits, means):
+            unfinished = why_not_done(_changed(before[visits.subject], visits_read(visits, config)), result.error)
+        told[visits.subject] = [judge_visits(visits, result.of_visits(visits.subject), unfinished, config)]
+    return told
 
 
 def plan_of(batch: Batch, means: Means) -> Subjects:
@@ -261,26 +289,76 @@ def run_plan(plan: Subjects, means: Means) -> Result:
     """Run the workflow of some participants; nothing for none."""
     if not plan:
         return Result({})
-    config = means.config
+    config, images = means.config, [image for group in plan.values() for image in group]
+    _forget([record_path(config.output_dir, image.prefix) for image in images], config)
+    before = {image.prefix: _states(files_read(image)) for image in images}
     workflow = init_medsegmamba_wf(plan, config, means.networks, means.template)
     if config.write_graph and any(plan.values()):
         _write_graph(workflow, config)
-    return _result(means.runner.run(workflow), plan, config)
+    result = _run(workflow, plan, means.runner, config)
+    for image in images:
+        if not _is_finished(image, means):
+            changed = [f"the {name}" for name in _changed(before[image.prefix], files_read(image))]
+            result.unfinished[f"{image.prefix}_T1w"] = why_not_done(changed, result.error)
+    return result
 
 
-def _result(error: str, subjects: Iterable[str], config: RunConfig) -> Result:
-    crashes: dict[str, str] = {}
+def _run(workflow: Workflow, subjects: Collection[str], runner: Runner, config: RunConfig) -> Result:
+    """Run a workflow over participants; tell of their pages, too, whether it wrote them."""
+    pages = {f"sub-{subject}.html": page_of(config.output_dir, subject) for subject in subjects}
+    before = _states(pages)
+    error = runner.run(workflow)
+    crashes = _crashes(subjects, config)
+    if crashes and config.stop_on_first_crash:
+        error = _STOPPED  # else it repeats what crashed first, which says nothing of the others
+    same = pages.keys() - _changed(before, pages) if error else ()
+    return Result(crashes, error, dict.fromkeys(same, error))
+
+
+def _crashes(subjects: Iterable[str], config: RunConfig) -> dict[str, str]:
+    """Return full name of a node -> what it failed with, from participants' folders and, where these cannot be
+    written, from the run's.
+    """
+    crashes = read_crashes(config.log_dir)
     for subject in subjects:
-        crashes |= read_crashes(config.participant_log_dir(subject))
-    # Where nodes failed, the error only repeats one of theirs.
-    return Result(crashes, "" if crashes else error)
+        with contextlib.suppress(OSError):  # then they are in the run's
+            crashes |= read_crashes(config.participant_log_dir(subject))
+    return crashes
+
+
+def _forget(records: Iterable[Path], config: RunConfig) -> None:
+    """Take back what records say of what ``--force`` does anew: they tell of a run before, and look like this one's."""
+    for path in records if config.force else ():
+        with contextlib.suppress(OSError):  # what is beside it cannot be written either, and crashes
+            forget(path)
+
+
+def _is_finished(image: T1wImage, means: Means) -> bool:
+    """Return whether a T1w's results are there as its record says, and as they were asked for."""
+    made = made_from(image, means.config, means.networks, means.template)
+    return not why_unfinished(image, made, replace(means.config, force=False))
+
+
+def _are_finished(visits: Visits, means: Means) -> bool:
+    """Return the same of visits that are processed together."""
+    made = visits_made_from(visits, means.config, means.networks, means.template)
+    return not why_visits_unfinished(visits, made, replace(means.config, force=False))
+
+
+def _states(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return size and time of files, to tell later whether they changed."""
+    return {name: size_and_time(path) for name, path in files.items()}
+
+
+def _changed(before: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
+    return [name for name, state in _states(files).items() if state != before[name]]
 
 
 def judge(batch: Batch, plan: Subjects, result: Result, config: RunConfig) -> dict[str, list[Outcome]]:
     """Say what became of each T1w, by participant."""
     return {
         subject: [
-            judge_image(image, result.of_image(image), result.error, config)
+            judge_image(image, result.of_image(image), result.unfinished.get(f"{image.prefix}_T1w", ""), config)
             if image in plan.get(subject, ())
             else finished_before(image, batch.waited)
             for image in images
@@ -293,11 +371,18 @@ def judge_reports(subjects: Iterable[str], result: Result, config: RunConfig) ->
     """Record the reports that were written; return the failures."""
     failed = []
     for subject in subjects:
-        if reason := result.of_report(subject):
-            failed.append(Outcome(f"sub-{subject}.html", FAILED, (reason,)))
-        else:
-            record_report(subject, config)
+        if why := result.of_report(subject) or _why_not_recorded(subject, config):
+            failed.append(Outcome(f"sub-{subject}.html", FAILED, (why,)))
     return failed
+
+
+def _why_not_recorded(subject: str, config: RunConfig) -> str:
+    """Record a participant's report; return why that cannot be done, empty if it is."""
+    try:
+        record_report(subject, config)
+    except OSError as error:
+        return f"{error.filename or config.output_dir}: cannot be written ({reason(error)})"
+    return ""
 
 
 def _has_failed(outcomes: list[Outcome]) -> bool:
@@ -316,34 +401,60 @@ def write_reports(config: RunConfig, status: StatusCallback | None = None) -> li
         Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in chosen if subject not in there
     ]
     present = [subject for subject in chosen if subject in there]
-    result = Result({})
-    if present:
-        with open_runner(config, status) as runner:
-            error = runner.run(init_medsegmamba_wf({subject: [] for subject in present}, config))
-            result = _result(error, present, config)
-    for subject in present:
-        reason = result.of_report(subject)
-        outcomes.append(Outcome(f"sub-{subject}.html", FAILED if reason else DONE, (reason,) if reason else ()))
+    with open_runner(config, status) as runner:
+        for batch in locked_batches({subject: [] for subject in present}, config):
+            with batch:
+                stopped = config.stop_on_first_crash and _has_failed(outcomes)
+                outcomes += refused(batch)
+                outcomes += _reports_of(batch.subjects, runner, config) if not stopped else _none_of(batch.subjects)
     link_pages(present, config)
-    return outcomes
+    return sorted(outcomes, key=lambda outcome: outcome.name)
+
+
+def _reports_of(subjects: Subjects, runner: Runner, config: RunConfig) -> list[Outcome]:
+    """Write the reports of participants; say what became of each."""
+    if not subjects:
+        return []
+    result = _run(init_medsegmamba_wf(subjects, config), subjects, runner, config)
+    reasons = {f"sub-{subject}.html": result.of_report(subject) for subject in subjects}
+    return [Outcome(name, _status_of_report(why), (why,) if why else ()) for name, why in reasons.items()]
+
+
+def _status_of_report(why: str) -> str:
+    return SKIPPED if why == _STOPPED else FAILED if why else DONE
+
+
+def _none_of(subjects: Subjects) -> list[Outcome]:
+    """Say of reports that the run ended before them."""
+    return [Outcome(f"sub-{subject}.html", SKIPPED, (_STOPPED,)) for subject in subjects]
 
 
 def link_pages(subjects: Iterable[str], config: RunConfig) -> None:
     """Let the pages of participants, and those next to them, lead to each other, now that all are there.
 
-    A page that another run is at is left to that run's end.
+    A page that another run is at is left to that run's end. One that cannot be read or written stays as it is, with a
+    warning: the work is done, and what became of it must be told.
     """
     there = subjects_with_pages(config.output_dir)
     for subject in beside(subjects, there):
-        links = neighbour_links(subject, there)
-        if has_links(config.output_dir, subject, links):
-            continue
-        locks = lock_participant(subject, config)
+        try:
+            _link_page(subject, neighbour_links(subject, there), config)
+        except (LockError, OSError) as error:
+            page = page_of(config.output_dir, subject)
+            logger.warning("%s: has no new links to the pages beside it (%s)", page, reason(error))
+
+
+def _link_page(subject: str, links: Markup, config: RunConfig) -> None:
+    if has_links(config.output_dir, subject, links):
+        return
+    locks = lock_participant(subject, config)
+    try:
         if locks and is_ours(page_of(config.output_dir, subject)):
             current = report_is_current(subject, config)
             set_links(config.output_dir, subject, links)
             if current:
                 record_report(subject, config)
+    finally:
         for lock in locks:
             lock.release()
 
@@ -353,8 +464,13 @@ def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:
     if not config.clean_workdir:
         return
     for subject, outcomes in by_subject.items():
-        if not _has_failed(outcomes):
-            discard(participant_work_dir(subject, config))
+        folder = participant_work_dir(subject, config)
+        if _has_failed(outcomes):
+            continue
+        try:
+            discard(folder)
+        except OSError as error:
+            logger.warning("%s: cannot be deleted (%s)", folder, reason(error))
 
 
 def _write_graph(workflow: Workflow, config: RunConfig) -> None:

@@ -35,7 +35,8 @@ class Runner:
             workflow.run(plugin=self.plugin, plugin_args=self.arguments)
         except Exception as error:  # Nipype raises what it likes once nodes have failed
             logger.debug("the workflow ended with an error", exc_info=True)
-            return last_error(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            first = error.__cause__ or error  # Nipype says how many there were, and raises that from the first
+            return last_error(f"{type(first).__name__}: {first}")
         return ""
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.execution.outcomes import DONE, FAILED, FINISHED, FLAGGED, NOT_THERE, Outcome, crashed
+from medsegmamba_bids.execution.outcomes import DONE, FAILED, FINISHED, FLAGGED, Outcome, crashed
 from medsegmamba_bids.execution.resume import visits_of, why_visits_unfinished
 from medsegmamba_bids.segmentations import ASEG
 from medsegmamba_bids.stats.intracranial import Template
@@ -71,7 +71,7 @@ def _name(subject: str) -> str:
     return f"sub-{subject}_{RECORD}"
 
 
-def judge_visits(visits: Visits, crashes: Mapping[str, str], error: str, config: RunConfig) -> Outcome:
+def judge_visits(visits: Visits, crashes: Mapping[str, str], unfinished: str, config: RunConfig) -> Outcome:
     """Say what became of visits that were to be processed together.
 
     Parameters
@@ -79,15 +79,15 @@ def judge_visits(visits: Visits, crashes: Mapping[str, str], error: str, config:
     visits : Visits
     crashes : mapping
         Step -> what it failed with.
-    error : str
-        Why nothing at all was run; empty if that is not so.
+    unfinished : str
+        Why their record does not say that they are finished; empty if it does.
     config : RunConfig
     """
     name = _name(visits.subject)
     if crashes:
         return crashed(name, crashes)
+    if unfinished:
+        return Outcome(name, FAILED, (unfinished,))
     path = config.output_dir / output_name(visits.prefix, ASEG.changes, extension=".json")
-    if error or not path.is_file():
-        return Outcome(name, FAILED, (error or NOT_THERE,))
     notes = tuple(json.loads(path.read_text(encoding="utf-8"))["Notes"])
     return Outcome(name, FLAGGED if notes else DONE, notes)

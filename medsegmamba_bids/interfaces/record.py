@@ -121,6 +121,15 @@ def read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def forget(path: Path) -> None:
+    """Have a record no longer say that something is done, but still what was written: the next one may remove it."""
+    outputs = read_record(path).get("Outputs")
+    if isinstance(outputs, dict):
+        write_new(json.dumps({"Outputs": outputs}) + "\n", path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def size_and_time(path: Path) -> dict[str, int]:
     """Return size in bytes and time of change in ns of a file; empty where there is none."""
     try:

@@ -104,10 +104,14 @@ def viewer_commands(scan: Scan, folder: Path) -> dict[str, str]:
         Of the results, as the commands should name it.
     """
     products = ("conformed", *(kind.conformed for kind in SEGMENTATIONS))
-    there = [folder / scan.path(product).relative_to(scan.root) for product in products if scan.path(product).is_file()]
-    if len(there) < 2 or not scan.path("conformed").is_file():
+    files = [scan.path(product) for product in products]
+    try:
+        there = [path for path in files if path.is_file()]
+    except OSError:  # another user's folder
         return {}
-    t1w, *labels = (shlex.quote(path.as_posix()) for path in there)
+    if len(there) < 2 or there[0] != files[0]:
+        return {}
+    t1w, *labels = (shlex.quote((folder / path.relative_to(scan.root)).as_posix()) for path in there)
     freeview = " ".join(f"{path}:colormap=lut:opacity=0.4" for path in labels)
     return {
         "FreeView": f"freeview -v {t1w} {freeview}",

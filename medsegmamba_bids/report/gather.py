@@ -12,7 +12,7 @@ import pandas as pd
 
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.participants_table import Participants, read_participants
-from medsegmamba_bids.errors import GroupError, TableError, ThresholdError
+from medsegmamba_bids.errors import GroupError, TableError, ThresholdError, reason
 from medsegmamba_bids.report.crashes import last_error
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, strangers_of
 from medsegmamba_bids.report.provenance import Weights, version_of, weights_of
@@ -120,7 +120,11 @@ def gather(
     for name in folder.odd_folders if not wanted else ():
         results.failed[name] = "no participant's folder: labels are letters and digits"
     for subject in there:
-        _gather_participant(output_dir, subject, results)
+        try:
+            _gather_participant(output_dir, subject, results)
+        except OSError as error:
+            place = error.filename or output_dir / f"sub-{subject}"
+            fail(results, f"sub-{subject}", TableError(f"{place}: cannot be read ({reason(error)})"), output_dir)
     results.participants = _read_participants(participants_file, results)
     listed = results.participants.labels if results.participants else []
     results.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
@@ -146,7 +150,7 @@ def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> No
         flags = read_flags(output_dir, subject)
         for prefix, segmentation, message in zip(flags["scan"], flags["segmentation"], flags["message"], strict=True):
             results.flags.setdefault(prefix, []).append((segmentation, message))
-    except ThresholdError as error:
+    except (ThresholdError, OSError) as error:
         fail(results, f"sub-{subject}", error, output_dir)
     for scan in scans:
         _gather_scan(scan, results)

@@ -11,6 +11,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.data.names import as_identifier
 from medsegmamba_bids.interfaces.write_report import PICTURES, VIEWER, WriteReport
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.longitudinal import Visits, init_longitudinal_wf
@@ -88,7 +89,7 @@ def _report_node(subject: str, config: RunConfig, parts: list[str]) -> Node:
 
 def participant_wf_name(subject: str) -> str:
     """Return the name of a participant's workflow and, within ``ROOT``, of its work folder."""
-    return f"sub_{subject}_wf"
+    return f"{as_identifier(f'sub-{subject}')}_wf"
 
 
 def participant_work_dir(subject: str, config: RunConfig) -> Path:

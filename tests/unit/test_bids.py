@@ -82,6 +82,50 @@ def test_names_of_nodes_are_distinct_identifiers(bids):
     assert all(name.isidentifier() for name in names)
 
 
+def refuse_to_list(monkeypatch, *names):
+    """Folders of these names cannot be listed, as another user's."""
+    iterdir = Path.iterdir
+
+    def listed(folder):
+        if folder.name in names:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+
+
+def test_a_folder_that_cannot_be_read_is_its_participants_failure(bids, monkeypatch):
+    touch(bids, "sub-01_old/anat/sub-01_T1w.nii.gz")
+    refuse_to_list(monkeypatch, "ses-post", "sub-01_old")
+    inputs = collect(bids)
+    assert prefixes(inputs) == ["sub-01"]
+    assert inputs.skipped == {"sub-02": f"{bids / 'sub-02' / 'ses-post'}: cannot be read (Permission denied)"}
+    assert set(inputs.left_out) == {"sub-01_old"}
+
+
+def test_a_mask_that_cannot_be_looked_for_is_its_participants_failure(bids, tmp_path, monkeypatch):
+    exists = Path.exists
+
+    def refused(path):
+        if "sub-02" in path.parts and tmp_path / "prep" in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refused)
+    inputs = collect(bids, derivatives=(tmp_path / "prep",))
+    assert prefixes(inputs) == ["sub-01"]
+    assert "cannot be read (Permission denied)" in inputs.skipped["sub-02"]
+
+
+def test_a_plus_in_a_label_is_told_apart_from_what_separates_labels():
+    """BIDS 1.10 allows it, Nipype does not; labels of other datasets have more (--skip-bids-validation)."""
+    prefixes = ["a+ce+b", "a_ce-b", "a+_ce-b", "+a_ce-b", "a_ce-+b", "a-ce-b", "a.ce-b", "a2bce_b-b", "a++b", "a+b"]
+    names = {T1wImage(Path(), f"sub-01_acq-{one}", "01", None, "").node_name for one in prefixes}
+    assert len(names) == len(prefixes)
+    assert all(name.isidentifier() and name.isascii() for name in names)
+    assert "T1w_sub_01_acq_a_ce_b_wf" in names
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -176,6 +176,14 @@ def test_every_image_has_a_part_of_its_own(config):
         assert crashes == str(config.participant_log_dir(name.split("_")[2]))
 
 
+def test_labels_with_a_plus_have_parts_of_their_own(config):
+    nodes = build(config, Networks(network()), image("A+1"), image("A1"))
+    assert len({participant_work_dir(subject, config) for subject in ("A+1", "A1", "A2b1")}) == 3
+    conform = [node for name, node in nodes.items() if name.endswith(".conform")]
+    folders = {node.config["execution"]["crashdump_dir"] for node in conform}
+    assert folders == {str(config.participant_log_dir(subject)) for subject in ("A+1", "A1")}
+
+
 def test_metadata_name_sources_and_weights(config, tmp_path):
     found = product_metadata("aseg", image(), config, network())
     assert found == {

@@ -11,7 +11,7 @@ import pytest
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.execution import run
+from medsegmamba_bids.execution import resume, run
 from medsegmamba_bids.execution import work_folders as work
 from medsegmamba_bids.execution.batches import Batch
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
@@ -19,7 +19,8 @@ from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, f
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.record import WriteRecord, record_path
+from medsegmamba_bids.interfaces.record import WriteRecord, forget, record_path
+from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows import ingredients
@@ -29,7 +30,7 @@ from medsegmamba_bids.workflows.ingredients import (
 )
 from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.networks import Networks
-from medsegmamba_bids.workflows.participants import participant_work_dir
+from medsegmamba_bids.workflows.participants import ROOT, participant_wf_name, participant_work_dir
 
 TEMPLATE = Template("head", Path("template.nii.gz"), 2_000_000.0, "")
 
@@ -193,6 +194,20 @@ def test_what_a_new_run_does_not_make_goes(config, caplog):
     assert "sub-01/meshes/b" in caplog.text
 
 
+def test_so_it_is_after_force(config, image):
+    """Its record says no more that the image is done, but what there is of it."""
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/meshes/b")
+    path = record_path(config.output_dir, "sub-01")
+    forget(path)
+    assert why(image, config) == "it was not finished before"
+    record(config, "sub-01", "sub-01/anat/a")
+    assert there(config) == {"sub-01/anat/a", "sub-01/log/sub-01_T1w.json"}
+    path.write_text("damaged")
+    forget(path)
+    assert not path.exists()
+    forget(path)
+
+
 def test_so_it_is_with_visits(config):
     record(config, "sub-01", "sub-01/ses-a/anat/long", "sub-01/ses-b/anat/long", suffix="longitudinal")
     record(config, "sub-01_ses-b", "sub-01/ses-b/anat/alone")
@@ -341,6 +356,107 @@ def test_the_record_knows_output_spaces_again(image, config):
     spaces = replace(config, output_spaces=("MNI152NLin2009cAsym",))
     finish(image, spaces)
     assert why(image, spaces) == ""
+
+
+# What a workflow left behind
+
+
+class FakeRunner:
+    """Does something in place of a workflow, and says why it ended early."""
+
+    def __init__(self, error="", work=lambda: None):
+        self.error, self.work = error, work
+
+    def run(self, workflow):
+        self.work()
+        return self.error
+
+
+FAILED_ELSEWHERE = "OSError: of sub-02"
+
+
+def means_of(config, runner=None):
+    return run.Means(config, networks(), TEMPLATE, runner)
+
+
+def outcomes_of(config, image, error="", work=lambda: None):
+    """Outcomes of participant 01 and of 02, whose step crashes."""
+    second = replace(image, prefix="sub-02", subject="02")
+    plan = {"01": [image], "02": [second]}
+
+    def crash():
+        work()
+        node = f"{ROOT}.{participant_wf_name('02')}.{second.node_name}.conform"
+        config.log_dir.mkdir(parents=True, exist_ok=True)  # 02's own folder could not be written
+        (config.log_dir / "crash-1.txt").write_text(f"Node: {node}\n\nValueError: of sub-02\n")
+
+    result = run.run_plan(plan, means_of(config, FakeRunner(error, crash)))
+    told = run.judge(Batch(plan), plan, result, config)
+    assert [outcome.reasons for outcome in told["02"]] == [("conform: ValueError: of sub-02",)]
+    (outcome,) = told["01"]
+    return outcome.status, outcome.reasons, result.of_report("01")
+
+
+def write_tables(image, config):
+    path = config.output_dir / output_name(image.prefix, "aseg_stats")
+    path.parent.mkdir(parents=True)
+    path.write_text("of a run before")
+
+
+def test_a_failure_elsewhere_does_not_touch_who_is_finished(config, image):
+    def work():
+        finish(image, config)
+        (config.output_dir / "sub-01.html").write_text("page")
+
+    assert outcomes_of(config, image, FAILED_ELSEWHERE, work) == ("done", (), "")
+
+
+def test_tables_of_a_run_before_are_no_success(config, image):
+    write_tables(image, config)
+    (config.output_dir / "sub-01.html").write_text("of a run before")
+    told = outcomes_of(config, image, FAILED_ELSEWHERE)
+    assert told == ("failed", (FAILED_ELSEWHERE,), FAILED_ELSEWHERE)
+    assert outcomes_of(config, image) == ("failed", (NOT_THERE,), "")
+    stopping = replace(config, stop_on_first_crash=True)  # what was stopped has nothing to do with 02's failure
+    status, reasons, report = outcomes_of(stopping, image, FAILED_ELSEWHERE)
+    assert (status, reasons) == ("failed", (report,))
+    assert "the run stopped at the first failure" in report
+    (told,) = run.stopped_early([Outcome("sub-01_T1w", status, reasons)], {"01": [image]}, means_of(stopping))
+    assert told == Outcome("sub-01_T1w", "skipped", (report,))
+
+
+def test_an_image_that_changes_while_it_is_processed_has_failed(config, image):
+    write_tables(image, config)
+    told = outcomes_of(config, image, FAILED_ELSEWHERE, lambda: image.path.write_bytes(b"another image"))
+    assert told[:2] == ("failed", ("the T1w changed during the run; run it again",))
+
+
+def test_the_record_of_a_run_before_is_not_taken_for_that_of_a_forced_one(config, done):
+    forced = replace(config, force=True)
+    assert outcomes_of(forced, done, FAILED_ELSEWHERE)[:2] == ("failed", (FAILED_ELSEWHERE,))
+    assert outcomes_of(forced, done, work=lambda: finish(done, config))[:2] == ("done", ())
+
+
+def test_a_report_that_cannot_be_recorded_has_failed_and_the_next_is_recorded(config, image, monkeypatch):
+    def refuse(text, path):
+        if "sub-01" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return write_new(text, path)
+
+    monkeypatch.setattr(resume, "write_new", refuse)
+    (outcome,) = run.judge_reports(["01", "02"], run.Result({}), config)
+    path = config.output_dir / "sub-01" / "log" / "report.json"
+    assert outcome == Outcome("sub-01.html", "failed", (f"{path}: cannot be written (Permission denied)",))
+    assert (config.output_dir / "sub-02" / "log" / "report.json").is_file()
+
+
+def test_a_work_folder_that_cannot_be_deleted_is_told(config, monkeypatch, caplog):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(run, "discard", refuse)
+    run._clean({"01": [Outcome("sub-01_T1w", "done")]}, replace(config, clean_workdir=True))
+    assert f"{participant_work_dir('01', config)}: cannot be deleted (Permission denied)" in caplog.text
 
 
 # A run that stops at the first failure

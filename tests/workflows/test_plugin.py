@@ -88,6 +88,22 @@ class DiesBesideAnother(Tell):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class FailsBesideAnother(Tell):
+    def _run_interface(self, runtime):
+        wait_for(Path(self.inputs.meeting_place) / "begun")
+        raise ValueError("it fails")
+
+
+class BeginsAndWaits(Tell):
+    def _run_interface(self, runtime):
+        place = Path(self.inputs.meeting_place)
+        (place / "begun.tmp").write_text(str(os.getpid()))
+        (place / "begun.tmp").replace(place / "begun")
+        time.sleep(self.inputs.seconds)
+        (place / "ended").touch()
+        return runtime
+
+
 class EndsSlowly(Tell):
     """Is long in a first run that is ended, and tells in a second one whether the first one's process is there."""
 
@@ -214,6 +230,51 @@ def test_a_killed_process_is_a_failed_node(tmp_path, plugin):
     assert not (tmp_path / "wf" / "dies" / "result_dies.pklz").exists()
     for name in ("lives", "other"):
         assert (tmp_path / "wf" / name / f"result_{name}.pklz").exists()
+
+
+def test_a_workflow_that_ends_early_leaves_no_node_running(tmp_path, plugin):
+    """Its locks are released then, and another run may be in the same folders."""
+    inputs = {"meeting_place": str(tmp_path)}
+    workflow = workflow_of(tmp_path, fails=FailsBesideAnother(**inputs), slow=BeginsAndWaits(seconds=3.0, **inputs))
+    later = [Node(Tell(), name=f"later_{number}") for number in range(3)]
+    workflow.connect([(workflow.get_node("slow"), node, [("mask", "mark")]) for node in later])
+    workflow.config["execution"]["stop_on_first_crash"] = True
+    with pytest.raises(RuntimeError, match="it fails"):
+        workflow.run(plugin)
+    assert (tmp_path / "ended").exists()
+    assert not (tmp_path / "wf" / "later_0").exists()
+    assert (plugin._task_obj, plugin._tasks, plugin._alone, plugin._to_repeat) == ({}, {}, {}, set())
+    assert results(workflow_of(tmp_path / "next", other=Tell()).run(plugin))["other"].pid
+
+
+def test_an_interrupt_is_heard_while_nodes_of_a_workflow_that_ended_early_are_waited_for(tmp_path, plugin, monkeypatch):
+    inputs = {"meeting_place": str(tmp_path)}
+    workflow = workflow_of(tmp_path, fails=FailsBesideAnother(**inputs), slow=BeginsAndWaits(seconds=60.0, **inputs))
+    workflow.config["execution"]["stop_on_first_crash"] = True
+
+    def interrupt(futures):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medsegmamba_bids.execution.plugin.wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(plugin)
+    assert not is_alive(int((tmp_path / "begun").read_text()))
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_crash_that_cannot_be_written_where_it_belongs_stops_no_other_node(tmp_path, plugin, caplog, elsewhere):
+    """As where a participant's folder is another user's; a full disk has no place at all."""
+    (tmp_path / "file").touch()
+    workflow = workflow_of(tmp_path, dies=TellOfNetwork(die=True), lives=TellOfNetwork(seconds=0.5))
+    if not elsewhere:
+        workflow.config["execution"]["crashdump_dir"] = str(tmp_path / "file" / "crashes")
+    dies = workflow.get_node("dies")
+    dies.config = {"execution": {**workflow.config["execution"], "crashdump_dir": str(tmp_path / "file" / "own")}}
+    with pytest.raises(RuntimeError, match="its process was killed"):
+        workflow.run(plugin)
+    assert list(read_crashes(tmp_path / "crashes")) == ["wf.dies"] * elsewhere
+    assert f"{tmp_path / 'file' / 'own'}: no crash file can be written (Not a directory)" in caplog.text
+    assert (tmp_path / "wf" / "lives" / "result_lives.pklz").exists()
 
 
 def test_nodes_beside_a_killed_one_are_run_again(tmp_path, plugin):

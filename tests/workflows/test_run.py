@@ -17,10 +17,11 @@ from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.execution.batches import batches
 from medsegmamba_bids.execution.dataset_files import dataset_description, write_dataset_files
 from medsegmamba_bids.execution.outcomes import judge_image
-from medsegmamba_bids.execution.runner import read_plugin
+from medsegmamba_bids.execution.runner import Runner, read_plugin
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows.outputs import product_metadata
+from medsegmamba_bids.workflows.participants import participant_wf_name
 
 NETWORK = WeightsFile(Path("w"), WeightsInfo("w", "medsegmamba", {"classes": 2}, "aseg", (0, 10), InputSpec()))
 
@@ -47,29 +48,23 @@ def image(config):
     return T1wImage(config.bids_dir / "x.nii.gz", "sub-01", "01", None, "sub-01/anat/sub-01_T1w.nii.gz")
 
 
-def write_stats(config, notes):
-    table = config.output_dir / output_name("sub-01", "aseg_stats")
-    table.parent.mkdir(parents=True)
-    table.write_text("")
-    table.with_suffix(".json").write_text(json.dumps({"Notes": notes}))
-
-
 def test_crash_files_are_read(tmp_path):
     (tmp_path / "crash-1.txt").write_text(CRASH)
     (tmp_path / "crash-2.txt").write_text("cut off")
     assert read_crashes(tmp_path) == {"medsegmamba_wf.sub_01_wf.T1w_sub_01_wf.conform": "a.nii.gz: the file is empty"}
 
 
-def test_results_of_an_earlier_run_do_not_hide_a_failure(config, image):
-    write_stats(config, [])
-    assert judge_image(image, {}, "", config).status == "done"
+def test_a_crash_tells_more_than_that_something_is_not_there(config, image):
     assert judge_image(image, {"aseg": "no memory"}, "", config).reasons == ("aseg: no memory",)
-    assert judge_image(image, {}, "ImportError: no plugin", config).status == "failed"
+    assert judge_image(image, {"aseg": "no memory"}, "not there", config).reasons == ("aseg: no memory",)
+    unfinished = judge_image(image, {}, "not there", config)
+    assert (unfinished.status, unfinished.reasons) == ("failed", ("not there",))
 
 
-def test_notes_are_told_and_make_no_flag_and_absence_is_a_failure(config, image):
-    assert judge_image(image, {}, "", config).status == "failed"
-    write_stats(config, ["not found: Left-Thalamus"])
+def test_notes_are_told_and_make_no_flag(config, image):
+    table = config.output_dir / output_name("sub-01", "aseg_stats", ".json")
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps({"Notes": ["not found: Left-Thalamus"]}))
     outcome = judge_image(image, {}, "", config)
     assert (outcome.status, outcome.reasons) == ("done", ("not found: Left-Thalamus",))
 
@@ -96,6 +91,27 @@ def test_plugins_that_cannot_be_used(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=str(path)) as caught:
         read_plugin(path)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ImportError("no module x"), "ImportError: no module x"),
+        (RuntimeError(f"Traceback\n\n{CRASH}"), "a.nii.gz: the file is empty"),
+        (RuntimeError("2 raised. Re-raising first."), "a.nii.gz: the file is empty"),
+    ],
+)
+def test_why_a_workflow_ended_is_told_in_a_sentence(error, sentence):
+    """Others than the participant whose node it was read it, too."""
+    if "raised" in str(error):
+        error.__cause__ = RuntimeError(CRASH)
+
+    def run(**how):
+        raise error
+
+    runner = Runner.__new__(Runner)
+    runner.plugin, runner.arguments = "MultiProc", {}
+    assert runner.run(SimpleNamespace(run=run)) == sentence
 
 
 def test_a_plugin_is_read(tmp_path):
@@ -203,6 +219,19 @@ def test_progress_names_image_and_step():
         "[00:00] sub-01 FAILED",
     ]
     assert (progress.done, progress.failed) == (1, 1)
+
+
+def test_progress_names_participants_as_their_folders_are_named():
+    stream = StringIO()
+    with Progress(stream) as progress:
+        progress.passed(["A+1"])
+        part = participant_wf_name("A+1")
+        progress(SimpleNamespace(fullname=f"medsegmamba_wf.{part}.T1w_{part}.aseg"), "exception")
+        assert progress._ended == progress._passed
+    assert [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()] == [
+        "sub_A+1: aseg FAILED, as before",
+        "sub-A+1 FAILED",
+    ]
 
 
 def test_progress_counts_participants_and_tells_the_time_left(monkeypatch):

@@ -1,6 +1,8 @@
 """Visits that are processed together: which, why again, and as which graph."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,14 +12,22 @@ from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.datasets.visit_times import VisitTimes
 from medsegmamba_bids.execution import run
 from medsegmamba_bids.execution.batches import Batch
-from medsegmamba_bids.execution.outcomes import DONE, FAILED, FLAGGED, Outcome
+from medsegmamba_bids.execution.outcomes import DONE, FAILED, FINISHED, FLAGGED, NOT_THERE, Outcome
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_visits_unfinished
+from medsegmamba_bids.execution.run import Means, process_visits
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.record import WriteRecord, record_path
+from medsegmamba_bids.interfaces.record import WriteRecord, fingerprint, record_path
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
-from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, init_longitudinal_wf, visits_made_from
+from medsegmamba_bids.workflows.longitudinal import (
+    LONGITUDINAL,
+    RECORD,
+    Visits,
+    init_longitudinal_wf,
+    visits_made_from,
+    visits_read,
+)
 from medsegmamba_bids.workflows.networks import Networks
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
@@ -268,3 +278,36 @@ def test_so_it_is_before_a_page_alone(config):
     half.touch()
     assert process(config, "a", "b")[0] == ["report"]
     assert not half.exists()
+
+
+CHANGED = "sub-1/ses-b/anat/sub-1_ses-b_T1w.nii.gz changed during the run; run it again"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [(False, "", NOT_THERE), (False, "OSError: of sub-2", "OSError: of sub-2"), (True, "OSError: of sub-2", CHANGED)],
+)
+def test_what_is_there_of_a_run_before_is_no_success(config, change, error, reason):
+    """Neither its table nor, where all is asked for anew, its record."""
+    nodes_of(config, "a", "b")  # with the files that are read
+    images = [image(session, config.bids_dir) for session in "ab"]
+    table = config.output_dir / output_name("sub-1", "aseg_changes", extension=".json")
+    table.parent.mkdir(parents=True)
+    table.write_text(json.dumps({"Notes": []}))
+    visits = together(config, "a", "b")
+    made, read = visits_made_from(visits, config, NETWORKS, find_template()), visits_read(visits, config)
+    path = record_path(config.output_dir, "sub-1", RECORD)
+    path.parent.mkdir(parents=True)
+    before = {"MadeFrom": made, "Inputs": {name: fingerprint(path) for name, path in read.items()}, "Outputs": {}}
+    path.write_text(json.dumps(before))
+    assert plan(config, [], "a", "b")[1]["1"][0].status == FINISHED
+
+    def work(workflow):
+        if change:
+            images[1].path.write_text("another image")
+        return error
+
+    forced = replace(config, force=True)
+    means = Means(forced, NETWORKS, find_template(), SimpleNamespace(run=work))
+    told = process_visits({"1": images}, {"1": []}, means)
+    assert told == {"1": [Outcome("sub-1_longitudinal", FAILED, (reason,))]}

@@ -286,6 +286,23 @@ def test_a_participant_without_tables_is_listed(out, caplog):
     assert "sub-03: it has no results" in caplog.text
 
 
+@pytest.mark.parametrize("folder", ["sub-02", "sub-02/anat"])
+def test_a_participant_that_cannot_be_read_is_named_and_the_others_are_gathered(out, monkeypatch, folder):
+    """As pathlib says of another user's folder; root reads all."""
+    asked = {name: getattr(Path, name) for name in ("iterdir", "is_dir", "exists")}
+    for name, method in asked.items():
+
+        def refuse(path, name=name, method=method):
+            if out / folder in (path.parent, path if name == "iterdir" else None):
+                raise PermissionError(13, "Permission denied", str(path))
+            return method(path)
+
+        monkeypatch.setattr(Path, name, refuse)
+    assert write_group(config(out)) == 1
+    assert set(read(out / ASEG)["scan"]) >= {"sub-01_ses-a_run-1_T1w", "sub-01_ses-b_T1w"}
+    assert re.search(r"sub-02[^ ]*: cannot be read \(Permission denied\)", (out / "group.html").read_text())
+
+
 def test_refuses_mixed_weights(out):
     add(out, "sub-03", 3000, name="another")
     with pytest.raises(GroupError) as caught:

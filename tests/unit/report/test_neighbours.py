@@ -2,10 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import LockError
+from medsegmamba_bids.execution import batches
 from medsegmamba_bids.execution.batches import lock_participant
 from medsegmamba_bids.execution.resume import record_report, report_is_current
 from medsegmamba_bids.execution.run import link_pages
@@ -80,6 +83,38 @@ def test_pages_that_another_run_is_at_and_of_other_tools_stay(out, config):
     assert links(out) == {**ALL, "02": {}, "10": {}}
     for lock in locks:
         lock.release()
+
+
+@pytest.mark.parametrize("modes", [("rb",), ("w", "wb")])
+def test_a_page_of_another_user_stays_and_is_told(out, config, monkeypatch, caplog, modes):
+    """It comes after all the work, whose outcomes must be told."""
+    opened = Path.open
+
+    def refuse(path, mode="r", *how, **settings):
+        if mode in modes and "sub-02" in path.name and path.suffix == ".html":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *how, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    link_pages(ALL, config)
+    assert "sub-02.html: has no new links to the pages beside it (Permission denied)" in caplog.text
+    monkeypatch.undo()
+    assert links(out) == {**ALL, "02": {}}
+    assert not list(config.output_dir.rglob("*.lock"))
+
+
+def test_a_page_whose_participant_cannot_be_locked_stays_and_is_told(out, config, monkeypatch, caplog):
+    lock = batches.try_lock
+
+    def refuse(path):
+        if "sub-02" in path.name:
+            raise LockError(f"{path}: cannot be locked (Permission denied)")
+        return lock(path)
+
+    monkeypatch.setattr(batches, "try_lock", refuse)
+    link_pages(ALL, config)
+    assert "cannot be locked (Permission denied)" in caplog.text
+    assert links(out) == {**ALL, "02": {}}
 
 
 def test_a_report_that_was_out_of_date_stays_so(out, config):

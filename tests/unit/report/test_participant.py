@@ -13,7 +13,7 @@ import pytest
 import fake
 from medsegmamba_bids.data.names import output_name
 from medsegmamba_bids.errors import ReportError
-from medsegmamba_bids.report.derivatives import scans_of
+from medsegmamba_bids.report.derivatives import Scan, scans_of, viewer_commands
 from medsegmamba_bids.report.methods import citation_text, references
 from medsegmamba_bids.report.participant import read_results, write_report
 from medsegmamba_bids.report.quality import flags_path, read_flags
@@ -70,6 +70,22 @@ def test_a_table_without_a_json_says_nothing_of_its_volumes(tmp_path):
     page = write_report(tmp_path, "01").read_text(encoding="utf-8")
     assert "Left and right mm³" not in page
     assert page.count("Soft volumes are sums of posterior probabilities.") == 2
+
+
+def test_commands_to_look_at_an_image_are_left_out_where_its_folder_cannot_be_read(tmp_path, monkeypatch):
+    scan = Scan(tmp_path, "sub-01")
+    for name in ("conformed", "conformed_aseg"):
+        scan.path(name).parent.mkdir(parents=True, exist_ok=True)
+        scan.path(name).touch()
+    folder = Path("my out")
+    labels = folder / output_name("sub-01", "conformed_aseg")
+    assert viewer_commands(scan, folder)["ITK-SNAP"].endswith(f" -s '{labels}'")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert viewer_commands(scan, folder) == {}
 
 
 def test_viewer(written):
