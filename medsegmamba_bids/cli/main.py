@@ -140,7 +140,8 @@ def _tell_memory(config: RunConfig) -> None:
 
 
 def _outcomes(config: RunConfig, progress: Any) -> list:
-    from medsegmamba_bids.execution.run import run_participants, write_reports
+    from medsegmamba_bids.execution.reports_only import write_reports
+    from medsegmamba_bids.execution.run import run_participants
 
     if config.reports_only:
         return write_reports(config, progress)

@@ -14,19 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from nipype.pipeline.engine import Workflow
 
 from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import Inputs, T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.space_templates import find_templates
-from medsegmamba_bids.errors import LockError, reason
-from medsegmamba_bids.execution.batches import Batch, Subjects, lock_participant, locked_batches
+from medsegmamba_bids.errors import reason
+from medsegmamba_bids.execution.batches import Batch, Subjects, locked_batches
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
 from medsegmamba_bids.execution.outcomes import (
-    DONE,
     FAILED,
     FINISHED,
     NOT_THERE,
@@ -37,6 +34,7 @@ from medsegmamba_bids.execution.outcomes import (
     why_not_done,
     with_quality_flags,
 )
+from medsegmamba_bids.execution.pages import link_pages
 from medsegmamba_bids.execution.resume import (
     record_report,
     report_is_current,
@@ -47,15 +45,9 @@ from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runne
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
 from medsegmamba_bids.interfaces.record import forget, record_path, size_and_time
-from medsegmamba_bids.ownership import is_ours
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.report.neighbours import (
-    beside,
-    has_links,
-    neighbour_links,
     page_of,
-    set_links,
-    subjects_with_pages,
 )
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import files_read, made_from
@@ -73,7 +65,7 @@ from medsegmamba_bids.workflows.t1w import DRAW
 
 logger = logging.getLogger(__name__)
 
-_STOPPED = "not processed: the run stopped at the first failure (--stop-on-first-crash)"
+STOPPED = "not processed: the run stopped at the first failure (--stop-on-first-crash)"
 
 
 #: Called with the participants, without ``sub-``, for whom nothing is left to do.
@@ -178,9 +170,9 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     means.passed(batch.subjects.keys() - plan.keys())
     result = run_plan(plan, means)
     by_subject = judge(batch, plan, result, config)
-    if config.stop_on_first_crash and any(map(_has_failed, by_subject.values())):
+    if config.stop_on_first_crash and any(map(has_failed, by_subject.values())):
         return [outcome for subject in by_subject for outcome in stopped_early(by_subject[subject], plan, means)]
-    reports = plan.keys() - {subject for subject, group in by_subject.items() if _has_failed(group)}
+    reports = plan.keys() - {subject for subject, group in by_subject.items() if has_failed(group)}
     pages = judge_reports(sorted(reports), result, config)
     together = process_visits(batch.subjects, by_subject, means) if config.longitudinal else {}
     late = {subject: [] for subject in _late_pages(by_subject, together, plan)}
@@ -210,9 +202,7 @@ def refused(batch: Batch) -> list[Outcome]:
 
 def not_begun(batch: Batch) -> list[Outcome]:
     """Say of all images of a batch that the run ended before them."""
-    return [
-        Outcome(f"{image.prefix}_T1w", SKIPPED, (_STOPPED,)) for group in batch.subjects.values() for image in group
-    ]
+    return [Outcome(f"{image.prefix}_T1w", SKIPPED, (STOPPED,)) for group in batch.subjects.values() for image in group]
 
 
 def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list[Outcome]:
@@ -231,8 +221,8 @@ def stopped_early(outcomes: list[Outcome], plan: Subjects, means: Means) -> list
     for outcome in outcomes:
         image = planned.get(outcome.name)
         ended = image is None or _is_finished(image, means)
-        crashed = outcome.status == FAILED and outcome.reasons not in ((NOT_THERE,), (_STOPPED,))
-        out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (_STOPPED,)))
+        crashed = outcome.status == FAILED and outcome.reasons not in ((NOT_THERE,), (STOPPED,))
+        out.append(outcome if ended or crashed else Outcome(outcome.name, SKIPPED, (STOPPED,)))
     return out
 
 
@@ -246,7 +236,7 @@ def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means
     _forget([record_path(config.output_dir, visits.prefix, RECORD) for visits in plan], config)
     before = {visits.subject: _states(visits_read(visits, config)) for visits in plan}
     workflow = init_visits_wf(plan, config, means.networks, means.template)
-    result = _run(workflow, [visits.subject for visits in plan], means.runner, config)
+    result = run_workflow(workflow, [visits.subject for visits in plan], means.runner, config)
     for visits in plan:
         unfinished = ""
         if not _are_finished(visits, means):
@@ -295,7 +285,7 @@ def run_plan(plan: Subjects, means: Means) -> Result:
     workflow = init_medsegmamba_wf(plan, config, means.networks, means.template)
     if config.write_graph and any(plan.values()):
         _write_graph(workflow, config)
-    result = _run(workflow, plan, means.runner, config)
+    result = run_workflow(workflow, plan, means.runner, config)
     for image in images:
         if not _is_finished(image, means):
             changed = [f"the {name}" for name in _changed(before[image.prefix], files_read(image))]
@@ -303,14 +293,14 @@ def run_plan(plan: Subjects, means: Means) -> Result:
     return result
 
 
-def _run(workflow: Workflow, subjects: Collection[str], runner: Runner, config: RunConfig) -> Result:
+def run_workflow(workflow: Workflow, subjects: Collection[str], runner: Runner, config: RunConfig) -> Result:
     """Run a workflow over participants; tell of their pages, too, whether it wrote them."""
     pages = {f"sub-{subject}.html": page_of(config.output_dir, subject) for subject in subjects}
     before = _states(pages)
     error = runner.run(workflow)
     crashes = _crashes(subjects, config)
     if crashes and config.stop_on_first_crash:
-        error = _STOPPED  # else it repeats what crashed first, which says nothing of the others
+        error = STOPPED  # else it repeats what crashed first, which says nothing of the others
     same = pages.keys() - _changed(before, pages) if error else ()
     return Result(crashes, error, dict.fromkeys(same, error))
 
@@ -385,78 +375,13 @@ def _why_not_recorded(subject: str, config: RunConfig) -> str:
     return ""
 
 
-def _has_failed(outcomes: list[Outcome]) -> bool:
+def has_failed(outcomes: list[Outcome]) -> bool:
+    """Return whether anything of these failed."""
     return any(outcome.status == FAILED for outcome in outcomes)
 
 
 def _is_mixed(outcomes: list[Outcome]) -> bool:
     return len({outcome.status == FAILED for outcome in outcomes}) == 2
-
-
-def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
-    """Write the reports of participants that are in the output folder; segment nothing."""
-    there = BIDSFolder(config.output_dir).participants
-    chosen = sorted({*(config.participant_label or there)} - {*config.exclude_participant_label})
-    outcomes = [
-        Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in chosen if subject not in there
-    ]
-    present = [subject for subject in chosen if subject in there]
-    with open_runner(config, status) as runner:
-        for batch in locked_batches({subject: [] for subject in present}, config):
-            with batch:
-                stopped = config.stop_on_first_crash and _has_failed(outcomes)
-                outcomes += refused(batch)
-                outcomes += _reports_of(batch.subjects, runner, config) if not stopped else _none_of(batch.subjects)
-    link_pages(present, config)
-    return sorted(outcomes, key=lambda outcome: outcome.name)
-
-
-def _reports_of(subjects: Subjects, runner: Runner, config: RunConfig) -> list[Outcome]:
-    """Write the reports of participants; say what became of each."""
-    if not subjects:
-        return []
-    result = _run(init_medsegmamba_wf(subjects, config), subjects, runner, config)
-    reasons = {f"sub-{subject}.html": result.of_report(subject) for subject in subjects}
-    return [Outcome(name, _status_of_report(why), (why,) if why else ()) for name, why in reasons.items()]
-
-
-def _status_of_report(why: str) -> str:
-    return SKIPPED if why == _STOPPED else FAILED if why else DONE
-
-
-def _none_of(subjects: Subjects) -> list[Outcome]:
-    """Say of reports that the run ended before them."""
-    return [Outcome(f"sub-{subject}.html", SKIPPED, (_STOPPED,)) for subject in subjects]
-
-
-def link_pages(subjects: Iterable[str], config: RunConfig) -> None:
-    """Let the pages of participants, and those next to them, lead to each other, now that all are there.
-
-    A page that another run is at is left to that run's end. One that cannot be read or written stays as it is, with a
-    warning: the work is done, and what became of it must be told.
-    """
-    there = subjects_with_pages(config.output_dir)
-    for subject in beside(subjects, there):
-        try:
-            _link_page(subject, neighbour_links(subject, there), config)
-        except (LockError, OSError) as error:
-            page = page_of(config.output_dir, subject)
-            logger.warning("%s: has no new links to the pages beside it (%s)", page, reason(error))
-
-
-def _link_page(subject: str, links: Markup, config: RunConfig) -> None:
-    if has_links(config.output_dir, subject, links):
-        return
-    locks = lock_participant(subject, config)
-    try:
-        if locks and is_ours(page_of(config.output_dir, subject)):
-            current = report_is_current(subject, config)
-            set_links(config.output_dir, subject, links)
-            if current:
-                record_report(subject, config)
-    finally:
-        for lock in locks:
-            lock.release()
 
 
 def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:
@@ -465,7 +390,7 @@ def _clean(by_subject: dict[str, list[Outcome]], config: RunConfig) -> None:
         return
     for subject, outcomes in by_subject.items():
         folder = participant_work_dir(subject, config)
-        if _has_failed(outcomes):
+        if has_failed(outcomes):
             continue
         try:
             discard(folder)

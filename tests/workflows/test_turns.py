@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.execution import batches, locks
-from medsegmamba_bids.execution import run as execution_run
+from medsegmamba_bids.execution import batches, locks, reports_only
 from medsegmamba_bids.execution.batches import lock_paths
 from medsegmamba_bids.execution.locks import owner_of, try_lock
-from medsegmamba_bids.execution.run import refused, write_reports
+from medsegmamba_bids.execution.reports_only import write_reports
+from medsegmamba_bids.execution.run import refused
 from medsegmamba_bids.workflows.participants import ROOT, participant_wf_name
 
 HOLD = "import sys; from pathlib import Path; from medsegmamba_bids.execution.locks import try_lock\n"
@@ -167,7 +167,7 @@ def reported(config, monkeypatch):
             (config.output_dir / f"sub-{subject}.html").write_text("medsegmamba")
         return ""
 
-    monkeypatch.setattr(execution_run, "open_runner", lambda *how: nullcontext(SimpleNamespace(run=run)))
+    monkeypatch.setattr(reports_only, "open_runner", lambda *how: nullcontext(SimpleNamespace(run=run)))
     for subject in ("01", "02", "03"):
         (config.output_dir / f"sub-{subject}").mkdir(parents=True)
     return ran
@@ -206,7 +206,7 @@ def test_reports_alone_that_are_stopped_say_what_was_not_begun(config, monkeypat
         (config.log_dir / "crash-1.txt").write_text(f"Node: {node}\n\nValueError: no table\n")
         return "ValueError: no table"
 
-    monkeypatch.setattr(execution_run, "open_runner", lambda *how: nullcontext(SimpleNamespace(run=run)))
+    monkeypatch.setattr(reports_only, "open_runner", lambda *how: nullcontext(SimpleNamespace(run=run)))
     monkeypatch.setattr(batches, "_size", lambda config: 2)
     for subject in ("01", "02", "03"):
         (config.output_dir / f"sub-{subject}").mkdir(parents=True)

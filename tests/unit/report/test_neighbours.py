@@ -10,8 +10,8 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.errors import LockError
 from medsegmamba_bids.execution import batches
 from medsegmamba_bids.execution.batches import lock_participant
+from medsegmamba_bids.execution.pages import link_pages
 from medsegmamba_bids.execution.resume import record_report, report_is_current
-from medsegmamba_bids.execution.run import link_pages
 from medsegmamba_bids.report.neighbours import subjects_with_pages
 
 PAGE = '<meta name="generator" content="medsegmamba_bids 1"><span class="neighbours">{}</span><p>{}: pictures</p>'
