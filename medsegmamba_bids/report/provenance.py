@@ -10,8 +10,8 @@ from medsegmamba_bids.segmentations import of_name
 
 ATLAS_NOTE = (
     "The hippocampal subfields come from atlas-propagated weights: they were trained on subfields of one atlas painted "
-    "into hippocampi by shape, not on subfields seen in images. They are an anatomical prior, not FreeSurfer's "
-    "subfields, and differences between people in single subfields must not be interpreted."
+    "into hippocampi, not on subfields that FreeSurfer or a person found. They are an anatomical prior, not "
+    "FreeSurfer's subfields, and differences between people in single subfields must not be interpreted."
 )
 
 

@@ -132,6 +132,7 @@ EMBEDDED = [
     "embedded_hippocampus2_first",
     "embedded_hippocampus2",
     "embedded_hippocampus3",
+    "embedded_hippocampus4",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Subfields painted into hippocampi by shape."""
+"""Subfields painted into hippocampi by shape, and by what an image shows."""
 
 import json
 
