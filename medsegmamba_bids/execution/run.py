@@ -167,17 +167,22 @@ def process(batch: Batch, means: Means) -> list[Outcome]:
     """Plan, run and judge a batch of participants."""
     config = means.config
     plan = plan_of(batch, means)
+    unprepared = _prepare(plan, config)
+    for subject in unprepared:
+        del plan[subject], batch.subjects[subject]
+    outcomes = [Outcome(f"sub-{subject}", FAILED, (why,)) for subject, why in unprepared.items()]
     means.passed(batch.subjects.keys() - plan.keys())
     result = run_plan(plan, means)
     by_subject = judge(batch, plan, result, config)
-    if config.stop_on_first_crash and any(map(has_failed, by_subject.values())):
-        return [outcome for subject in by_subject for outcome in stopped_early(by_subject[subject], plan, means)]
+    if config.stop_on_first_crash and any(map(has_failed, (*by_subject.values(), outcomes))):
+        early = [outcome for subject in by_subject for outcome in stopped_early(by_subject[subject], plan, means)]
+        return outcomes + early
     reports = plan.keys() - {subject for subject, group in by_subject.items() if has_failed(group)}
     pages = judge_reports(sorted(reports), result, config)
     together = process_visits(batch.subjects, by_subject, means) if config.longitudinal else {}
     late = {subject: [] for subject in _late_pages(by_subject, together, plan)}
     pages += judge_reports(sorted(late), run_plan(late, means), config)
-    outcomes = [outcome for groups in (by_subject, together) for group in groups.values() for outcome in group]
+    outcomes += [outcome for groups in (by_subject, together) for group in groups.values() for outcome in group]
     outcomes += {page.name: page for page in pages}.values()
     _clean({subject: [*group, *together.get(subject, [])] for subject, group in by_subject.items()}, config)
     return outcomes
@@ -232,7 +237,11 @@ def process_visits(subjects: Subjects, outcomes: dict[str, list[Outcome]], means
     plan, told = plan_of_visits(subjects, outcomes, config, means.networks, means.template)
     if not plan:
         return told
-    _prepare({visits.subject: [] for visits in plan}, config)  # of some, all images were finished before
+    unprepared = _prepare({visits.subject: [] for visits in plan}, config)  # of some, all images were finished before
+    told |= {subject: [Outcome(f"sub-{subject}_{RECORD}", FAILED, (why,))] for subject, why in unprepared.items()}
+    plan = [visits for visits in plan if visits.subject not in unprepared]
+    if not plan:
+        return told
     _forget([record_path(config.output_dir, visits.prefix, RECORD) for visits in plan], config)
     before = {visits.subject: _states(visits_read(visits, config)) for visits in plan}
     workflow = init_visits_wf(plan, config, means.networks, means.template)
@@ -250,7 +259,6 @@ def plan_of(batch: Batch, means: Means) -> Subjects:
     config = means.config
     left = {subject: _left(images, means) for subject, images in batch.subjects.items()}
     plan = {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
-    _prepare(plan, config)
     return plan
 
 
@@ -265,14 +273,20 @@ def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
     return left
 
 
-def _prepare(subjects: Subjects, config: RunConfig) -> None:
-    """Remove intermediate results of other versions, and half-written files, of participants that are processed."""
-    made_by = {subject: prepare_work_dir(subject, images, config) for subject, images in subjects.items()}
+def _prepare(subjects: Subjects, config: RunConfig) -> dict[str, str]:
+    """Make work folders ready; return participants of whom that cannot be done -> why."""
+    made_by, failed = {}, {}
+    for subject, images in subjects.items():
+        try:
+            made_by[subject] = prepare_work_dir(subject, images, config)
+        except OSError as error:
+            failed[subject] = f"{error.filename or config.work_dir}: cannot be written ({reason(error)})"
     for other in sorted(set(made_by.values()) - {""}):
         logger.warning(
             "%s: intermediate results of %d participants were made by version %s, not %s; they are not used",
             *(config.work_dir, list(made_by.values()).count(other), other, __version__),
         )
+    return failed
 
 
 def run_plan(plan: Subjects, means: Means) -> Result:

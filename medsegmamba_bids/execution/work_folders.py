@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
@@ -18,7 +19,8 @@ from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.participants import participant_work_dir
 
 _STAMP = "version.json"
-_HALVES = ".*.part*"  # as `atomic_path` names them
+_MARK = "." + 8 * "[0-9a-f]" + ".part*"  # as `atomic_path` names what is half-written
+_HALVES = f".*{_MARK}"
 _OLD_S = 24 * 3600.0  # a file that is being written is not left alone as long as that
 
 
@@ -66,7 +68,7 @@ def _remove_halves(subject: str, config: RunConfig) -> None:
     root, name = config.output_dir, f"sub-{subject}"
     folders = [root / name, root / "freesurfer" / name, *(root / "freesurfer").glob(f"{name}_*")]
     halves = [path for folder in folders for path in folder.rglob(_HALVES)]
-    _unlink([*halves, *root.glob(f".{name}{_HALVES}")])
+    _unlink([*halves, *root.glob(f".{name}{_MARK}")])
 
 
 def remove_old_halves(config: RunConfig) -> None:
@@ -79,9 +81,11 @@ def remove_old_halves(config: RunConfig) -> None:
 
 
 def _unlink(paths: Iterable[Path]) -> None:
+    """Delete files; those of other users stay, as they are in nobody's way."""
     for path in paths:
-        if path.is_file():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _time_of(path: Path) -> float:

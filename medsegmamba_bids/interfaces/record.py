@@ -57,7 +57,7 @@ class WriteRecord(SimpleInterface):
         path = record_path(root, self.inputs.prefix, self.inputs.suffix)
         # Before the new record: a run that is killed meanwhile leaves one that fits no longer, and is done again.
         if gone := _remove_earlier(path, outputs, root):
-            logger.info(
+            logger.warning(
                 "%s: removed %d results of an earlier run, which this one does not make: %s",
                 *(self.inputs.prefix, len(gone), ", ".join(gone)),
             )
@@ -69,21 +69,21 @@ class WriteRecord(SimpleInterface):
 def _remove_earlier(path: Path, outputs: dict[str, Any], root: Path) -> list[str]:
     """Remove what the record at ``path`` lists and new outputs are not; return the names of what was removed.
 
-    What another image's record lists too stays, and so does what lies outside the participant's folders. Folders
-    stay: another image may be about to write into them.
+    What another image's record lists too stays, and so does what lies outside the participant's folders and what
+    someone has changed since. Folders stay: another image may be about to write into them.
     """
-    participant = path.parent.parent.name
-    earlier = [name for name in _listed(path) if name not in outputs and _belongs(root / name, participant, root)]
+    participant, before = path.parent.parent.name, _listed(path)
+    earlier = [name for name in before if name not in outputs and _belongs(root / name, participant, root)]
     others = {name for other in path.parent.glob("*.json") if earlier and other != path for name in _listed(other)}
-    gone = [name for name in earlier if name not in others]
+    gone = [name for name in earlier if name not in others and is_unchanged(root / name, before[name])]
     for name in gone:
         (root / name).unlink(missing_ok=True)
     return gone
 
 
-def _listed(path: Path) -> list[str]:
+def _listed(path: Path) -> dict[str, Any]:
     outputs = read_record(path).get("Outputs")
-    return list(outputs) if isinstance(outputs, dict) else []
+    return outputs if isinstance(outputs, dict) else {}
 
 
 def _belongs(path: Path, participant: str, root: Path) -> bool:

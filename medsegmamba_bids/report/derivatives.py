@@ -145,10 +145,10 @@ def read_json(path: Path) -> dict[str, Any]:
     TableError
         The file is no JSON object.
     """
-    if not path.exists():
-        return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read as JSON ({reason(error)})") from error
     if not isinstance(entries, dict):

@@ -7,14 +7,13 @@ so that they are named and not left out.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.data.names import output_name, split_prefix
-from medsegmamba_bids.errors import TableError
+from medsegmamba_bids.data.names import as_identifier, output_name, split_prefix
+from medsegmamba_bids.errors import TableError, reason
 from medsegmamba_bids.report.crashes import read_crash
 from medsegmamba_bids.report.derivatives import read_json
 from medsegmamba_bids.report.gather import Gathered
@@ -54,13 +53,15 @@ def old_results(results: Gathered, visits: Mapping[str, VisitsOfGroup], config: 
 
 
 def _why_image_is_old(prefix: str, tables: Sequence[Path], config: RunConfig) -> str:
-    part = "T1w_" + re.sub(r"\W", "_", prefix) + "_wf"
+    part = f"T1w_{as_identifier(prefix)}_wf"
     why = _why_old(f"{prefix}_T1w", part, tables, config.output_dir)
     return why or _why_another_image(prefix, _record(config.output_dir, f"{prefix}_T1w"), config.bids_dir)
 
 
 def _why_old(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> str:
     """Say why tables may not be of the last run; empty where they are, or nothing is known of it.
+
+    That it cannot be told is said, too.
 
     Parameters
     ----------
@@ -71,11 +72,19 @@ def _why_old(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> 
     tables : sequence of Path
     output_dir : Path
     """
+    try:
+        return _why_not_of_the_last_run(name, part, tables, output_dir)
+    except OSError as error:
+        return f"{error.filename}: cannot be read ({reason(error)})"
+
+
+def _why_not_of_the_last_run(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> str:
     path = _record_path(output_dir, name)
     if not path.parent.is_dir():  # results that were copied without it
         return ""
-    outputs = _record(output_dir, name).get("Outputs")
-    if not isinstance(outputs, dict):
+    record = _record(output_dir, name)
+    outputs = record.get("Outputs")
+    if not isinstance(outputs, dict) or "MadeFrom" not in record:  # a forced run took back that it was finished
         return "no record says that the run that made them was finished"
     for table in tables:
         before = outputs.get(table.relative_to(output_dir).as_posix())
@@ -118,10 +127,11 @@ def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -
         return ""
     if not Path(relative).name.startswith(f"{prefix}_T1w"):
         return f"they were made from another image, {Path(relative).name}"
-    path = bids_dir / relative
-    if not path.is_file() or not isinstance(size, int) or path.stat().st_size == size:
+    try:
+        now = (bids_dir / relative).stat().st_size
+    except OSError:  # a group needs no images
         return ""
-    return f"the T1w in the dataset is another by now: {path.stat().st_size} bytes, not {size}"
+    return f"the T1w in the dataset is another by now: {now} bytes, not {size}" if size not in (now, None) else ""
 
 
 def _entry(record: Any, *keys: str) -> Any:

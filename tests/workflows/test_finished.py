@@ -194,6 +194,13 @@ def test_what_a_new_run_does_not_make_goes(config, caplog):
     assert "sub-01/meshes/b" in caplog.text
 
 
+def test_what_someone_has_changed_since_stays(config):
+    record(config, "sub-01", "sub-01/anat/a", "sub-01/anat/corrected", "sub-01/anat/c")
+    (config.output_dir / "sub-01" / "anat" / "corrected").write_text("by hand")
+    record(config, "sub-01", "sub-01/anat/a")
+    assert there(config) == {"sub-01/anat/a", "sub-01/anat/corrected", "sub-01/log/sub-01_T1w.json"}
+
+
 def test_so_it_is_after_force(config, image):
     """Its record says no more that the image is done, but what there is of it."""
     record(config, "sub-01", "sub-01/anat/a", "sub-01/meshes/b")
@@ -319,11 +326,39 @@ def test_a_deletion_that_is_cut_short_leaves_nothing_to_trust(image, config, mon
     assert [entry.name for entry in participant_work_dir("01", config).parent.iterdir()] == ["sub_01_wf"]
 
 
+def test_half_written_files_of_another_user_are_in_nobodys_way(image, config, monkeypatch):
+    path = config.output_dir / "sub-01" / ".a.0a1b2c3d.part.nii.gz"
+    written(path)
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: (_ for _ in ()).throw(PermissionError(13, "no", str(path))))
+    assert prepare_work_dir("01", [image], config) == ""
+    assert path.exists()
+
+
+def test_a_participant_whose_work_folder_cannot_be_made_ready_fails_alone(config, image, done, monkeypatch):
+    """02's; 01 is finished but for its page."""
+    second = replace(image, prefix="sub-02", subject="02")
+    ready = []
+
+    def prepare(subject, images, config):
+        if subject == "02":
+            raise PermissionError(13, "Permission denied", "work/sub_02_wf")
+        ready.append(subject)
+        return ""
+
+    monkeypatch.setattr(run, "prepare_work_dir", prepare)
+    batch = Batch({"01": [done], "02": [second]})
+    outcomes = {one.name: (one.status, one.reasons) for one in run.process(batch, means_of(config, FakeRunner()))}
+    assert outcomes["sub-02"] == ("failed", ("work/sub_02_wf: cannot be written (Permission denied)",))
+    assert outcomes["sub-01_T1w"][0] == "finished"
+    assert ready == ["01"]
+
+
 def test_half_written_files_of_a_killed_run_go(image, config):
     anat, mri = config.output_dir / "sub-01" / "anat", config.output_dir / "freesurfer"
     gone = [anat / ".sub-01_dseg.0a1b2c3d.part.nii.gz", config.output_dir / ".sub-01.0a1b2c3d.part.html"]
     gone += [mri / name / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz" for name in ("sub-01", "sub-01_run-2")]
     kept = [config.output_dir / ".sub-011.0a1b2c3d.part.html", anat / "sub-01_dseg.nii.gz"]
+    kept.append(anat / ".~lock.participants.tsv#")
     kept.append(mri / "sub-011" / "mri" / ".lh.hippoAmygLabels.0a1b2c3d.part.mgz")
     written(*gone, *kept)
     prepare_work_dir("01", [image], config)

@@ -4,15 +4,18 @@ import hashlib
 import json
 import math
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import fake
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.data.names import output_name
+from medsegmamba_bids.data.names import as_identifier, output_name
+from medsegmamba_bids.interfaces.record import forget
 from medsegmamba_bids.longitudinal.change import VisitTable, change_table, to_tsv
 from medsegmamba_bids.report.group import write_group
+from medsegmamba_bids.report.old_results import _later_crash
 from medsegmamba_bids.stats.tables import COLUMNS
 
 PREFIXES = ("sub-01_ses-a", "sub-01_ses-b", "sub-02")
@@ -89,6 +92,45 @@ def test_results_without_a_record_are_named(out, text):
     path = log(out, "sub-02", "sub-02_T1w.json")
     path.unlink() if text is None else path.write_text(text)
     assert old(out) == {"sub-02_T1w": "no record says that the run that made them was finished"}
+
+
+def test_results_that_a_forced_run_took_back_are_named(out):
+    """It was killed before it had new ones."""
+    forget(log(out, "sub-02", "sub-02_T1w.json"))
+    assert list(old(out)) == ["sub-02_T1w"]
+
+
+def test_a_later_run_of_an_image_with_a_plus_in_its_name_is_named(out):
+    path = log(out, "sub-02", "sub-02_T1w.json")
+    crash(out, "sub-02", "T1w_sub_02_acq_a__2b_b_wf", "conform", 200)
+    part = f"T1w_{as_identifier('sub-02_acq-a+b')}_wf"
+    assert _later_crash(path, part, out).startswith("a later run failed at conform: ")
+
+
+@pytest.mark.parametrize("name", ["sub-02_T1w.json", "crash-20260101-conform.txt"])
+def test_what_cannot_be_read_of_one_is_named_and_others_go_on(out, monkeypatch, name):
+    crash(out, "sub-02", "T1w_sub_02_wf", "conform", 200)
+    read = Path.read_text
+
+    def refuse(path, *how, **more):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *how, **more)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert list(old(out)) == ["sub-02_T1w"]
+
+
+def test_a_dataset_that_cannot_be_read_is_as_one_that_is_not_there(out, monkeypatch):
+    stat = Path.stat
+
+    def refuse(path, **how):
+        if {"bids", "sub-02"} <= {*path.parts}:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert old(out) == {}
 
 
 def test_without_logs_nothing_is_known(out):
