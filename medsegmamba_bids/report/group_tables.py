@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,7 +156,7 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
     """Return what stands in the JSON beside a wide table."""
     tables = results.tables[segmentation]
     structures = set(tables[0].rows["StructName"]) if tables else set()
-    measures = {name: entry for first in tables[:1] for name, entry in one_measures(first).items()}
+    measures = described_measures(tables)
     if "eTIV" in table and "eTIV" not in measures:
         measures["eTIV"] = {"Description": "Estimated total intracranial volume, of the aseg table", "Units": "mm3"}
     described: dict[str, Any] = {
@@ -185,12 +186,23 @@ def wide_sidecar(results: Gathered, segmentation: str, table: pd.DataFrame, rule
     return {**columns, **provenance_of(results, segmentation)}
 
 
-def one_measures(table: ScanTable) -> dict[str, Any]:
-    """Return the description of the measures of a table; all tables have the same."""
-    entries = table.scan.sidecar(ASEG.name).get("Measures", {}) if table.measures else {}
-    return {
-        name: {key: entry[key] for key in ("Description", "Units") if key in entry} for name, entry in entries.items()
-    }
+def described_measures(tables: Sequence[ScanTable]) -> dict[str, dict[str, str]]:
+    """Return what the measures of tables are; where that is not the same in all, each with how many have it.
+
+    The intracranial volume of a head whose outer fluid was not found is another than those of the others.
+    """
+    texts: dict[str, Counter[str]] = {}
+    described: dict[str, dict[str, str]] = {}
+    for table in tables:
+        entries = table.scan.sidecar(ASEG.name).get("Measures", {}) if table.measures else {}
+        for name, entry in entries.items():
+            described.setdefault(name, {key: entry[key] for key in ("Description", "Units") if key in entry})
+            texts.setdefault(name, Counter())[entry.get("Description", "")] += 1
+    for name, counts in texts.items():
+        if len(counts) > 1:
+            each = "; ".join(f"{text} ({count} images)" for text, count in counts.most_common())
+            described[name]["Description"] = f"Not the same in all images: {each}"
+    return described
 
 
 def provenance_of(

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from medsegmamba_bids.errors import GroupError
 from medsegmamba_bids.image.labels import TABLES, load_label_table
 from medsegmamba_bids.report.group import write_group
 from medsegmamba_bids.report.group_page import narrow_name
+from medsegmamba_bids.report.group_tables import described_measures
 from medsegmamba_bids.report.quality import Flag, flags_path, flags_to_tsv
 from medsegmamba_bids.stats.measures import Measure
 from medsegmamba_bids.stats.tables import COLUMNS
@@ -380,3 +382,22 @@ def test_the_page_needs_nothing_else(out):
     assert '<link rel="stylesheet' not in page
     assert '"href":"sub-02.html#sub-02"' in page
     assert '"values":[3500.2,3400.0,3300.0]' in page
+
+
+def with_measures(*descriptions):
+    """Tables whose JSON describes sbTIV so; None: it has no measures."""
+    entries = [
+        {"Measures": {"sbTIV": {"Description": text, "Units": "mm3", "Value": 1}}} if text else {}
+        for text in descriptions
+    ]
+    return [SimpleNamespace(measures=True, scan=SimpleNamespace(sidecar=lambda name, e=e: e)) for e in entries]
+
+
+def test_a_measure_that_is_another_in_some_images_is_said_to_be():
+    assert described_measures(with_measures("all classes", "all classes")) == {
+        "sbTIV": {"Description": "all classes", "Units": "mm3"}
+    }
+    found = described_measures(with_measures(None, "closed mask", "all classes", "all classes"))["sbTIV"]
+    expected = "Not the same in all images: all classes (2 images); closed mask (1 images)"
+    assert found == {"Description": expected, "Units": "mm3"}
+    assert described_measures([]) == {}
