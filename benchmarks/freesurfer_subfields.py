@@ -20,21 +20,21 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from medsegmamba_bids.anatomy import LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.evaluation.card.measure import Networks
 from medsegmamba_bids.image.io import load_image
 from medsegmamba_bids.stats.overlap import overlap_counts
-from medsegmamba_bids.training.synthetic.subfields import load_atlas, paint_subfields, with_published_volumes
-from subfield_favour import ATLAS, NAMES, SHARE, SUBFIELDS, TABLE
+from medsegmamba_bids.training.synthetic.subfields import paint_subfields
+from subfield_favour import NAMES, SUBFIELDS, TABLE, read_atlas
 
 FILES = ("hippoAmygLabels-T1.*.FS60.FSvoxelSpace.mgz", "hippoSfLabels-T1.*.FSvoxelSpace.mgz")
-SIDES = {"lh": 1000, "rh": 2000}
-NUCLEI_FROM = 1000  # nuclei of the amygdala, in the same files
+SIDES = {"lh": LEFT_HIPPOCAMPUS, "rh": RIGHT_HIPPOCAMPUS}
 
 
 def read_subfields(mri, grid):
     """Folder, image -> FreeSurfer's subfields as classes of hippoFS60, on the image's grid."""
     labels = np.zeros(grid.shape, int)
-    for side, offset in SIDES.items():
+    for side, hippocampus in SIDES.items():
         found = sorted(path for name in FILES for path in mri.glob(f"{side}.{name}"))
         if not found:
             raise SystemExit(f"error: {mri}: has none of {', '.join(f'{side}.{name}' for name in FILES)}")
@@ -42,9 +42,8 @@ def read_subfields(mri, grid):
         if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
             raise SystemExit(f"error: {found[0]}: is not on the grid of the image")
         here = np.asarray(image.dataobj).astype(int)
-        inside = (here > 0) & (here < NUCLEI_FROM)
-        labels[inside] = here[inside] + offset
-    return TABLE.to_indices(labels)
+        labels[here > 0] = here[here > 0] + SUBFIELDS_FROM[hippocampus]
+    return TABLE.to_indices(labels)  # the amygdala's nuclei, in the same files, are not in the table
 
 
 def agreement(found, reference):
@@ -67,9 +66,8 @@ def agreement(found, reference):
 
 def painted(mri, image, data_dir):
     """Folder, image, folder of the atlas -> classes painted into FreeSurfer's hippocampi."""
-    atlas = with_published_volumes(load_atlas(*(data_dir / name for name in ATLAS), share=SHARE))
     aseg = np.asarray(nib.load(mri / "aseg.mgz").dataobj).astype(np.int32)
-    return TABLE.to_indices(paint_subfields(aseg, atlas, image.get_fdata(dtype=np.float32)))
+    return TABLE.to_indices(paint_subfields(aseg, read_atlas(data_dir), image.get_fdata(dtype=np.float32)))
 
 
 def main(argv=None):

@@ -54,6 +54,11 @@ class Head:
         return special.softmax(self.logarithms + shifts[:, None], axis=0)
 
 
+def read_atlas(data_dir):
+    """Folder of the atlas -> the atlas as trainings paint it."""
+    return with_published_volumes(load_atlas(*(data_dir / name for name in ATLAS), share=SHARE))
+
+
 def read_head(segmenter, weights, case, atlas):
     """A case -> its head: painted and found within the same hippocampi."""
     image = load_image(case.image)
@@ -138,7 +143,7 @@ def main():
     segmenter = Segmenter(InferenceSettings(device="cpu", precision=options.precision))
     if list(segmenter.load(options.weights, HIPPOCAMPUS.task)[1].labels) != TABLE.labels.tolist():
         parser.error(f"{options.weights}: its classes are not those of hippoFS60")
-    atlas = with_published_volumes(load_atlas(*(options.data_dir / name for name in ATLAS), share=SHARE))
+    atlas = read_atlas(options.data_dir)
 
     def heads_of(pairs):
         cases = [Case(image, options.data_dir / image, options.data_dir / labels) for image, labels in pairs]

@@ -46,9 +46,7 @@ from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
 from medsegmamba_bids.interfaces.record import forget, record_path, size_and_time
 from medsegmamba_bids.report.crashes import read_crashes
-from medsegmamba_bids.report.neighbours import (
-    page_of,
-)
+from medsegmamba_bids.report.neighbours import page_of
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import files_read, made_from
 from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, visits_made_from, visits_read
@@ -155,7 +153,7 @@ def run_participants(
         means = Means(config, networks, template, runner, passed)
         for batch in locked_batches(inputs.subjects(), config):
             with batch:
-                stopped = config.stop_on_first_crash and any(outcome.status == FAILED for outcome in outcomes)
+                stopped = config.stop_on_first_crash and has_failed(outcomes)
                 passed(batch.refused)
                 outcomes += refused(batch)
                 outcomes += not_begun(batch) if stopped else process(batch, means)
