@@ -11,8 +11,8 @@ from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.visit_times import visit_times
-from medsegmamba_bids.interfaces.record import fingerprint, is_unchanged, read_record, record_path
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.report.run_records import fingerprint, is_unchanged, read_record, record_path
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import files_read, made_from
 from medsegmamba_bids.workflows.longitudinal import RECORD, Visits, visits_made_from, visits_read

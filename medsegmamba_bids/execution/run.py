@@ -44,9 +44,10 @@ from medsegmamba_bids.execution.resume import (
 from medsegmamba_bids.execution.runner import Runner, StatusCallback, open_runner
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.execution.work_folders import discard, prepare_work_dir
-from medsegmamba_bids.interfaces.record import forget, record_path, size_and_time
+from medsegmamba_bids.interfaces.record import forget
 from medsegmamba_bids.report.crashes import read_crashes
 from medsegmamba_bids.report.neighbours import page_of
+from medsegmamba_bids.report.run_records import record_path, size_and_time
 from medsegmamba_bids.stats.intracranial import Template, find_template
 from medsegmamba_bids.workflows.ingredients import files_read, made_from
 from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL, RECORD, Visits, visits_made_from, visits_read

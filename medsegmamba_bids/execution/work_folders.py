@@ -13,8 +13,8 @@ from pathlib import Path
 from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.record import read_record, size_and_time
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.report.run_records import read_record, size_and_time
 from medsegmamba_bids.workflows.longitudinal import LONGITUDINAL
 from medsegmamba_bids.workflows.participants import participant_work_dir
 

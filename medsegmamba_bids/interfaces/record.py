@@ -1,8 +1,7 @@
-"""Node that records, once all results of a T1w are written, what they were made from; and how records are read."""
+"""Node that records, once all results of a T1w are written, what they were made from; and how that is taken back."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from medsegmamba_bids.data.names import split_prefix
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.report.run_records import fingerprint, is_unchanged, read_record, record_path
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 1 << 20
 
 
 class WriteRecordInputSpec(BaseInterfaceInputSpec):
@@ -101,26 +98,6 @@ def _as_before(now: dict[str, Any], before: dict[str, Any]) -> bool:
     return all(now.get(key) == before.get(key) for key in ("Size", "Modified"))
 
 
-def record_path(output_dir: Path, prefix: str, suffix: str = "T1w") -> Path:
-    """Return the path of the record of a T1w, or of what is called otherwise.
-
-    Examples
-    --------
-    >>> record_path(Path("out"), "sub-01_ses-a").as_posix()
-    'out/sub-01/log/sub-01_ses-a_T1w.json'
-    """
-    return output_dir / f"sub-{split_prefix(prefix)['sub']}" / "log" / f"{prefix}_{suffix}.json"
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record; empty where there is none or it is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def forget(path: Path) -> None:
     """Have a record no longer say that something is done, but still what was written: the next one may remove it."""
     outputs = read_record(path).get("Outputs")
@@ -128,33 +105,3 @@ def forget(path: Path) -> None:
         write_new(json.dumps({"Outputs": outputs}) + "\n", path)
     else:
         path.unlink(missing_ok=True)
-
-
-def size_and_time(path: Path) -> dict[str, int]:
-    """Return size in bytes and time of change in ns of a file; empty where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return {}
-    return {"Size": status.st_size, "Modified": status.st_mtime_ns}
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Return size, time of change and SHA-256 of a file; empty where it cannot be read."""
-    state: dict[str, Any] = size_and_time(path)
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError:
-        return {}
-    return {**state, "SHA256": digest.hexdigest()}
-
-
-def is_unchanged(path: Path, before: Any) -> bool:
-    """Return whether a file is what its fingerprint says; its content is read only where size and time do not tell."""
-    now = size_and_time(path)
-    if not (now and isinstance(before, dict)) or now["Size"] != before.get("Size"):
-        return False
-    return now["Modified"] == before.get("Modified") or fingerprint(path).get("SHA256") == before.get("SHA256")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.data.names import as_identifier, output_name, split_prefix
-from medsegmamba_bids.errors import TableError, reason
+from medsegmamba_bids.data.names import as_identifier, output_name
+from medsegmamba_bids.errors import reason
 from medsegmamba_bids.report.crashes import read_crash
-from medsegmamba_bids.report.derivatives import read_json
 from medsegmamba_bids.report.gather import Gathered
+from medsegmamba_bids.report.run_records import read_record, record_path
 from medsegmamba_bids.report.visit_tables import VisitsOfGroup
 from medsegmamba_bids.segmentations import of_name
 
@@ -45,44 +45,42 @@ def old_results(results: Gathered, visits: Mapping[str, VisitsOfGroup], config: 
             name = output_name(f"sub-{table.subject}", of_name(segmentation).changes)
             together.setdefault(f"sub-{table.subject}", []).append(config.output_dir / name)
     found = {f"{prefix}_T1w": _why_image_is_old(prefix, images[prefix], config) for prefix in sorted(images)}
-    found |= {
-        f"{prefix}_{_VISITS}": _why_old(f"{prefix}_{_VISITS}", f"{_VISITS}_wf", paths, config.output_dir)
-        for prefix, paths in together.items()
-    }
+    for prefix, paths in together.items():
+        record = record_path(config.output_dir, prefix, _VISITS)
+        found[f"{prefix}_{_VISITS}"] = _why_old(record, f"{_VISITS}_wf", paths, config.output_dir)
     return {name: why for name, why in found.items() if why}
 
 
 def _why_image_is_old(prefix: str, tables: Sequence[Path], config: RunConfig) -> str:
     part = f"T1w_{as_identifier(prefix)}_wf"
-    why = _why_old(f"{prefix}_T1w", part, tables, config.output_dir)
-    return why or _why_another_image(prefix, _record(config.output_dir, f"{prefix}_T1w"), config.bids_dir)
+    record = record_path(config.output_dir, prefix)
+    why = _why_old(record, part, tables, config.output_dir)
+    return why or _why_another_image(prefix, read_record(record), config.bids_dir)
 
 
-def _why_old(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> str:
+def _why_old(record: Path, part: str, tables: Sequence[Path], output_dir: Path) -> str:
     """Say why tables may not be of the last run; empty where they are, or nothing is known of it.
 
     That it cannot be told is said, too.
 
     Parameters
     ----------
-    name : str
-        Of the record.
+    record : Path
     part : str
         Name of the workflow that makes the tables, within the participant's.
     tables : sequence of Path
     output_dir : Path
     """
     try:
-        return _why_not_of_the_last_run(name, part, tables, output_dir)
+        return _why_not_of_the_last_run(record, part, tables, output_dir)
     except OSError as error:
         return f"{error.filename}: cannot be read ({reason(error)})"
 
 
-def _why_not_of_the_last_run(name: str, part: str, tables: Sequence[Path], output_dir: Path) -> str:
-    path = _record_path(output_dir, name)
+def _why_not_of_the_last_run(path: Path, part: str, tables: Sequence[Path], output_dir: Path) -> str:
     if not path.parent.is_dir():  # results that were copied without it
         return ""
-    record = _record(output_dir, name)
+    record = read_record(path)
     outputs = record.get("Outputs")
     if not isinstance(outputs, dict) or "MadeFrom" not in record:  # a forced run took back that it was finished
         return "no record says that the run that made them was finished"
@@ -91,20 +89,6 @@ def _why_not_of_the_last_run(name: str, part: str, tables: Sequence[Path], outpu
         if not isinstance(before, dict) or before.get("SHA256") != hashlib.sha256(table.read_bytes()).hexdigest():
             return f"{table.name} is not as the last run that was finished left it"
     return _later_crash(path, part, output_dir)
-
-
-def _record_path(output_dir: Path, name: str) -> Path:
-    """Return the path of a record, as ``interfaces.record`` writes it."""
-    subject = split_prefix(name.rsplit("_", 1)[0])["sub"]
-    return output_dir / f"sub-{subject}" / "log" / f"{name}.json"
-
-
-def _record(output_dir: Path, name: str) -> dict[str, Any]:
-    """Return a record; empty where there is none or it is damaged."""
-    try:
-        return read_json(_record_path(output_dir, name))
-    except TableError:
-        return {}
 
 
 def _later_crash(record: Path, part: str, output_dir: Path) -> str:

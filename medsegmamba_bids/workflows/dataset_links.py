@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.record import read_record
+from medsegmamba_bids.report.run_records import read_record
 
 RAW = "raw"  # the input dataset
 MASKS = "masks"  # the folder of --brain-mask

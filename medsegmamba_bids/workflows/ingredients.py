@@ -9,7 +9,7 @@ from typing import Any
 from medsegmamba_bids import __version__
 from medsegmamba_bids.bids import T1wImage
 from medsegmamba_bids.config import RunConfig
-from medsegmamba_bids.interfaces.record import fingerprint, size_and_time
+from medsegmamba_bids.report.run_records import fingerprint, size_and_time
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.workflows.networks import Networks

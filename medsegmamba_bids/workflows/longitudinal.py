@@ -16,7 +16,7 @@ from medsegmamba_bids.data.names import output_name, product
 from medsegmamba_bids.datasets.visit_times import VisitTimes
 from medsegmamba_bids.interfaces.etiv import EstimateIntracranial
 from medsegmamba_bids.interfaces.native import ToNative
-from medsegmamba_bids.interfaces.record import WriteRecord, size_and_time
+from medsegmamba_bids.interfaces.record import WriteRecord
 from medsegmamba_bids.interfaces.sink import WriteOutputs
 from medsegmamba_bids.interfaces.statistics import Statistics
 from medsegmamba_bids.interfaces.visit_steps import (
@@ -30,6 +30,7 @@ from medsegmamba_bids.interfaces.visit_steps import (
     SegmentVisitHippocampus,
 )
 from medsegmamba_bids.longitudinal.fusion import WEIGHT
+from medsegmamba_bids.report.run_records import size_and_time
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, SegmentationKind
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import WeightsFile

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.interfaces.record import fingerprint, read_record, record_path
+from medsegmamba_bids.report.run_records import fingerprint, read_record, record_path
 
 pytestmark = pytest.mark.slow  # two whole runs
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medsegmamba_bids.data.names import output_name
-from medsegmamba_bids.interfaces.record import fingerprint, read_record, record_path
+from medsegmamba_bids.report.run_records import fingerprint, read_record, record_path
 from medsegmamba_bids.stats.tables import read_tsv
 
 from ..integration.conftest import make_dataset, make_weights

@@ -10,7 +10,8 @@ from medsegmamba_bids.datasets.visit_times import VisitTimes
 from medsegmamba_bids.execution.dry_run import Plan, images_together, plan_text, seconds_of_run
 from medsegmamba_bids.execution.resume import unfinished, visits_of
 from medsegmamba_bids.inference.speed import patch_count
-from medsegmamba_bids.interfaces.record import WriteRecord, record_path, size_and_time
+from medsegmamba_bids.interfaces.record import WriteRecord
+from medsegmamba_bids.report.run_records import record_path, size_and_time
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsInfo
 from medsegmamba_bids.workflows.ingredients import files_now, made_from

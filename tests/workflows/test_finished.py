@@ -19,8 +19,9 @@ from medsegmamba_bids.execution.outcomes import NOT_THERE, Outcome, exit_code, f
 from medsegmamba_bids.execution.resume import record_report, report_is_current, why_unfinished
 from medsegmamba_bids.execution.work_folders import prepare_work_dir
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.record import WriteRecord, forget, record_path
+from medsegmamba_bids.interfaces.record import WriteRecord, forget
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.report.run_records import record_path
 from medsegmamba_bids.stats.intracranial import Template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows import ingredients

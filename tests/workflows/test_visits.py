@@ -17,7 +17,8 @@ from medsegmamba_bids.execution.resume import record_report, report_is_current, 
 from medsegmamba_bids.execution.run import Means, process_visits
 from medsegmamba_bids.execution.visits import judge_visits, plan_of_visits
 from medsegmamba_bids.image.labels import load_label_table
-from medsegmamba_bids.interfaces.record import WriteRecord, fingerprint, record_path
+from medsegmamba_bids.interfaces.record import WriteRecord
+from medsegmamba_bids.report.run_records import fingerprint, record_path
 from medsegmamba_bids.stats.intracranial import find_template
 from medsegmamba_bids.weights.info import InputSpec, WeightsFile, WeightsInfo
 from medsegmamba_bids.workflows.longitudinal import (
