@@ -3,10 +3,11 @@
     python benchmarks/freesurfer_subfields.py MRI [WEIGHTS ...] [--image norm.mgz] [--painted DATA]
         [--precision bfloat16]
 
-MRI is the folder ``mri`` of a subject with FreeSurfer's subfields on the grid of its images
-(``[lr]h.hippoAmygLabels-T1.*.FS60.FSvoxelSpace.mgz``, or ``[lr]h.hippoSfLabels-T1.*.FSvoxelSpace.mgz``, version 6).
-The image is segmented by the released subcortical network and by each of WEIGHTS, files or names. With ``--painted``
-subfields are painted into FreeSurfer's own hippocampi (aseg.mgz), too, as for a training, by the atlas below DATA.
+MRI is the folder ``mri`` of a subject with subfields: ``[lr]h.hippoAmygLabels-T1.*.FS60.FSvoxelSpace.mgz``,
+those of version 6 (``[lr]h.hippoSfLabels-T1.*.FSvoxelSpace.mgz``) or its finer (``[lr]h.hippoSfLabels-T1.v10.mgz``),
+of which each voxel of the image takes the nearest, as FreeSurfer does. The image is segmented by the released
+subcortical network and by each of WEIGHTS, files or names. With ``--painted`` subfields are painted into FreeSurfer's
+own hippocampi (aseg.mgz, else aparc+aseg.mgz), too, as for a training, by the atlas below DATA.
 
 Printed is a table, tab-separated: for every subfield and all together the mean Dice of both sides, and the volume by
 FreeSurfer's, its geometric mean of both sides; at last the mean Dice of the 24 subfields, and by which factor their
@@ -19,6 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.processing import resample_from_to
 
 from medsegmamba_bids.anatomy import LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM
 from medsegmamba_bids.evaluation.card.measure import Networks
@@ -27,7 +29,11 @@ from medsegmamba_bids.stats.overlap import overlap_counts
 from medsegmamba_bids.training.synthetic.subfields import paint_subfields
 from subfield_favour import NAMES, SUBFIELDS, TABLE, read_atlas
 
-FILES = ("hippoAmygLabels-T1.*.FS60.FSvoxelSpace.mgz", "hippoSfLabels-T1.*.FSvoxelSpace.mgz")
+FILES = (
+    "hippoAmygLabels-T1.*.FS60.FSvoxelSpace.mgz",
+    "hippoSfLabels-T1.*.FSvoxelSpace.mgz",
+    "hippoSfLabels-T1.v??.mgz",
+)
 SIDES = {"lh": LEFT_HIPPOCAMPUS, "rh": RIGHT_HIPPOCAMPUS}
 
 
@@ -35,10 +41,12 @@ def read_subfields(mri, grid):
     """Folder, image -> FreeSurfer's subfields as classes of hippoFS60, on the image's grid."""
     labels = np.zeros(grid.shape, int)
     for side, hippocampus in SIDES.items():
-        found = sorted(path for name in FILES for path in mri.glob(f"{side}.{name}"))
+        found = [path for name in FILES for path in sorted(mri.glob(f"{side}.{name}"))]
         if not found:
             raise SystemExit(f"error: {mri}: has none of {', '.join(f'{side}.{name}' for name in FILES)}")
         image = nib.load(found[0])
+        if "FSvoxelSpace" not in found[0].name:
+            image = resample_from_to(image, grid, order=0)
         if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
             raise SystemExit(f"error: {found[0]}: is not on the grid of the image")
         here = np.asarray(image.dataobj).astype(int)
@@ -66,7 +74,8 @@ def agreement(found, reference):
 
 def painted(mri, image, data_dir):
     """Folder, image, folder of the atlas -> classes painted into FreeSurfer's hippocampi."""
-    aseg = np.asarray(nib.load(mri / "aseg.mgz").dataobj).astype(np.int32)
+    names = ("aseg.mgz", "aparc+aseg.mgz")
+    aseg = np.asarray(nib.load(next(mri / name for name in names if (mri / name).exists())).dataobj).astype(np.int32)
     return TABLE.to_indices(paint_subfields(aseg, read_atlas(data_dir), image.get_fdata(dtype=np.float32)))
 
 

@@ -44,6 +44,20 @@ def test_agreement_by_hand(mri):
     assert table.loc["mean, off by"].tolist() == pytest.approx([(23 + 2 / 3) / 24, np.exp(np.log(2) / 24)])
 
 
+def test_finer_labels_of_freesurfer_6_are_sampled_where_the_image_has_voxels(mri, tmp_path):
+    """As hippoSfLabels-T1.v10.mgz are: thirds of a voxel around the hippocampus."""
+    fine = tmp_path / "fine"
+    fine.mkdir()
+    voxels_of_fine = np.diag([1 / 3, 1 / 3, 1 / 3, 1])
+    voxels_of_fine[:3, 3] = -1 / 3  # the middle one of three lies in the middle of a coarse voxel
+    for side in ("lh", "rh"):
+        coarse = nib.load(mri / f"{side}.hippoAmygLabels-T1.v22.FS60.FSvoxelSpace.mgz").get_fdata().astype(np.int32)
+        labels = coarse.repeat(3, 0).repeat(3, 1).repeat(3, 2)
+        nib.save(nib.MGHImage(labels, voxels_of_fine), fine / f"{side}.hippoSfLabels-T1.v10.mgz")
+    grid = nib.MGHImage(np.zeros(SHAPE, np.uint8), np.eye(4))
+    np.testing.assert_array_equal(script.read_subfields(fine, grid), script.read_subfields(mri, grid))
+
+
 def test_another_grid_and_absent_files_are_told(mri, tmp_path):
     with pytest.raises(SystemExit, match=r"lh\.hippoAmygLabels.* is not on the grid"):
         script.read_subfields(mri, nib.MGHImage(np.zeros(SHAPE, np.uint8), np.diag([2, 1, 1, 1])))
