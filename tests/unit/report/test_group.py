@@ -374,6 +374,34 @@ def test_the_long_form(out):
     assert z.tolist() == pytest.approx([0.6745 * 100.25 / 100, 0, -0.6745])
 
 
+def test_a_long_form_of_an_earlier_run_is_named(out, caplog):
+    """It holds other participants than the tables beside it, and looks like one of them."""
+    write_group(config(out, group_long=True))
+    add(out, "sub-03", 3600)
+    write_group(config(out))
+    path = out / "group_seg-aseg_desc-long_stats.tsv"
+    assert f"{path}: is of an earlier run" in caplog.text
+    caplog.clear()
+    write_group(config(out, group_long=True))
+    assert "earlier run" not in caplog.text
+
+
+def test_a_long_form_that_nothing_is_left_for_is_named(out, caplog):
+    path = out / "group_seg-hippoFS60_desc-long_stats.tsv"
+    path.write_text("")
+    write_group(config(out, group_long=True))
+    assert f"{path}: is of an earlier run" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"session_label": ("a",)}, {"run_label": ("1",)}, {"bids_filter_file": Path("f")}])
+def test_a_selection_that_the_group_does_not_make_is_named(out, caplog, options):
+    write_group(config(out, **options))
+    assert len(read(out / ASEG)) == 3
+    (name,) = options
+    option = {"run_label": "--run-id"}.get(name, f"--{name.replace('_', '-')}")
+    assert f"{option} selects images at the participant level only" in caplog.text
+
+
 def test_the_page_needs_nothing_else(out):
     (out / "sub-02.html").write_text("a report")
     write_group(config(out))
