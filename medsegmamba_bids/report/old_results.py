@@ -47,7 +47,8 @@ def old_results(results: Gathered, visits: Mapping[str, VisitsOfGroup], config: 
     found = {f"{prefix}_T1w": _why_image_is_old(prefix, images[prefix], config) for prefix in sorted(images)}
     for prefix, paths in together.items():
         record = record_path(config.output_dir, prefix, _VISITS)
-        found[f"{prefix}_{_VISITS}"] = _why_old(record, f"{_VISITS}_wf", paths, config.output_dir)
+        why = _why_old(record, f"{_VISITS}_wf", paths, config.output_dir)
+        found[f"{prefix}_{_VISITS}"] = why or _why_other_images(record)
     return {name: why for name, why in found.items() if why}
 
 
@@ -102,6 +103,23 @@ def _later_crash(record: Path, part: str, output_dir: Path) -> str:
         if part in node.split(".") and step != _PICTURES:
             return f"a later run failed at {step}: {reason} (see {path.relative_to(output_dir)})"
     return ""
+
+
+def _why_other_images(visits: Path) -> str:
+    """Say of which images a record of visits has read other results than the images' own records tell of by now."""
+    read = _entry(read_record(visits), "Inputs")
+    anew = [
+        path.stem
+        for path in sorted(visits.parent.glob("*_T1w.json"))
+        if _differ(read, _entry(read_record(path), "Outputs"))
+    ]
+    return f"images were processed anew since: {', '.join(anew)}; --longitudinal does the visits anew, too" * bool(anew)
+
+
+def _differ(read: Any, written: Any) -> bool:
+    """Return whether the content of a file that both records name is not the same."""
+    both = read.keys() & written.keys() if isinstance(read, dict) and isinstance(written, dict) else ()
+    return any(_entry(read, name, "SHA256") != _entry(written, name, "SHA256") for name in both)
 
 
 def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -> str:
