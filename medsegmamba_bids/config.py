@@ -237,6 +237,8 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
     if config.dry_run and config.level == "group":
         raise ConfigError("--dry-run is for the participant level; the group level takes seconds")
+    if config.dry_run and config.reports_only:
+        raise ConfigError("--dry-run tells what would be segmented, and --reports-only segments nothing; leave one out")
     if config.omp_nthreads > config.nprocs:
         raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")
 
