@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.config import RunConfig, is_text
 from medsegmamba_bids.data.names import as_identifier
 from medsegmamba_bids.datasets.bids_files import (
     IMAGE_EXTENSIONS,
@@ -134,7 +134,10 @@ def collect_inputs(config: RunConfig) -> Inputs:
 
 def _check_dataset(config: RunConfig) -> None:
     for path in (config.bids_dir, *config.derivatives):
-        _check_name(path)
+        if not is_text(path):
+            raise BIDSError(
+                f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
+            )
     description = config.bids_dir / "dataset_description.json"
     if not description.is_file() and not config.skip_bids_validation:
         raise BIDSError(
@@ -145,16 +148,6 @@ def _check_dataset(config: RunConfig) -> None:
         raise BIDSError(f"{config.bids_dir}: not a BIDS dataset, it has no folder sub-*")
     if not config.skip_bids_validation:
         _check_description(description)
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a path that is no text: Nipype, which writes down what a step read, would fail at each image."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise BIDSError(
-            f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
-        ) from error
 
 
 def _check_description(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
+from medsegmamba_bids.errors import ConfigError, reason
 from medsegmamba_bids.execution.work_folders import remove_old_halves
 from medsegmamba_bids.image.color_tables import COLOR_TABLES
 from medsegmamba_bids.image.labels import load_label_table
@@ -33,17 +34,25 @@ _TABLE_COLUMNS = {
 
 def write_dataset_files(config: RunConfig) -> None:
     """Write the files at the root of the output folder that are not there yet, or differ; tidy up what killed runs
-    left of them.
+    left of them. A ``README.md`` that is there stays: someone may have gone on writing it.
+
+    Raises
+    ------
+    ConfigError
+        ``.bidsignore`` is no UTF-8.
     """
     root = config.output_dir
     remove_old_halves(config)
     write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
     write_new(_ignored(root / ".bidsignore"), root / ".bidsignore")
-    for path, text in ((root / "README.md", _readme()), (root / "logs" / "CITATION.md", citation_text())):
-        if is_ours(path):
-            write_new(text, path)
-        else:
+    for path, text, stays in (
+        (root / "README.md", _readme(), True),
+        (root / "logs" / "CITATION.md", citation_text(), False),
+    ):
+        if not is_ours(path):
             logger.warning("%s: is not of this package and is left as it is", path)
+        elif not (stays and path.exists()):
+            write_new(text, path)
     for kind in SEGMENTATIONS:
         labels = load_label_table(kind.widest)
         for ending, form in COLOR_TABLES.items():
@@ -57,7 +66,10 @@ def write_dataset_files(config: RunConfig) -> None:
 
 def _ignored(path: Path) -> str:
     """Return lines of ``.bidsignore``: those that are there, which may be the user's, and ours."""
-    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); save it as UTF-8") from error
     return "\n".join(dict.fromkeys([*there, *bidsignore()])) + "\n"
 
 

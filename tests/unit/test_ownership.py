@@ -92,6 +92,24 @@ def test_the_users_readme_and_lines_to_ignore_stay(config, caplog):
     assert ignored.read_text().splitlines().count("*.html") == 1
 
 
+@pytest.mark.parametrize(
+    "text", ["Results of medsegmamba, cohort A", "# Derivatives of medsegmamba_bids\n\nsub-07 moved"]
+)
+def test_a_readme_of_the_user_that_names_this_package_stays(config, text):
+    """Also one that was ours and that someone has gone on writing."""
+    readme = put(config.output_dir, "README.md", text)
+    write_dataset_files(config)
+    assert readme.read_text() == text
+
+
+def test_lines_to_ignore_that_are_no_utf_8_are_refused(config):
+    path = put(config.output_dir, ".bidsignore", "")
+    path.write_bytes("mémoire".encode("latin-1"))
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read .*save it as UTF-8"):
+        write_dataset_files(config)
+    assert path.read_bytes() == "mémoire".encode("latin-1")
+
+
 def test_pages_of_others_are_not_replaced(config):
     page = put(config.output_dir, "sub-01.html", "<html>fMRIPrep</html>")
     with pytest.raises(ReportError, match=f"{page}: is not a page of medsegmamba_bids"):
