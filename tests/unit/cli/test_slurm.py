@@ -198,6 +198,11 @@ def test_longer_than_slurm_takes(place, tmp_path, capsys):
         (["--per-task", "0"], "--per-task is 0; it must be 1 or more"),
         (["--image", "no.sif"], "no.sif: no such file (--image)"),
         (["--use-plugin", "plugin.json"], "Nipype has no plugin 'Nonsense'; there are"),
+        (["--quality-thresholds", "limits.json"], "limits.json: cannot be used as --quality-thresholds: unknown keys"),
+        (["--output-spaces", "Nowhere"], "--output-spaces Nowhere: T1w and brain mask of this template are not in"),
+        (["--ratings", "no.tsv"], "no.tsv: no such file (--ratings)"),
+        (["--exclude-discarded"], "--exclude-discarded needs --ratings"),
+        (["--reports-only"], "--reports-only is for medsegmamba itself"),
         (["--participant-label", "99"], "no participant 99"),
         (["-w", "bids/work"], "the work folder lies in the BIDS dataset"),
         (["--aseg-weights", "none-such"], "no such weights file"),
@@ -205,6 +210,7 @@ def test_longer_than_slurm_takes(place, tmp_path, capsys):
 )
 def test_what_is_refused(place, capsys, options, sentence):
     (place / "plugin.json").write_text('{"plugin": "Nonsense"}')
+    (place / "limits.json").write_text('{"cheks": {}}')
     assert main(["bids", "out", *options]) == 1
     assert sentence in capsys.readouterr().err
 
