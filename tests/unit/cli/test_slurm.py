@@ -256,6 +256,17 @@ def test_a_container_sees_all_that_is_named(place, tmp_path):
     assert stored["brain_mask"] == f"{place}/masks/{{subject}}.nii.gz"
 
 
+def test_a_container_sees_the_folder_of_weights_that_are_named(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEGMAMBA_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    shutil.copy(choose_networks(RunConfig("bids", "out")).aseg.path, tmp_path / "weights" / "own.safetensors")
+    (place / "i.sif").touch()
+    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "own", "--hippocampus-weights", "none")
+    assert f"-B {tmp_path}/weights:{tmp_path}/weights:ro" in (folder / "participants.sh").read_text()
+    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "embedded-aseg2")
+    assert (folder / "participants.sh").read_text().count(" -B ") == 3  # the container has its own
+
+
 def test_a_name_that_no_container_can_see(place, capsys):
     (place / "x.sif").touch()
     assert main(["bids", "out,1", "--image", "x.sif"]) == 1
