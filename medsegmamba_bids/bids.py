@@ -351,7 +351,7 @@ def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:
     if not sidecar.is_file():
         return
     try:
-        json.loads(sidecar.read_text(encoding="utf-8"))
+        json.loads(sidecar.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         yield f"{sidecar.name} is not valid JSON ({error}); it is not needed here"
     kinds = image_type(path)

@@ -302,6 +302,16 @@ def test_an_invalid_json_beside_it_is_noted(bids):
     assert not any(image.notes for image in inputs.images[1:])
 
 
+def test_a_json_that_windows_has_written_is_no_trouble(bids):
+    """It begins with a byte order mark, as everywhere else where JSON is read."""
+    path = bids / "sub-01/anat/sub-01_T1w.json"
+    path.write_bytes(b'\xef\xbb\xbf{"ImageType": ["ORIGINAL", "PRIMARY"]}\r\n')
+    assert collect(bids).images[0].notes == ()
+    path.write_bytes(b'\xef\xbb\xbf{"ImageType": ["DERIVED", "SECONDARY"]}\r\n')
+    (note,) = collect(bids).images[0].notes
+    assert "the scanner made it of other images" in note
+
+
 def test_two_files_that_differ_in_extension(bids):
     touch(bids, "sub-01/anat/sub-01_T1w.nii")
     inputs = collect(bids)
