@@ -6,14 +6,18 @@ so that they are named and not left out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import as_identifier, output_name
-from medsegmamba_bids.errors import reason
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.errors import BIDSError, reason
 from medsegmamba_bids.report.crashes import read_crash
 from medsegmamba_bids.report.gather import Gathered
 from medsegmamba_bids.report.run_records import read_record, record_path
@@ -132,8 +136,19 @@ def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -
     try:
         now = (bids_dir / relative).stat().st_size
     except OSError:  # a group needs no images
-        return ""
+        return _why_renamed(relative, bids_dir)
     return f"the T1w in the dataset is another by now: {now} bytes, not {size}" if size not in (now, None) else ""
+
+
+def _why_renamed(relative: str, bids_dir: Path) -> str:
+    """Say that an image is no longer there, where its participant has others; a link without content is there."""
+    with contextlib.suppress(OSError, BIDSError):  # as where there is no dataset
+        folder = relative.split("/")[0]
+        if os.path.lexists(bids_dir / relative) or not (bids_dir / folder).is_dir():
+            return ""
+        if others := [file.name for file in BIDSFolder(bids_dir).t1w_images(folder)]:
+            return f"the T1w is no longer in the dataset, which has {listed(others, 3)} of this participant"
+    return ""
 
 
 def _entry(record: Any, *keys: str) -> Any:

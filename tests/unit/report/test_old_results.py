@@ -160,6 +160,19 @@ def test_another_image_is_named(out):
     assert old(out) == {"sub-02_T1w": "they were made from another image, sub-03_T1w.nii.gz"}
 
 
+def test_an_image_that_was_renamed_is_named(out):
+    """Its results stay, and the participant would be twice in the tables; a dataset without images tells nothing."""
+    folder = (out.parent / "bids" / raw("sub-02")).parent
+    folder.mkdir(parents=True)
+    assert old(out) == {}
+    (folder / "sub-02_run-1_T1w.nii.gz").write_bytes(b"abc")
+    assert old(out) == {
+        "sub-02_T1w": "the T1w is no longer in the dataset, which has sub-02_run-1_T1w.nii.gz of this participant"
+    }
+    (folder / "sub-02_T1w.nii.gz").symlink_to("gone")  # DataLad's, its content dropped
+    assert old(out) == {}
+
+
 @pytest.fixture
 def visits(out):
     """A table of visits of a participant; its path."""
