@@ -129,6 +129,7 @@ def collect_inputs(config: RunConfig) -> Inputs:
     _drop_duplicates(inputs)
     _note_masks_of_others(inputs, config)
     _tell_left_out(inputs, config)
+    _tell_no_visits(inputs, config)
     return inputs
 
 
@@ -344,6 +345,13 @@ def _tell_left_out(inputs: Inputs, config: RunConfig) -> None:
         by_reason.setdefault(why, []).append(name)
     for why, names in by_reason.items():
         logger.warning("%s: left out: %s (%s)", config.bids_dir, listed(names, 5), why)
+
+
+def _tell_no_visits(inputs: Inputs, config: RunConfig) -> None:
+    """Say where ``--longitudinal`` has nothing to do at all; that some participants have one session is common."""
+    sessions = ({image.session for image in images if image.session} for images in inputs.subjects().values())
+    if config.longitudinal and all(len(of_one) < 2 for of_one in sessions):
+        logger.warning("--longitudinal: none of the participants has T1w images of two sessions to process together")
 
 
 def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:

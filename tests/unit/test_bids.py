@@ -302,6 +302,18 @@ def test_an_invalid_json_beside_it_is_noted(bids):
     assert not any(image.notes for image in inputs.images[1:])
 
 
+def test_visits_that_nobody_has_are_told(bids, caplog):
+    told = "--longitudinal: none of the participants has T1w images of two sessions"
+    collect(bids, longitudinal=True)
+    collect(bids, participant_label=("01",))
+    assert told not in caplog.text
+    collect(bids, longitudinal=True, participant_label=("01",))
+    assert told in caplog.text
+    caplog.clear()
+    collect(bids, longitudinal=True, session_label=("pre",))  # of which sub-02 has three images
+    assert told in caplog.text
+
+
 def test_a_json_that_windows_has_written_is_no_trouble(bids):
     """It begins with a byte order mark, as everywhere else where JSON is read."""
     path = bids / "sub-01/anat/sub-01_T1w.json"
