@@ -402,6 +402,17 @@ def test_a_selection_that_the_group_does_not_make_is_named(out, caplog, options)
     assert f"{option} selects images at the participant level only" in caplog.text
 
 
+def test_who_is_excluded_and_not_there_is_named(out, caplog):
+    """``7`` for ``07`` would exclude nobody without a word; who is in the dataset may have no results."""
+    (out / "participants.tsv").write_text("participant_id\nsub-01\nsub-03\n")
+    write_group(config(out, exclude_participant_label=("2", "03", "01")))
+    told = "--exclude-participant-label excludes nobody called 2; with results there are 01, 02"
+    assert told in caplog.text
+    caplog.clear()
+    write_group(config(out, exclude_participant_label=("02", "03")))
+    assert "excludes nobody" not in caplog.text
+
+
 def test_the_page_needs_nothing_else(out):
     (out / "sub-02.html").write_text("a report")
     write_group(config(out))
