@@ -276,11 +276,11 @@ class _Search:
             inputs.left_out[file.relative] = reason
         elif not self.selection.accepts(file.entities, file.extension):
             return
-        elif outdated:
-            inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
         elif file.extension not in IMAGE_EXTENSIONS:
             allowed = " and ".join(IMAGE_EXTENSIONS)
             inputs.skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
+        elif outdated:
+            inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
         else:
             inputs.images.append(_image(file, self.config))
 

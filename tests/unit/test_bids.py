@@ -302,6 +302,13 @@ def test_an_invalid_json_beside_it_is_noted(bids):
     assert not any(image.notes for image in inputs.images[1:])
 
 
+def test_an_index_is_not_blamed_for_an_extension(bids, tmp_path):
+    """pybids lists no such files, so that an index that is made anew would be called older again."""
+    touch(bids, "sub-03/anat/sub-03_T1w.NII.GZ")
+    inputs = collect(bids, bids_database_dir=tmp_path / "index")
+    assert inputs.skipped["sub-03_T1w.NII.GZ"].startswith("its extension is .NII.GZ; BIDS allows")
+
+
 def test_visits_that_nobody_has_are_told(bids, caplog):
     told = "--longitudinal: none of the participants has T1w images of two sessions"
     collect(bids, longitudinal=True)
