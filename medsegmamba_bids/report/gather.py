@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -203,7 +204,7 @@ def _why_empty(folder: Path) -> str:
 
 def _read_participants(path: Path | None, results: Gathered) -> Participants | None:
     """Return ``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.lexists(path):
         return None
     try:
         people = read_participants(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _tell_unused(config: RunConfig) -> None:
 
 def _participants_file(config: RunConfig) -> Path | None:
     for folder in (config.bids_dir, config.output_dir):
-        if (folder / "participants.tsv").is_file():
+        if os.path.lexists(folder / "participants.tsv"):  # a link without its target is named, not passed over
             return folder / "participants.tsv"
     return None
 

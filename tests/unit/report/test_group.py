@@ -226,6 +226,17 @@ def test_copies_of_participants_folders_are_named_and_do_not_count(out):
     assert {name for name, reason in failed.items() if reason == stranger} == names
 
 
+def test_a_table_whose_content_was_not_fetched_is_named(out):
+    """A link of DataLad without its target; that of another folder would be of other people, maybe."""
+    (out.parent / "bids").mkdir()
+    (out.parent / "bids" / "participants.tsv").symlink_to(".git/annex/objects/gone")
+    (out / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    assert write_group(config(out)) == 1
+    assert "age" not in read(out / ASEG)
+    failed = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]
+    assert failed == {"participants.tsv": "a link whose target is not there (datalad get fetches it)"}
+
+
 def test_the_raw_dataset_goes_first(out):
     for folder, age in ((out, 20), (out.parent / "bids", 50)):
         folder.mkdir(exist_ok=True)
