@@ -107,8 +107,8 @@ def collect_inputs(config: RunConfig) -> Inputs:
     Raises
     ------
     BIDSError
-        The folder is no BIDS dataset, a participant is unknown, the filter file cannot be used, or the index is of
-        another dataset.
+        The folder is no BIDS dataset, a participant is unknown, the filter file or ``--brain-mask`` cannot be used, or
+        the index is of another dataset.
     """
     selection = read_selection(config.bids_filter_file).replaced(
         sub=config.participant_label, ses=config.session_label, run=numbered(config.run_label)
@@ -281,6 +281,8 @@ class _Search:
             inputs.skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
         elif outdated:
             inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
+        elif absent := _absent_mask(file, self.config):
+            inputs.skipped[file.name] = f"{absent}: no such file (--brain-mask)"
         else:
             inputs.images.append(_image(file, self.config))
 
@@ -444,16 +446,28 @@ def _mask_notes(config: RunConfig, prefix: str, subject: str, session: str | Non
         yield note
 
 
+def _absent_mask(file: BIDSFile, config: RunConfig) -> Path | None:
+    """Return the mask that ``--brain-mask`` names for this image among others, where it is not there."""
+    if not config.brain_mask or "{" not in config.brain_mask:
+        return None
+    path = _mask_path(config.brain_mask, file.prefix, file.entities["sub"], file.entities.get("ses"))
+    return None if path.is_file() else path
+
+
 def _named_mask(template: str, prefix: str, subject: str, session: str | None) -> Path:
+    path = _mask_path(template, prefix, subject, session)
+    if not path.is_file():
+        raise BIDSError(f"{path}: no such file (--brain-mask, for {prefix})")
+    return path.absolute()
+
+
+def _mask_path(template: str, prefix: str, subject: str, session: str | None) -> Path:
     try:
-        path = Path(template.format(subject=subject, session=session or "", prefix=prefix)).expanduser()
+        return Path(template.format(subject=subject, session=session or "", prefix=prefix)).expanduser()
     except (LookupError, ValueError, AttributeError, RuntimeError) as error:
         raise BIDSError(
             f"--brain-mask {template}: only {{subject}}, {{session}} and {{prefix}} can be replaced"
         ) from error
-    if not path.is_file():
-        raise BIDSError(f"{path}: no such file (--brain-mask, for {prefix})")
-    return path.absolute()
 
 
 def _mask_candidates(folder: Path, prefix: str, subject: str, session: str | None) -> Iterable[Path]:

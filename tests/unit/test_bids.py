@@ -691,6 +691,18 @@ def test_a_named_mask_that_is_not_there(bids, name, sentence):
         mask_of(bids, brain_mask=name)
 
 
+def test_one_image_without_its_named_mask_does_not_stop_the_others(bids, tmp_path):
+    touch(tmp_path, "masks/01.nii.gz")
+    inputs = collect(bids, brain_mask=str(tmp_path / "masks" / "{subject}.nii.gz"))
+    assert prefixes(inputs) == ALL[:1]
+    absent = f"{tmp_path}/masks/02.nii.gz: no such file (--brain-mask)"
+    assert inputs.skipped == {path.name: absent for path in bids.glob("sub-02/ses-*/anat/*_T1w.nii*")}
+    with pytest.raises(BIDSError, match="no such file"):  # one for all is not there for anybody
+        collect(bids, brain_mask=str(tmp_path / "masks" / "all.nii.gz"))
+    with pytest.raises(BIDSError, match="can be replaced"):
+        collect(bids, brain_mask=str(tmp_path / "{run}.nii.gz"))
+
+
 def test_an_image_without_a_mask_in_the_derivatives_is_told_so(bids, tmp_path, caplog):
     """Per participant: in the log, and in the notes that the JSON, the report and the end table repeat."""
     prep = tmp_path / "prep"
