@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from medsegmamba_bids.anatomy import WHITE_MATTER
+from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.evaluation.metrics import structure_metrics
 from medsegmamba_bids.image.components import fill_holes
 from medsegmamba_bids.image.geometry import labels_to_grid, resample
@@ -38,7 +39,7 @@ from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
-from medsegmamba_bids.stats.any_labels import without_skull
+from medsegmamba_bids.stats.any_labels import check_no_subfields, without_skull
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.measures import (
     brain_measures,
@@ -263,6 +264,7 @@ def statistics(
     segmented = _taken(labels, load_labels, check_labels)
     data, voxel_mm3 = np.asanyarray(segmented.dataobj), Grid.of(segmented).voxel_mm3
     if of_table(table) is ASEG:
+        _check_structures(data, labels)
         data = merge_parcels(data)
     guide = _on_grid(_taken(image, load_image, check_image), segmented)
     if brain is None:
@@ -277,6 +279,15 @@ def statistics(
 def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:
     """Return an image from a file, or one in memory that is held to the same."""
     return load(source) if isinstance(source, (str, os.PathLike)) else check(source)
+
+
+def _check_structures(labels: np.ndarray, source: ImageOrPath) -> None:
+    """Refuse subfields where structures of the whole brain are asked for, with the name of their file."""
+    try:
+        check_no_subfields(labels)
+    except ImageError as error:
+        name = source if isinstance(source, (str, os.PathLike)) else "the labels"
+        raise ImageError(f"{name}: {error}") from error
 
 
 def _on_grid(image: Image, like: Image) -> np.ndarray:
@@ -317,6 +328,8 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
     if of_table(table) is ASEG:  # before they are resampled, where each parcel would stand alone against what is around
+        for array, source in zip(pair, (labels, reference), strict=True):
+            _check_structures(array, source)
         pair = [join_brain_labels(array) for array in pair]
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.config import RunConfig, is_text
 from medsegmamba_bids.data.names import as_identifier
 from medsegmamba_bids.datasets.bids_files import (
     IMAGE_EXTENSIONS,
@@ -107,8 +107,8 @@ def collect_inputs(config: RunConfig) -> Inputs:
     Raises
     ------
     BIDSError
-        The folder is no BIDS dataset, a participant is unknown, the filter file cannot be used, or the index is of
-        another dataset.
+        The folder is no BIDS dataset, a participant is unknown, the filter file or ``--brain-mask`` cannot be used, or
+        the index is of another dataset.
     """
     selection = read_selection(config.bids_filter_file).replaced(
         sub=config.participant_label, ses=config.session_label, run=numbered(config.run_label)
@@ -129,12 +129,16 @@ def collect_inputs(config: RunConfig) -> Inputs:
     _drop_duplicates(inputs)
     _note_masks_of_others(inputs, config)
     _tell_left_out(inputs, config)
+    _tell_no_visits(inputs, config)
     return inputs
 
 
 def _check_dataset(config: RunConfig) -> None:
     for path in (config.bids_dir, *config.derivatives):
-        _check_name(path)
+        if not is_text(path):
+            raise BIDSError(
+                f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
+            )
     description = config.bids_dir / "dataset_description.json"
     if not description.is_file() and not config.skip_bids_validation:
         raise BIDSError(
@@ -145,16 +149,6 @@ def _check_dataset(config: RunConfig) -> None:
         raise BIDSError(f"{config.bids_dir}: not a BIDS dataset, it has no folder sub-*")
     if not config.skip_bids_validation:
         _check_description(description)
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a path that is no text: Nipype, which writes down what a step read, would fail at each image."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise BIDSError(
-            f"{path}: its name holds bytes that are no UTF-8; rename it, or give a link to it with another name"
-        ) from error
 
 
 def _check_description(path: Path) -> None:
@@ -282,11 +276,13 @@ class _Search:
             inputs.left_out[file.relative] = reason
         elif not self.selection.accepts(file.entities, file.extension):
             return
-        elif outdated:
-            inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
         elif file.extension not in IMAGE_EXTENSIONS:
             allowed = " and ".join(IMAGE_EXTENSIONS)
             inputs.skipped[file.name] = f"its extension is {file.extension}; BIDS allows {allowed} for T1w images"
+        elif outdated:
+            inputs.skipped[file.name] = f"{outdated}; remove the index, and it is made anew"
+        elif absent := _absent_mask(file, self.config):
+            inputs.skipped[file.name] = f"{absent}: no such file (--brain-mask)"
         else:
             inputs.images.append(_image(file, self.config))
 
@@ -353,12 +349,19 @@ def _tell_left_out(inputs: Inputs, config: RunConfig) -> None:
         logger.warning("%s: left out: %s (%s)", config.bids_dir, listed(names, 5), why)
 
 
+def _tell_no_visits(inputs: Inputs, config: RunConfig) -> None:
+    """Say where ``--longitudinal`` has nothing to do at all; that some participants have one session is common."""
+    sessions = ({image.session for image in images if image.session} for images in inputs.subjects().values())
+    if config.longitudinal and all(len(of_one) < 2 for of_one in sessions):
+        logger.warning("--longitudinal: none of the participants has T1w images of two sessions to process together")
+
+
 def _sidecar_notes(path: Path, prefix: str) -> Iterable[str]:
     sidecar = path.with_name(f"{prefix}_T1w.json")
     if not sidecar.is_file():
         return
     try:
-        json.loads(sidecar.read_text(encoding="utf-8"))
+        json.loads(sidecar.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         yield f"{sidecar.name} is not valid JSON ({error}); it is not needed here"
     kinds = image_type(path)
@@ -443,16 +446,28 @@ def _mask_notes(config: RunConfig, prefix: str, subject: str, session: str | Non
         yield note
 
 
+def _absent_mask(file: BIDSFile, config: RunConfig) -> Path | None:
+    """Return the mask that ``--brain-mask`` names for this image among others, where it is not there."""
+    if not config.brain_mask or "{" not in config.brain_mask:
+        return None
+    path = _mask_path(config.brain_mask, file.prefix, file.entities["sub"], file.entities.get("ses"))
+    return None if path.is_file() else path
+
+
 def _named_mask(template: str, prefix: str, subject: str, session: str | None) -> Path:
+    path = _mask_path(template, prefix, subject, session)
+    if not path.is_file():
+        raise BIDSError(f"{path}: no such file (--brain-mask, for {prefix})")
+    return path.absolute()
+
+
+def _mask_path(template: str, prefix: str, subject: str, session: str | None) -> Path:
     try:
-        path = Path(template.format(subject=subject, session=session or "", prefix=prefix)).expanduser()
+        return Path(template.format(subject=subject, session=session or "", prefix=prefix)).expanduser()
     except (LookupError, ValueError, AttributeError, RuntimeError) as error:
         raise BIDSError(
             f"--brain-mask {template}: only {{subject}}, {{session}} and {{prefix}} can be replaced"
         ) from error
-    if not path.is_file():
-        raise BIDSError(f"{path}: no such file (--brain-mask, for {prefix})")
-    return path.absolute()
 
 
 def _mask_candidates(folder: Path, prefix: str, subject: str, session: str | None) -> Iterable[Path]:

@@ -237,6 +237,8 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError(f"--mem is {config.mem_gb} GB; it must be positive")
     if config.dry_run and config.level == "group":
         raise ConfigError("--dry-run is for the participant level; the group level takes seconds")
+    if config.dry_run and config.reports_only:
+        raise ConfigError("--dry-run tells what would be segmented, and --reports-only segments nothing; leave one out")
     if config.omp_nthreads > config.nprocs:
         raise ConfigError(f"--omp-nthreads {config.omp_nthreads} is more than --nprocs {config.nprocs}")
 
@@ -265,7 +267,7 @@ def check_folders(config: RunConfig) -> None:
     ------
     ConfigError
         The input is no folder; input and output are the same; the work folder lies in the input; the output
-        holds results of another tool; the output or the work folder cannot be written.
+        holds results of another tool; the output or the work folder cannot be written, or its name is no text.
     """
     bids_dir, output, work = (path.resolve() for path in (config.bids_dir, config.output_dir, config.work_dir))
     if config.level == "participant" and not bids_dir.is_dir():
@@ -277,6 +279,8 @@ def check_folders(config: RunConfig) -> None:
         )
     if work == bids_dir or bids_dir in work.parents:
         raise ConfigError(f"{config.work_dir}: the work folder lies in the BIDS dataset; name another with -w")
+    if config.level == "participant":
+        _check_names(config.output_dir, work)
     if work == output:
         raise ConfigError(f"{config.work_dir}: the work folder is the output folder; name another with -w")
     for path in config.derivatives:
@@ -288,6 +292,28 @@ def check_folders(config: RunConfig) -> None:
     _require_writable(config.output_dir, "output")
     if config.level == "participant":
         _require_writable(config.work_dir, "work")
+
+
+def is_text(path: Path) -> bool:
+    r"""Return whether a path is UTF-8: Nipype, which writes down what a step reads and where, fails at any other.
+
+    Examples
+    --------
+    >>> is_text(Path("mémoire")), is_text(Path(os.fsdecode(b"m\xe9moire")))
+    (True, False)
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_names(output: Path, work: Path) -> None:
+    """Refuse folders in which all steps would fail; ``work`` is the true path, in which steps find themselves."""
+    for path, advice in ((output, "rename it, or give a link to it with another name"), (work, "name another with -w")):
+        if not is_text(path):
+            raise ConfigError(f"{path}: its name holds bytes that are no UTF-8; {advice}")
 
 
 def _require_writable(path: Path, what: str) -> None:

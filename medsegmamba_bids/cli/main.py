@@ -64,7 +64,7 @@ def run_level(config: RunConfig) -> int:
     from medsegmamba_bids.execution.outcomes import exit_code, outcome_table
     from medsegmamba_bids.execution.resource_monitor import resource_monitor
 
-    _check_files(config)
+    check_files(config)
     if config.dry_run:
         return _tell_plan(config)
     check_machine(config)
@@ -119,7 +119,7 @@ def _tell_viewers(config: RunConfig, outcomes: list) -> None:
         print(f"look:    {command}")
 
 
-def _check_files(config: RunConfig) -> None:
+def check_files(config: RunConfig) -> None:
     """Refuse files of options that cannot be used, before any work."""
     from medsegmamba_bids.execution.runner import read_plugin
     from medsegmamba_bids.report.thresholds import load_thresholds

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegmamba_bids.cli.common import user_errors
-from medsegmamba_bids.cli.main import run_level
+from medsegmamba_bids.cli.main import check_files, run_level
 from medsegmamba_bids.cli.parser import add_options, make_config, start_parser, stored_options
 from medsegmamba_bids.config import RunConfig, check_folders
 from medsegmamba_bids.errors import ConfigError
@@ -94,10 +94,27 @@ def _check(own: dict[str, Any], config: RunConfig) -> None:
     if "image" in own and not own["image"].exists():
         raise ConfigError(f"{own['image']}: no such file (--image); it must be a Singularity or Apptainer image")
     check_folders(config)
-    if config.use_plugin:
-        from medsegmamba_bids.execution.runner import read_plugin
+    check_files(config)
+    _check_templates(config, in_container="image" in own)
+    _check_ratings(config)
+    if config.reports_only:
+        raise ConfigError("--reports-only is for medsegmamba itself: tasks are made of participants to segment")
 
-        read_plugin(config.use_plugin)
+
+def _check_templates(config: RunConfig, in_container: bool) -> None:
+    """Refuse templates that no task would find; a container's, and those that tasks fetch, may come to be there."""
+    from medsegmamba_bids.datasets.space_templates import find_templates
+
+    if not (in_container or config.fetch_templates):
+        find_templates(config.output_spaces)
+
+
+def _check_ratings(config: RunConfig) -> None:
+    """Refuse ratings that the group level, which runs last, could not use."""
+    if config.exclude_discarded and config.ratings is None:
+        raise ConfigError("--exclude-discarded needs --ratings, which says what to discard")
+    if config.ratings is not None and not config.ratings.is_file():
+        raise ConfigError(f"{config.ratings}: no such file (--ratings)")
 
 
 def _plan(own: dict[str, Any], config: RunConfig, chosen: set[str], sbatch: list[str]) -> Jobs | None:

@@ -157,6 +157,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> list[str]:
+    if path.is_symlink() and not path.exists():
+        raise TableError(f"{path}: a link whose target is not there (datalad get fetches it)")
     if not path.is_file():
         raise TableError(f"{path}: no such file")
     try:

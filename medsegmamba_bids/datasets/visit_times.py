@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -106,7 +107,7 @@ def _of_scan(bids_dir: Path, subject: str, session: str, relative: str) -> str |
 
 def _people(bids_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
     path = bids_dir / "participants.tsv"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
         people = read_participants(path)
@@ -119,7 +120,7 @@ def _people(bids_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 def _rows(path: Path, key: str) -> list[dict[str, str]]:
     """Return rows of a table; none, with a warning, where it cannot be read."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
         rows = read_table(path)

@@ -11,17 +11,20 @@ from typing import Any
 from medsegmamba_bids import __version__
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import bidsignore
+from medsegmamba_bids.errors import ConfigError, reason
 from medsegmamba_bids.execution.work_folders import remove_old_halves
 from medsegmamba_bids.image.color_tables import COLOR_TABLES
 from medsegmamba_bids.image.labels import load_label_table
 from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.ownership import TOOL, URL, is_ours
 from medsegmamba_bids.report.methods import citation_text
+from medsegmamba_bids.report.run_records import read_record
 from medsegmamba_bids.segmentations import SEGMENTATIONS
 from medsegmamba_bids.workflows.dataset_links import dataset_links
 
 logger = logging.getLogger(__name__)
 
+_NAME = "MedSegMamba - segmentation of subcortical structures and hippocampal subfields"
 _BIDS_VERSION = "1.10.0"
 # BIDS itself says what "index" is.
 _TABLE_COLUMNS = {
@@ -33,17 +36,27 @@ _TABLE_COLUMNS = {
 
 def write_dataset_files(config: RunConfig) -> None:
     """Write the files at the root of the output folder that are not there yet, or differ; tidy up what killed runs
-    left of them.
+    left of them. A ``README.md`` that is there stays: someone may have gone on writing it.
+
+    Raises
+    ------
+    ConfigError
+        ``.bidsignore`` is no UTF-8.
     """
     root = config.output_dir
     remove_old_halves(config)
-    write_new(json.dumps(dataset_description(config), indent=2) + "\n", root / "dataset_description.json")
+    write_new(
+        json.dumps(dataset_description(config), indent=2, ensure_ascii=False) + "\n", root / "dataset_description.json"
+    )
     write_new(_ignored(root / ".bidsignore"), root / ".bidsignore")
-    for path, text in ((root / "README.md", _readme()), (root / "logs" / "CITATION.md", citation_text())):
-        if is_ours(path):
-            write_new(text, path)
-        else:
+    for path, text, stays in (
+        (root / "README.md", _readme(), True),
+        (root / "logs" / "CITATION.md", citation_text(), False),
+    ):
+        if not is_ours(path):
             logger.warning("%s: is not of this package and is left as it is", path)
+        elif not (stays and path.exists()):
+            write_new(text, path)
     for kind in SEGMENTATIONS:
         labels = load_label_table(kind.widest)
         for ending, form in COLOR_TABLES.items():
@@ -57,25 +70,43 @@ def write_dataset_files(config: RunConfig) -> None:
 
 def _ignored(path: Path) -> str:
     """Return lines of ``.bidsignore``: those that are there, which may be the user's, and ours."""
-    there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        there = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); save it as UTF-8") from error
     return "\n".join(dict.fromkeys([*there, *bidsignore()])) + "\n"
 
 
 def dataset_description(config: RunConfig) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json``, which names the datasets of earlier runs too."""
+    """Return the content of ``dataset_description.json``, which names the datasets of earlier runs too.
+
+    What others have written there, such as authors, a name or other makers, stays.
+    """
+    before = read_record(config.output_dir / "dataset_description.json")
     links = dataset_links(config)
     made_by: dict[str, Any] = {"Name": TOOL, "Version": __version__, "CodeURL": URL}
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
         made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}
-    return {
-        "Name": "MedSegMamba - segmentation of subcortical structures and hippocampal subfields",
+    sources = [{"URL": link} for link in links.values()]
+    ours = {
+        "Name": before.get("Name") or _NAME,
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [made_by],
-        "SourceDatasets": [{"URL": link} for link in links.values()],
+        "GeneratedBy": [*(maker for maker in _listed(before, "GeneratedBy") if maker.get("Name") != TOOL), made_by],
+        "SourceDatasets": [
+            *(source for source in _listed(before, "SourceDatasets") if source not in sources),
+            *sources,
+        ],
         "DatasetLinks": links,
     }
+    return ours | {key: value for key, value in before.items() if key not in ours}
+
+
+def _listed(description: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the entries of a list of a description; nothing where it is no list."""
+    entries = description.get(key)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _readme() -> str:

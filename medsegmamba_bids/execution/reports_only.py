@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
+from medsegmamba_bids.errors import ReportError
 from medsegmamba_bids.execution.batches import Subjects, locked_batches
 from medsegmamba_bids.execution.outcomes import DONE, FAILED, SKIPPED, Outcome
 from medsegmamba_bids.execution.pages import link_pages
@@ -13,9 +14,19 @@ from medsegmamba_bids.workflows.participants import init_medsegmamba_wf
 
 
 def write_reports(config: RunConfig, status: StatusCallback | None = None) -> list[Outcome]:
-    """Write the reports of participants that are in the output folder; segment nothing."""
+    """Write the reports of participants that are in the output folder; segment nothing.
+
+    Raises
+    ------
+    ReportError
+        There is nobody to write a report of: the folder is another one, maybe.
+    """
     there = BIDSFolder(config.output_dir).participants
     chosen = sorted({*(config.participant_label or there)} - {*config.exclude_participant_label})
+    if not chosen:
+        raise ReportError(
+            f"{config.output_dir}: there are no results to report, of those participants that were asked for"
+        )
     outcomes = [
         Outcome(f"sub-{subject}", SKIPPED, ("it has no results",)) for subject in chosen if subject not in there
     ]

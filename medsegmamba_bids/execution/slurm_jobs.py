@@ -18,6 +18,8 @@ from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.interfaces.sink import write_new
+from medsegmamba_bids.weights.folders import embedded_weights
+from medsegmamba_bids.workflows.networks import choose_networks
 
 # What a participant was seen to need (docs/hpc.md), with room for slower machines and larger images.
 PROCESSORS = 2
@@ -240,8 +242,7 @@ def _binds(config: RunConfig) -> list[str]:
     """Return folders that a container must see, under their own names: what is read, then what is written."""
     read = [config.bids_dir, *config.derivatives]
     files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.ratings, config.brain_mask]
-    for name in (config.aseg_weights, config.hippocampus_weights):
-        files.append(name if name and Path(name).is_file() else None)
+    files += _weights_files(config)
     read += [_folder_of(Path(file).absolute()) for file in files if file]
     written = [config.output_dir, config.work_dir, *([config.bids_database_dir] if config.bids_database_dir else [])]
     binds = [f"{path}:{path}:ro" for path in dict.fromkeys(read)]
@@ -250,6 +251,13 @@ def _binds(config: RunConfig) -> list[str]:
         if set(str(path)) & set(":,"):
             raise ConfigError(f"{path}: a colon or a comma in its name keeps a container from seeing it (--image)")
     return binds
+
+
+def _weights_files(config: RunConfig) -> list[Path]:
+    """Return weights files that the options name, by path or by name; a container has those of the package."""
+    networks = choose_networks(config)
+    used = [network.path for network in (networks.aseg, networks.hippocampus) if network]
+    return [path for path in used if path not in embedded_weights()]
 
 
 def _folder_of(path: Path) -> Path:

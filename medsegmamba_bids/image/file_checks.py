@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ def check_file(path: Path) -> None:
     """
     if path.is_symlink() and not path.exists():
         raise ImageError(
-            f"{path}: a link whose target is not there; in a DataLad dataset fetch it with `datalad get {path}`"
+            f"{path}: a link whose target is not there; in a DataLad dataset fetch it with {_fetching(path)}"
         )
     if not path.exists():
         raise ImageError(f"{path}: no such file")
@@ -98,12 +99,17 @@ def check_file(path: Path) -> None:
         raise ImageError(f"{path}: is compressed with gzip; give it a name that ends in {ending}")
 
 
+def _fetching(path: Path) -> str:
+    """Return the command that fetches a file of a DataLad dataset, as it may be pasted."""
+    return f"`datalad get {shlex.quote(str(path))}`"
+
+
 def _check_start(start: bytes, path: Path) -> None:
     if not start:
         raise ImageError(f"{path}: the file is empty")
     if _ANNEX.match(start):
         raise ImageError(
-            f"{path}: only a pointer of git-annex, its content is missing; fetch it with `datalad get {path}`"
+            f"{path}: only a pointer of git-annex, its content is missing; fetch it with {_fetching(path)}"
         )
     for first, what in _OTHERS:
         if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(first.lower()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pandas as pd
 
 from medsegmamba_bids.datasets.bids_files import BIDSFolder
 from medsegmamba_bids.datasets.participants_table import Participants, read_participants
+from medsegmamba_bids.datasets.scan_names import listed as names_listed
 from medsegmamba_bids.errors import GroupError, TableError, ThresholdError, reason
 from medsegmamba_bids.report.crashes import last_error
 from medsegmamba_bids.report.derivatives import SEGMENTATIONS, Scan, scans_of, strangers_of
@@ -127,6 +129,7 @@ def gather(
             fail(results, f"sub-{subject}", TableError(f"{place}: cannot be read ({reason(error)})"), output_dir)
     results.participants = _read_participants(participants_file, results)
     listed = results.participants.labels if results.participants else []
+    _tell_unknown(unwanted - {*folder.participants, *listed}, folder.participants)
     results.unlisted = [f"sub-{label}" for label in there if listed and label not in listed]
     expected = sorted(wanted) or listed
     results.missing = [f"sub-{label}" for label in expected if label not in {*there, *unwanted}]
@@ -137,6 +140,15 @@ def gather(
             "run the participant level first"
         )
     return results
+
+
+def _tell_unknown(unknown: Collection[str], there: Sequence[str]) -> None:
+    """Name labels to leave out that nobody has: who is meant is in the tables."""
+    if unknown:
+        logger.warning(
+            "--exclude-participant-label excludes nobody called %s; with results there are %s",
+            *(", ".join(sorted(unknown)), names_listed(there, 10)),
+        )
 
 
 def _gather_participant(output_dir: Path, subject: str, results: Gathered) -> None:
@@ -192,7 +204,7 @@ def _why_empty(folder: Path) -> str:
 
 def _read_participants(path: Path | None, results: Gathered) -> Participants | None:
     """Return ``participants.tsv``; a file that is damaged or contradicts itself is named and left out."""
-    if path is None or not path.is_file():
+    if path is None or not os.path.lexists(path):
         return None
     try:
         people = read_participants(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from medsegmamba_bids.segmentations import SEGMENTATIONS, of_name
 from medsegmamba_bids.stats.tables import columns
 
 logger = logging.getLogger(__name__)
+
+_NOTHING_LEFT = "nothing is left to write into it"
+#: Options that choose images of a dataset; participants are chosen here, too.
+_SELECTIONS = {"session_label": "--session-label", "run_label": "--run-id", "bids_filter_file": "--bids-filter-file"}
 
 
 def write_group(config: RunConfig) -> int:
@@ -54,6 +59,7 @@ def write_group(config: RunConfig) -> int:
         raise GroupError(f"{page}: is not a page of medsegmamba_bids and is not replaced; move it")
     if config.exclude_discarded and config.ratings is None:
         raise GroupError("--exclude-discarded needs --ratings, which says what to discard")
+    _tell_unused(config)
     rule = load_thresholds(config.quality_thresholds)["outliers"]
     results = gather(
         config.output_dir, _participants_file(config), config.participant_label, config.exclude_participant_label
@@ -72,16 +78,24 @@ def write_group(config: RunConfig) -> int:
         if results.tables[segmentation]:
             _write_tables(results, segmentation, rule, config)
         else:
-            _tell_old(_table_path(config, segmentation))
+            _tell_old(_NOTHING_LEFT, _table_path(config, segmentation), _table_path(config, segmentation, "long"))
     _write_visits(visits, results, config)
     _write(group_page(results, config.output_dir, rule, visits), page)
     _tell(results)
     return int(bool(results.failed))
 
 
+def _tell_unused(config: RunConfig) -> None:
+    """Name options that choose images, of which the group level takes all that have results."""
+    if chosen := [option for name, option in _SELECTIONS.items() if getattr(config, name)]:
+        logger.warning(
+            "%s selects images at the participant level only; the tables hold all that have results", ", ".join(chosen)
+        )
+
+
 def _participants_file(config: RunConfig) -> Path | None:
     for folder in (config.bids_dir, config.output_dir):
-        if (folder / "participants.tsv").is_file():
+        if os.path.lexists(folder / "participants.tsv"):  # a link without its target is named, not passed over
             return folder / "participants.tsv"
     return None
 
@@ -91,14 +105,16 @@ def _write_tables(results: Gathered, segmentation: str, rule: dict[str, Any], co
     table = wide_table(results, segmentation, rule)
     _write(to_tsv(table), path)
     _write_json(wide_sidecar(results, segmentation, table, rule), path.with_suffix(".json"))
-    if config.group_long:
-        path = _table_path(config, segmentation, "long")
-        _write(to_tsv(long_table(results, segmentation)), path)
-        z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
-        _write_json(
-            {**columns(of_name(segmentation).volumes), **z, **provenance_of(results, segmentation)},
-            path.with_suffix(".json"),
-        )
+    path = _table_path(config, segmentation, "long")
+    if not config.group_long:
+        _tell_old("it is written with --group-long only", path)
+        return
+    _write(to_tsv(long_table(results, segmentation)), path)
+    z = {"robust_z": {"Description": "Robust z of Volume_mm3 within the structure, over all rows"}}
+    _write_json(
+        {**columns(of_name(segmentation).volumes), **z, **provenance_of(results, segmentation)},
+        path.with_suffix(".json"),
+    )
 
 
 def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGroup]:
@@ -110,7 +126,8 @@ def _gather_visits(results: Gathered, config: RunConfig) -> dict[str, VisitsOfGr
 def _write_visits(visits: dict[str, VisitsOfGroup], results: Gathered, config: RunConfig) -> None:
     for kind in SEGMENTATIONS:
         if (found := visits.get(kind.name)) is None:
-            _tell_old(*(_table_path(config, kind.name, name) for name in ("longitudinal", "visits", "slopes")))
+            paths = (_table_path(config, kind.name, name) for name in ("longitudinal", "visits", "slopes"))
+            _tell_old(_NOTHING_LEFT, *paths)
             continue
         for name, table, sidecar in (
             ("longitudinal", found.long, VISIT_COLUMNS),
@@ -127,11 +144,11 @@ def _table_path(config: RunConfig, segmentation: str, desc: str = "") -> Path:
     return config.output_dir / f"group_seg-{segmentation}{desc and f'_desc-{desc}'}_stats.tsv"
 
 
-def _tell_old(*paths: Path) -> None:
-    """Name tables that an earlier run wrote and this one has nothing for: they hold what is left out now."""
+def _tell_old(why: str, *paths: Path) -> None:
+    """Name tables that an earlier run wrote and this one does not: they may hold what is left out now."""
     for path in paths:
         if path.exists():
-            logger.warning("%s: is of an earlier run, and nothing is left to write into it; remove it", path)
+            logger.warning("%s: is of an earlier run, and %s; remove it", path, why)
 
 
 def _write(text: str, path: Path) -> None:

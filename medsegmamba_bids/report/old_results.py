@@ -6,14 +6,18 @@ so that they are named and not left out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data.names import as_identifier, output_name
-from medsegmamba_bids.errors import reason
+from medsegmamba_bids.datasets.bids_files import BIDSFolder
+from medsegmamba_bids.datasets.scan_names import listed
+from medsegmamba_bids.errors import BIDSError, reason
 from medsegmamba_bids.report.crashes import read_crash
 from medsegmamba_bids.report.gather import Gathered
 from medsegmamba_bids.report.run_records import read_record, record_path
@@ -47,7 +51,8 @@ def old_results(results: Gathered, visits: Mapping[str, VisitsOfGroup], config: 
     found = {f"{prefix}_T1w": _why_image_is_old(prefix, images[prefix], config) for prefix in sorted(images)}
     for prefix, paths in together.items():
         record = record_path(config.output_dir, prefix, _VISITS)
-        found[f"{prefix}_{_VISITS}"] = _why_old(record, f"{_VISITS}_wf", paths, config.output_dir)
+        why = _why_old(record, f"{_VISITS}_wf", paths, config.output_dir)
+        found[f"{prefix}_{_VISITS}"] = why or _why_other_images(record)
     return {name: why for name, why in found.items() if why}
 
 
@@ -104,6 +109,23 @@ def _later_crash(record: Path, part: str, output_dir: Path) -> str:
     return ""
 
 
+def _why_other_images(visits: Path) -> str:
+    """Say of which images a record of visits has read other results than the images' own records tell of by now."""
+    read = _entry(read_record(visits), "Inputs")
+    anew = [
+        path.stem
+        for path in sorted(visits.parent.glob("*_T1w.json"))
+        if _differ(read, _entry(read_record(path), "Outputs"))
+    ]
+    return f"images were processed anew since: {', '.join(anew)}; --longitudinal does the visits anew, too" * bool(anew)
+
+
+def _differ(read: Any, written: Any) -> bool:
+    """Return whether the content of a file that both records name is not the same."""
+    both = read.keys() & written.keys() if isinstance(read, dict) and isinstance(written, dict) else ()
+    return any(_entry(read, name, "SHA256") != _entry(written, name, "SHA256") for name in both)
+
+
 def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -> str:
     """Say that a record is of another image than is there by now; by its size, as a group has no time for contents."""
     relative, size = (_entry(record, *keys) for keys in (("MadeFrom", "T1w"), ("Inputs", "T1w", "Size")))
@@ -114,8 +136,19 @@ def _why_another_image(prefix: str, record: Mapping[str, Any], bids_dir: Path) -
     try:
         now = (bids_dir / relative).stat().st_size
     except OSError:  # a group needs no images
-        return ""
+        return _why_renamed(relative, bids_dir)
     return f"the T1w in the dataset is another by now: {now} bytes, not {size}" if size not in (now, None) else ""
+
+
+def _why_renamed(relative: str, bids_dir: Path) -> str:
+    """Say that an image is no longer there, where its participant has others; a link without content is there."""
+    with contextlib.suppress(OSError, BIDSError):  # as where there is no dataset
+        folder = relative.split("/")[0]
+        if os.path.lexists(bids_dir / relative) or not (bids_dir / folder).is_dir():
+            return ""
+        if others := [file.name for file in BIDSFolder(bids_dir).t1w_images(folder)]:
+            return f"the T1w is no longer in the dataset, which has {listed(others, 3)} of this participant"
+    return ""
 
 
 def _entry(record: Any, *keys: str) -> Any:

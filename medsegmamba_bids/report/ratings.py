@@ -80,10 +80,14 @@ def read_ratings(path: Path, scans: Sequence[Scan]) -> dict[str, Rating]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Return rows as texts, numbered by lines of the file; empty texts where a column is absent or says n/a."""
+    """Return rows as texts, numbered by lines of the file; empty texts where a column is absent or says n/a.
+
+    Rows without any text, which spreadsheets leave below others, are none.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig").lstrip("\n")
         options = {"dtype": str, "na_values": ["n/a"], "keep_default_na": False, "quoting": 3, "index_col": False}
+        options["skip_blank_lines"] = False  # they count as lines
         rows = pd.read_csv(io.StringIO(text), sep="\t", **options)
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read as a table of ratings ({reason(error)})") from error
@@ -93,7 +97,7 @@ def _read(path: Path) -> pd.DataFrame:
             "participants' pages save such tables"
         )
     rows = rows.reindex(columns=list(_COLUMNS), fill_value="").fillna("").apply(lambda column: column.str.strip())
-    return rows.set_axis(rows.index + 2)
+    return rows.set_axis(rows.index + 2)[(rows != "").any(axis=1).to_numpy()]
 
 
 def _named(row: dict[str, str], scans: Sequence[Scan], where: str) -> str:

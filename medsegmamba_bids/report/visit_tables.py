@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,7 +201,7 @@ def _known(bids_dir: Path, subject: str, participants: Participants | None, tabl
         told = participants.of_scans((subject, session.removeprefix("ses-")) for session in sessions)
         rows = rows.join(told.rename(columns={name: f"participants_{name}" for name in told if name in taken}))
     path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return rows
     try:
         told = read_table(path)

@@ -12,8 +12,8 @@ import pandas as pd
 
 from medsegmamba_bids.anatomy import ASEG_BACKGROUND, FREESURFER_ONLY, NUCLEI, covers_brain
 from medsegmamba_bids.errors import ImageError
-from medsegmamba_bids.image.labels import LabelTable, merge_parcels
-from medsegmamba_bids.segmentations import CORRECTED, of_table
+from medsegmamba_bids.image.labels import LabelTable, load_label_table, merge_parcels
+from medsegmamba_bids.segmentations import CORRECTED, HIPPOCAMPUS, of_table
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.intracranial import shows_skull
 from medsegmamba_bids.stats.measures import Measure, brain_measures, hypointensity_sides, intracranial_space
@@ -101,10 +101,12 @@ def measure_labels(
     Raises
     ------
     ImageError
-        There are no labels, or labels that the table does not know; the intensities are 0 wherever there are labels.
+        There are no labels, labels of another table or that the table does not know; the intensities are 0 wherever
+        there are labels.
     """
     is_aseg = of_table(table.name).volumes == CORRECTED
     if is_aseg:
+        check_no_subfields(labels)
         labels = merge_parcels(labels)
     _check_labels(labels, table, is_aseg)
     if norm is not None and not norm[labels > 0].any():
@@ -175,6 +177,29 @@ def describe_norm(norm: np.ndarray, labels: np.ndarray, rows: pd.DataFrame) -> s
             "for partial volume need intensities, such as norm.mgz"
         )
     return describe_contrast(norm, merge_parcels(labels), "volumes corrected by it will not be reliable")
+
+
+def check_no_subfields(labels: np.ndarray) -> None:
+    """Refuse hippocampal subfields where structures of the whole brain are asked for.
+
+    Their numbers are in the range of cortical parcels, so that all of them would count as cortex.
+
+    Parameters
+    ----------
+    labels : int (X, Y, Z)
+        FreeSurfer's labels, with parcels as they are.
+
+    Raises
+    ------
+    ImageError
+        All labels are subfields.
+    """
+    present = set(np.unique(labels).tolist()) - {0}
+    if present and present <= set(load_label_table(HIPPOCAMPUS.widest).labels.tolist()):
+        raise ImageError(
+            f"its labels are hippocampal subfields, of the table {HIPPOCAMPUS.name}, not structures of the whole "
+            "brain; choose that table"
+        )
 
 
 def _check_labels(labels: np.ndarray, table: LabelTable, is_aseg: bool) -> None:

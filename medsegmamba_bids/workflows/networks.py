@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS
 from medsegmamba_bids.weights.folders import default_weights_file, resolve_weights
 from medsegmamba_bids.weights.info import WeightsFile
@@ -37,7 +38,11 @@ def choose_networks(config: RunConfig) -> Networks:
     ------
     WeightsError
         A file is absent, damaged, for another task, or none comes with the package.
+    ConfigError
+        Files of subfields are asked for, and that subfields are left out.
     """
+    if config.fs_subfields and (config.hippocampus_weights or "").lower() == _LEAVE_OUT:
+        raise ConfigError("--fs-subfields writes subfields, and --hippocampus-weights none leaves them out")
     aseg = resolve_weights(config.aseg_weights, ASEG.task)
     hippocampus = _hippocampus(config.hippocampus_weights)
     if aseg.takes_heads and aseg.makes_mask:

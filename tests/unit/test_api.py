@@ -310,3 +310,14 @@ def test_the_import_loads_nothing():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'segmnet'"):
         msm.segmnet  # noqa: B018
+
+
+@pytest.mark.parametrize("call", [msm.statistics, msm.compare])
+def test_subfields_are_no_parcels_of_the_cortex(call):
+    """Their numbers are, and without a table all of them would be cortex."""
+    labels = np.zeros((20, 20, 20), np.uint16)
+    labels[5:10, 5:10, 5:10], labels[10:14, 5:10, 5:10] = 1206, 2203
+    image = nib.Nifti1Image(labels, np.eye(4))
+    with pytest.raises(ImageError, match="hippocampal subfields, of the table hippoFS60"):
+        call(image, image)
+    assert len(call(image, image, table="hippoFS60"))

@@ -302,6 +302,35 @@ def test_an_invalid_json_beside_it_is_noted(bids):
     assert not any(image.notes for image in inputs.images[1:])
 
 
+def test_an_index_is_not_blamed_for_an_extension(bids, tmp_path):
+    """pybids lists no such files, so that an index that is made anew would be called older again."""
+    touch(bids, "sub-03/anat/sub-03_T1w.NII.GZ")
+    inputs = collect(bids, bids_database_dir=tmp_path / "index")
+    assert inputs.skipped["sub-03_T1w.NII.GZ"].startswith("its extension is .NII.GZ; BIDS allows")
+
+
+def test_visits_that_nobody_has_are_told(bids, caplog):
+    told = "--longitudinal: none of the participants has T1w images of two sessions"
+    collect(bids, longitudinal=True)
+    collect(bids, participant_label=("01",))
+    assert told not in caplog.text
+    collect(bids, longitudinal=True, participant_label=("01",))
+    assert told in caplog.text
+    caplog.clear()
+    collect(bids, longitudinal=True, session_label=("pre",))  # of which sub-02 has three images
+    assert told in caplog.text
+
+
+def test_a_json_that_windows_has_written_is_no_trouble(bids):
+    """It begins with a byte order mark, as everywhere else where JSON is read."""
+    path = bids / "sub-01/anat/sub-01_T1w.json"
+    path.write_bytes(b'\xef\xbb\xbf{"ImageType": ["ORIGINAL", "PRIMARY"]}\r\n')
+    assert collect(bids).images[0].notes == ()
+    path.write_bytes(b'\xef\xbb\xbf{"ImageType": ["DERIVED", "SECONDARY"]}\r\n')
+    (note,) = collect(bids).images[0].notes
+    assert "the scanner made it of other images" in note
+
+
 def test_two_files_that_differ_in_extension(bids):
     touch(bids, "sub-01/anat/sub-01_T1w.nii")
     inputs = collect(bids)
@@ -660,6 +689,18 @@ def test_a_named_mask_is_an_absolute_path(bids, tmp_path, monkeypatch):
 def test_a_named_mask_that_is_not_there(bids, name, sentence):
     with pytest.raises(BIDSError, match=sentence):
         mask_of(bids, brain_mask=name)
+
+
+def test_one_image_without_its_named_mask_does_not_stop_the_others(bids, tmp_path):
+    touch(tmp_path, "masks/01.nii.gz")
+    inputs = collect(bids, brain_mask=str(tmp_path / "masks" / "{subject}.nii.gz"))
+    assert prefixes(inputs) == ALL[:1]
+    absent = f"{tmp_path}/masks/02.nii.gz: no such file (--brain-mask)"
+    assert inputs.skipped == {path.name: absent for path in bids.glob("sub-02/ses-*/anat/*_T1w.nii*")}
+    with pytest.raises(BIDSError, match="no such file"):  # one for all is not there for anybody
+        collect(bids, brain_mask=str(tmp_path / "masks" / "all.nii.gz"))
+    with pytest.raises(BIDSError, match="can be replaced"):
+        collect(bids, brain_mask=str(tmp_path / "{run}.nii.gz"))
 
 
 def test_an_image_without_a_mask_in_the_derivatives_is_told_so(bids, tmp_path, caplog):

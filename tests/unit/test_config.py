@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -161,6 +162,26 @@ def test_a_link_does_not_hide_the_dataset(folders, tmp_path):
         check_folders(RunConfig(**{**folders, "output_dir": tmp_path / "link"}))
     with pytest.raises(ConfigError, match="the work folder lies in the BIDS dataset"):
         check_folders(RunConfig(**{**folders, "work_dir": tmp_path / "link" / "work"}))
+
+
+@pytest.mark.parametrize("which", ["output_dir", "work_dir"])
+def test_folders_whose_names_are_no_text(folders, tmp_path, which):
+    """Each step of Nipype, which writes such names down, would fail."""
+    folders[which] = tmp_path / os.fsdecode("mémoire".encode("latin-1"))
+    with pytest.raises(ConfigError, match="its name holds bytes that are no UTF-8"):
+        check_folders(RunConfig(**folders))
+    assert not folders[which].exists()
+    check_folders(RunConfig(**folders, level="group"))
+
+
+def test_a_link_gives_an_output_folder_another_name(folders, tmp_path):
+    """Not a work folder, in which steps find themselves under its true name."""
+    folder = tmp_path / os.fsdecode(b"m\xe9moire")
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    check_folders(RunConfig(**{**folders, "output_dir": tmp_path / "link"}))
+    with pytest.raises(ConfigError, match="no UTF-8; name another with -w"):
+        check_folders(RunConfig(**{**folders, "work_dir": tmp_path / "link"}))
 
 
 @pytest.mark.parametrize("which", ["output_dir", "work_dir"])

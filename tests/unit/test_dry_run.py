@@ -127,6 +127,13 @@ def test_nothing_is_written(tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bids"]
 
 
+def test_reports_alone_have_no_dry_run(tmp_path, capsys):
+    """It would tell of images that are segmented, and none is."""
+    (tmp_path / "bids").mkdir()
+    assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--dry-run", "--reports-only"]) == 1
+    assert "--dry-run tells what would be segmented, and --reports-only segments nothing" in capsys.readouterr().err
+
+
 def test_the_group_level_has_no_dry_run(tmp_path, capsys):
     (tmp_path / "bids").mkdir()
     assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "group", "--dry-run"]) == 1

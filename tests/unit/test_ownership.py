@@ -92,6 +92,42 @@ def test_the_users_readme_and_lines_to_ignore_stay(config, caplog):
     assert ignored.read_text().splitlines().count("*.html") == 1
 
 
+@pytest.mark.parametrize(
+    "text", ["Results of medsegmamba, cohort A", "# Derivatives of medsegmamba_bids\n\nsub-07 moved"]
+)
+def test_a_readme_of_the_user_that_names_this_package_stays(config, text):
+    """Also one that was ours and that someone has gone on writing."""
+    readme = put(config.output_dir, "README.md", text)
+    write_dataset_files(config)
+    assert readme.read_text() == text
+
+
+def test_what_the_user_says_of_the_dataset_stays(config):
+    """Who publishes results adds authors and a licence, and may have other makers beside this package."""
+    write_dataset_files(config)
+    path = config.output_dir / "dataset_description.json"
+    ours = json.loads(path.read_text())
+    other, source = {"Name": "curation"}, {"DOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}
+    own = {"Name": "Subfields of cohort A", "Authors": ["A. Person"], "License": "CC0"}
+    outdated = {**ours["GeneratedBy"][0], "Version": "0.0.1"}
+    lists = {"GeneratedBy": [other, outdated], "SourceDatasets": [source, *ours["SourceDatasets"]]}
+    path.write_text(json.dumps(ours | own | lists | {"BIDSVersion": "1.4.0"}))
+    write_dataset_files(config)
+    now = json.loads(path.read_text())
+    assert now == ours | own | lists | {"GeneratedBy": [other, *ours["GeneratedBy"]]}
+    path.write_text(json.dumps(ours | {"SourceDatasets": "none"}))  # as nobody should write it
+    write_dataset_files(config)
+    assert json.loads(path.read_text()) == ours
+
+
+def test_lines_to_ignore_that_are_no_utf_8_are_refused(config):
+    path = put(config.output_dir, ".bidsignore", "")
+    path.write_bytes("mémoire".encode("latin-1"))
+    with pytest.raises(ConfigError, match=f"{path}: cannot be read .*save it as UTF-8"):
+        write_dataset_files(config)
+    assert path.read_bytes() == "mémoire".encode("latin-1")
+
+
 def test_pages_of_others_are_not_replaced(config):
     page = put(config.output_dir, "sub-01.html", "<html>fMRIPrep</html>")
     with pytest.raises(ReportError, match=f"{page}: is not a page of medsegmamba_bids"):

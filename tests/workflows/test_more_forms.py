@@ -9,10 +9,13 @@ import SimpleITK as sitk
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.datasets.space_templates import SpaceTemplate
+from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.image.io import save_image
 from medsegmamba_bids.interfaces.more_forms import FreeSurferSubfields, MakeMeshes, ToTemplate
 from medsegmamba_bids.interfaces.sink import WriteOutputs
+from medsegmamba_bids.workflows.networks import choose_networks
 
 AFFINE = np.array([[-1.0, 0, 0, 40], [0, 0, 1, -40], [0, -1, 0, 40], [0, 0, 0, 1]])
 
@@ -43,6 +46,14 @@ def test_freesurfers_files_of_subfields(tmp_path):
     rows = dict(line.split() for line in (mri / "lh.hippoSfVolumes-T1.v22.txt").read_text().splitlines())
     assert float(rows["Whole_hippocampus"]) == pytest.approx(90.75)  # without the fissure
     assert (float(rows["CA1"]), float(rows["Hippocampal_tail"]), float(rows["CA3"])) == (60.5, 30.25, 0)
+
+
+def test_files_of_subfields_that_are_left_out_are_refused():
+    config = RunConfig("in", "out", fs_subfields=True, hippocampus_weights="none")
+    with pytest.raises(
+        ConfigError, match="--fs-subfields writes subfields, and --hippocampus-weights none leaves them"
+    ):
+        choose_networks(config)
 
 
 def test_meshes_are_named_by_structure(tmp_path):

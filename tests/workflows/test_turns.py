@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from medsegmamba_bids.config import RunConfig
+from medsegmamba_bids.errors import ReportError
 from medsegmamba_bids.execution import batches, locks, reports_only
 from medsegmamba_bids.execution.batches import lock_paths
 from medsegmamba_bids.execution.locks import owner_of, try_lock
@@ -195,6 +196,15 @@ def test_reports_alone_refuse_who_cannot_be_locked(config, reported, monkeypatch
     refuse(monkeypatch, path, "a+", "r")
     outcomes = {outcome.name: outcome.status for outcome in write_reports(config)}
     assert outcomes == {"sub-01.html": "done", "sub-02": "skipped", "sub-03.html": "done"}
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude_participant_label": ("01",)}])
+def test_reports_alone_of_nobody_are_refused(config, options):
+    """A mistyped folder of results must not pass for one whose reports are written."""
+    for label in options.get("exclude_participant_label", ()):
+        (config.output_dir / f"sub-{label}").mkdir(parents=True)
+    with pytest.raises(ReportError, match=f"{config.output_dir}: there are no results"):
+        write_reports(replace(config, **options))
 
 
 def test_reports_alone_that_are_stopped_say_what_was_not_begun(config, monkeypatch):

@@ -198,6 +198,11 @@ def test_longer_than_slurm_takes(place, tmp_path, capsys):
         (["--per-task", "0"], "--per-task is 0; it must be 1 or more"),
         (["--image", "no.sif"], "no.sif: no such file (--image)"),
         (["--use-plugin", "plugin.json"], "Nipype has no plugin 'Nonsense'; there are"),
+        (["--quality-thresholds", "limits.json"], "limits.json: cannot be used as --quality-thresholds: unknown keys"),
+        (["--output-spaces", "Nowhere"], "--output-spaces Nowhere: T1w and brain mask of this template are not in"),
+        (["--ratings", "no.tsv"], "no.tsv: no such file (--ratings)"),
+        (["--exclude-discarded"], "--exclude-discarded needs --ratings"),
+        (["--reports-only"], "--reports-only is for medsegmamba itself"),
         (["--participant-label", "99"], "no participant 99"),
         (["-w", "bids/work"], "the work folder lies in the BIDS dataset"),
         (["--aseg-weights", "none-such"], "no such weights file"),
@@ -205,6 +210,7 @@ def test_longer_than_slurm_takes(place, tmp_path, capsys):
 )
 def test_what_is_refused(place, capsys, options, sentence):
     (place / "plugin.json").write_text('{"plugin": "Nonsense"}')
+    (place / "limits.json").write_text('{"cheks": {}}')
     assert main(["bids", "out", *options]) == 1
     assert sentence in capsys.readouterr().err
 
@@ -248,6 +254,17 @@ def test_a_container_sees_all_that_is_named(place, tmp_path):
     stored = json.loads((folder / "options.json").read_text())
     assert stored["aseg_weights"] == f"{place}/w 1/w.safetensors"
     assert stored["brain_mask"] == f"{place}/masks/{{subject}}.nii.gz"
+
+
+def test_a_container_sees_the_folder_of_weights_that_are_named(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSEGMAMBA_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    shutil.copy(choose_networks(RunConfig("bids", "out")).aseg.path, tmp_path / "weights" / "own.safetensors")
+    (place / "i.sif").touch()
+    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "own", "--hippocampus-weights", "none")
+    assert f"-B {tmp_path}/weights:{tmp_path}/weights:ro" in (folder / "participants.sh").read_text()
+    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "embedded-aseg2")
+    assert (folder / "participants.sh").read_text().count(" -B ") == 3  # the container has its own
 
 
 def test_a_name_that_no_container_can_see(place, capsys):

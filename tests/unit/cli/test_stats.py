@@ -181,6 +181,17 @@ def test_labels_that_the_table_does_not_know(head, capsys):
     assert "labels 700, 701, 9999 are not in the table aseg" in said
 
 
+def test_subfields_are_no_parcels_of_the_cortex(tmp_path, capsys):
+    """Without ``--table`` their numbers, 1203 and so on, would be those of parcels, and all of them cortex."""
+    labels = np.zeros((20, 20, 20), np.int16)
+    labels[5:10, 5:10, 5:10], labels[10:14, 5:10, 5:10] = 1206, 2203
+    path = write(tmp_path / "labels.nii.gz", labels)
+    assert main([path, str(tmp_path / "out.tsv")]) == 1
+    assert "labels.nii.gz: its labels are hippocampal subfields, of the table hippoFS60" in capsys.readouterr().err
+    assert not (tmp_path / "out.tsv").exists()
+    assert main([path, str(tmp_path / "out.tsv"), "--table", "hippoFS60"]) == 0
+
+
 def test_an_image_without_labels(head, capsys):
     folder = head[2]
     empty = write(folder / "empty.nii.gz", np.zeros((9, 9, 9), np.int16))

@@ -136,3 +136,12 @@ def test_a_damaged_table_is_said(tmp_path, caplog):
     write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time"), ("ses-a",))
     assert visit_times(tmp_path, "1", SCANS).years == (None, None)
     assert "line 2 has 1 cells" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["participants.tsv", "sub-1/sub-1_sessions.tsv", "sub-1/ses-a/sub-1_ses-a_scans.tsv"])
+def test_a_table_whose_content_was_not_fetched_is_told_of(tmp_path, caplog, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("gone")
+    assert visit_times(tmp_path, "1", SCANS).source == ""
+    assert f"{path}: a link whose target is not there (datalad get fetches it); it is not used" in caplog.text

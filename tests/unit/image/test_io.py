@@ -236,6 +236,14 @@ def test_broken_link(tmp_path):
     refused(path, f"a link whose target is not there; .*`datalad get {path}`")
 
 
+@pytest.mark.parametrize("pointer", [False, True])
+def test_what_fetches_a_file_is_a_command_also_where_names_have_spaces(tmp_path, pointer):
+    path = tmp_path / "a study" / "head.nii.gz"
+    path.parent.mkdir()
+    path.write_text("/annex/objects/MD5E-s1--abc.nii.gz\n") if pointer else path.symlink_to("gone")
+    refused(path, f"`datalad get '{path}'`")
+
+
 def test_link_to_an_image(tmp_path, write, head):
     (tmp_path / "link.nii.gz").symlink_to(write(head))
     np.testing.assert_array_equal(load_image(tmp_path / "link.nii.gz").dataobj, head)

@@ -226,6 +226,17 @@ def test_copies_of_participants_folders_are_named_and_do_not_count(out):
     assert {name for name, reason in failed.items() if reason == stranger} == names
 
 
+def test_a_table_whose_content_was_not_fetched_is_named(out):
+    """A link of DataLad without its target; that of another folder would be of other people, maybe."""
+    (out.parent / "bids").mkdir()
+    (out.parent / "bids" / "participants.tsv").symlink_to(".git/annex/objects/gone")
+    (out / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
+    assert write_group(config(out)) == 1
+    assert "age" not in read(out / ASEG)
+    failed = json.loads((out / ASEG).with_suffix(".json").read_text())["Failed"]
+    assert failed == {"participants.tsv": "a link whose target is not there (datalad get fetches it)"}
+
+
 def test_the_raw_dataset_goes_first(out):
     for folder, age in ((out, 20), (out.parent / "bids", 50)):
         folder.mkdir(exist_ok=True)
@@ -372,6 +383,45 @@ def test_the_long_form(out):
     assert len(rows) == 6
     z = rows.loc[rows["StructName"] == "Left-Caudate", "robust_z"]
     assert z.tolist() == pytest.approx([0.6745 * 100.25 / 100, 0, -0.6745])
+
+
+def test_a_long_form_of_an_earlier_run_is_named(out, caplog):
+    """It holds other participants than the tables beside it, and looks like one of them."""
+    write_group(config(out, group_long=True))
+    add(out, "sub-03", 3600)
+    write_group(config(out))
+    path = out / "group_seg-aseg_desc-long_stats.tsv"
+    assert f"{path}: is of an earlier run" in caplog.text
+    caplog.clear()
+    write_group(config(out, group_long=True))
+    assert "earlier run" not in caplog.text
+
+
+def test_a_long_form_that_nothing_is_left_for_is_named(out, caplog):
+    path = out / "group_seg-hippoFS60_desc-long_stats.tsv"
+    path.write_text("")
+    write_group(config(out, group_long=True))
+    assert f"{path}: is of an earlier run" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"session_label": ("a",)}, {"run_label": ("1",)}, {"bids_filter_file": Path("f")}])
+def test_a_selection_that_the_group_does_not_make_is_named(out, caplog, options):
+    write_group(config(out, **options))
+    assert len(read(out / ASEG)) == 3
+    (name,) = options
+    option = {"run_label": "--run-id"}.get(name, f"--{name.replace('_', '-')}")
+    assert f"{option} selects images at the participant level only" in caplog.text
+
+
+def test_who_is_excluded_and_not_there_is_named(out, caplog):
+    """``7`` for ``07`` would exclude nobody without a word; who is in the dataset may have no results."""
+    (out / "participants.tsv").write_text("participant_id\nsub-01\nsub-03\n")
+    write_group(config(out, exclude_participant_label=("2", "03", "01")))
+    told = "--exclude-participant-label excludes nobody called 2; with results there are 01, 02"
+    assert told in caplog.text
+    caplog.clear()
+    write_group(config(out, exclude_participant_label=("02", "03")))
+    assert "excludes nobody" not in caplog.text
 
 
 def test_the_page_needs_nothing_else(out):

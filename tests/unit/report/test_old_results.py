@@ -160,7 +160,22 @@ def test_another_image_is_named(out):
     assert old(out) == {"sub-02_T1w": "they were made from another image, sub-03_T1w.nii.gz"}
 
 
-def test_visits_whose_later_run_failed_are_named(out):
+def test_an_image_that_was_renamed_is_named(out):
+    """Its results stay, and the participant would be twice in the tables; a dataset without images tells nothing."""
+    folder = (out.parent / "bids" / raw("sub-02")).parent
+    folder.mkdir(parents=True)
+    assert old(out) == {}
+    (folder / "sub-02_run-1_T1w.nii.gz").write_bytes(b"abc")
+    assert old(out) == {
+        "sub-02_T1w": "the T1w is no longer in the dataset, which has sub-02_run-1_T1w.nii.gz of this participant"
+    }
+    (folder / "sub-02_T1w.nii.gz").symlink_to("gone")  # DataLad's, its content dropped
+    assert old(out) == {}
+
+
+@pytest.fixture
+def visits(out):
+    """A table of visits of a participant; its path."""
     visits = []
     for years, session in enumerate("ab"):
         table = pd.DataFrame({"SegId": [17], "StructName": ["Left-Hippocampus"], "Volume_mm3": [4000.0]})
@@ -170,8 +185,33 @@ def test_visits_whose_later_run_failed_are_named(out):
     path.parent.mkdir(parents=True)
     path.write_text(to_tsv(change_table(visits)))
     path.with_suffix(".json").write_text(json.dumps(fake.facts("aseg")))
+    return path
+
+
+def test_visits_whose_later_run_failed_are_named(out, visits):
     assert old(out) == {"sub-01_longitudinal": "no record says that the run that made them was finished"}
     record(out, "sub-01", "longitudinal", ["aseg_changes"])
     assert old(out) == {}
     crash(out, "sub-01", "longitudinal_wf", "align", 200)
     assert list(old(out)) == ["sub-01_longitudinal"]
+
+
+def test_visits_made_from_images_that_were_processed_anew_are_named(out, visits):
+    """Without ``--longitudinal``, from images that someone has replaced."""
+    conformed = {prefix: output_name(prefix, "conformed") for prefix in PREFIXES[:2]}
+    path = record(out, "sub-01", "longitudinal", ["aseg_changes"])
+    add(path, "Inputs", {name: {"SHA256": "1"} for name in conformed.values()} | {raw("sub-01_ses-a"): {"SHA256": "2"}})
+    for prefix, name in conformed.items():
+        add(log(out, prefix, f"{prefix}_T1w.json"), "Outputs", {name: {"SHA256": "1"}})
+    assert old(out) == {}
+    add(log(out, "sub-01", "sub-01_ses-b_T1w.json"), "Outputs", {conformed["sub-01_ses-b"]: {"SHA256": "3"}})
+    why = "images were processed anew since: sub-01_ses-b_T1w; --longitudinal does the visits anew, too"
+    assert old(out) == {"sub-01_longitudinal": why}
+
+
+def add(path, key, entries):
+    """Add entries to a record, and keep its time."""
+    before = path.stat()
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {key: content[key] | entries}))
+    os.utime(path, (before.st_atime, before.st_mtime))
