@@ -335,7 +335,7 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
         pair = [join_brain_labels(merge_parcels(array)) for array in pair]
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = _moved(pair[0], Grid.of(own), Grid.of(other))
-    rows = structure_metrics(*pair, Grid.of(other).zooms, list(structures))
+    rows = structure_metrics(*pair, Grid.of(other).edges, list(structures))
     rows.insert(0, "structure", list(structures.values()))
     return rows
 

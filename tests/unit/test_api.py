@@ -285,6 +285,16 @@ def test_parcels_of_any_atlas_are_cortex_and_white_matter():
     assert rows.loc[[2, 3, 41, 42], "dice"].tolist() == [1, 1, 1, 1]
 
 
+def test_volumes_of_a_sheared_grid_are_the_same_everywhere():
+    labels = np.zeros((12, 12, 12), np.uint16)
+    labels[2:6, 2:6, 2:6] = 17
+    sheared = np.array([[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(labels, sheared)
+    intensities = nib.Nifti1Image(np.where(labels, 100, 20).astype(np.float32), sheared)
+    assert msm.statistics(image, intensities).set_index("SegId").loc[17, "Volume_mm3"] == pytest.approx(64)
+    assert msm.compare(image, image).set_index("label").loc[17, "found_mm3"] == pytest.approx(64)
+
+
 def test_labels_and_images_of_different_spaces_are_refused():
     labels = np.zeros((12, 12, 12), np.uint16)
     labels[2:6, 2:6, 2:6] = 17
