@@ -21,6 +21,7 @@ _LIA = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 _BRIGHT, _BRIGHT_FREESURFER = 180.0, 100.0
 _SIGNAL = 0.1  # of the intensity range: darker voxels are taken for noise
 _PARALLEL = 1e-7  # voxels per voxel
+_ROUNDED = 1e-3  # voxels, by which rounding puts the centres of outermost voxels beyond an array
 
 
 def is_conformed(image: nib.spatialimages.SpatialImage) -> bool:
@@ -151,17 +152,35 @@ def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> 
     axes = nib.orientations.io_orientation(matrix)[:, 0].astype(int)
     linear = matrix[axes, :3]
     scaling = np.diag(linear)
-    return ndimage.affine_transform(
-        np.ascontiguousarray(data.transpose(axes)),
-        scaling if np.abs(linear - np.diag(scaling)).max() < _PARALLEL else linear,
+    parallel = np.abs(linear - np.diag(scaling)).max() < _PARALLEL
+    data = np.ascontiguousarray(data.transpose(axes))
+    moved = ndimage.affine_transform(
+        data,
+        scaling if parallel else linear,
         matrix[axes, 3],
         output_shape=to_grid.shape,
         output=np.float32,
         order=1,
-        mode="constant",
+        mode="nearest" if parallel else "constant",
         cval=fill,
         prefilter=False,
     )
+    if parallel:
+        _fill_beyond(moved, data.shape, scaling, matrix[axes, 3], fill)
+    return moved
+
+
+def _fill_beyond(
+    moved: np.ndarray, shape: tuple[int, ...], scaling: np.ndarray, offset: np.ndarray, fill: float
+) -> None:
+    """Fill what lies outside an array whose axes are parallel, in place.
+
+    SciPy would fill a whole plane of voxels that lie on the outermost ones where rounding puts them 1e-14 beyond.
+    """
+    for axis, (side, new_side) in enumerate(zip(shape, moved.shape, strict=True)):
+        at = scaling[axis] * np.arange(new_side) + offset[axis]
+        beyond = (at < -_ROUNDED) | (at > side - 1 + _ROUNDED)
+        moved[(slice(None),) * axis + (beyond,)] = fill
 
 
 def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
