@@ -369,6 +369,16 @@ def test_sform_wins_where_its_code_is_set(tmp_path, head):
     np.testing.assert_array_equal(load_image(tmp_path / "head.nii").affine, np.diag([2.0, 2, 2, 1]))
 
 
+def test_a_sform_of_other_sizes_than_the_header_is_noticed():
+    """Volumes were eight times what programs find that go by the header's sizes, without a word."""
+    image = nib.Nifti1Image(np.zeros((10, 10, 10), np.uint8), np.eye(4))
+    image.set_sform(np.diag([2.0, 2, 2, 1]), 1)
+    said = "voxels are 1 x 1 x 1 mm by the header and 2 x 2 x 2 mm by its sform; the sform is used"
+    assert describe_orientation(image) == said
+    image.set_sform(np.diag([1.0001, 1, 1, 1]), 1)
+    assert describe_orientation(image) == ""
+
+
 def test_qform_is_used_without_sform(write, head):
     path = write(head)
     image = nib.load(path)
