@@ -30,6 +30,7 @@ from medsegmamba_bids.image.io import (
     check_writable,
     load_image,
     load_labels,
+    place,
     save_image,
     write_text,
 )
@@ -222,11 +223,9 @@ def segment(
 
 
 def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
-    """Return labels as an image with the affine of another, and its code in both orientations."""
+    """Return labels as an image with the affine of another, and its code."""
     made = nib.Nifti1Image(labels, image.affine)
-    code = orientation_code(image)
-    made.set_sform(image.affine, code)
-    made.set_qform(image.affine, code)
+    place(made, image.affine, orientation_code(image))
     return made
 
 

@@ -395,6 +395,16 @@ def test_mgz_has_one_orientation(head):
 # Writing
 
 
+def test_sheared_axes_have_no_qform(tmp_path, head):
+    """A qform, which cannot be sheared, lay beside the sform (12 mm in 64 voxels), and some programs prefer it."""
+    sheared = AFFINE @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for affine, code in ((sheared, 0), (AFFINE, 2)):
+        image = nib.load(save_image(head, affine, tmp_path / "head.nii.gz", code=2))
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+        assert (image.header["sform_code"], image.header["qform_code"]) == (2, code)
+        assert describe_orientation(image) == ""
+
+
 @pytest.mark.parametrize("name", ["labels.nii", "labels.nii.gz", "labels.mgz"])
 def test_what_is_written_comes_back(tmp_path, name):
     labels = np.random.default_rng(0).integers(0, 2227, SHAPE).astype(np.uint16)
