@@ -73,10 +73,14 @@ def check_image(image: Image, name: str = "the image") -> Image:
 
 def _head(image: Image, name: str | os.PathLike) -> Image:
     """Return an image of a head with finite data without negative values; refused without contrast."""
-    data = _finite(np.asarray(image.dataobj), name)
-    data, note = without_negative(data)
+    given = np.asarray(image.dataobj)
+    data, note = without_negative(_finite(given, name))
     if note:
         logger.warning("%s: %s", name, note)
+        if (
+            given.dtype.kind == "f"
+        ):  # they stay 0 where all else was shifted: standardised images have NaN for background
+            data[~np.isfinite(given)] = 0
     if data.min() == data.max():
         value = data.flat[0].item()
         raise ImageError(f"{name}: every voxel is {value:g}; an image with contrast is needed")

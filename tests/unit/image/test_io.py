@@ -327,6 +327,17 @@ def test_sloppy_header_is_read_as_nibabel_does(write, head, fields):
     np.testing.assert_array_equal(image.affine, nib.load(path).affine)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_nan_around_a_standardised_brain_is_dark(write, share):
+    """Less of it than makes a background was shifted with the brain: as bright as its mean."""
+    data = np.random.default_rng(0).normal(0, 1, (20, 20, 20)).astype(np.float32)
+    data[: round(20 * share)] = np.nan
+    loaded = np.asarray(load_image(write(data)).dataobj)
+    outside = np.isnan(data)
+    assert (loaded[outside] == 0).all()
+    np.testing.assert_allclose(loaded[~outside], data[~outside] - data[~outside].min(), rtol=1e-6)
+
+
 # Orientation
 
 
