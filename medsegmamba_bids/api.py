@@ -278,12 +278,12 @@ def statistics(
     return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
 
 
-def _check_found(labels: np.ndarray, table: LabelTable) -> None:
+def _check_found(labels: np.ndarray, table: LabelTable, name: str = "the labels") -> None:
     """Refuse labels of another table: zeros would pass for volumes. An image without labels has those."""
     if labels.any() and not is_one_of(labels, table.labels[1:]).any():
         some = ", ".join(map(str, np.unique(labels[labels > 0])[:_NAMED]))
         raise ImageError(
-            f"the labels ({some}) are none of the table {table.name}: aseg has FreeSurfer's own numbers, hippoFS60 "
+            f"{name} ({some}) are none of the table {table.name}: aseg has FreeSurfer's own numbers, hippoFS60 "
             "201 to 246 plus 1000 on the left and 2000 on the right"
         )
 
@@ -323,19 +323,22 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     Raises
     ------
     ImageError
-        An image cannot be used, or no label lies within the field of view of the reference.
+        An image cannot be used, none of its labels is in the table, or none lies within the field of view of the
+        reference.
     ValueError
         There is no such table.
     """
-    structures = load_label_table(table).structures
+    known = load_label_table(table)
     own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
     if of_table(table) is ASEG:  # before they are resampled, where each parcel would stand alone against what is around
         pair = [join_brain_labels(merge_parcels(array)) for array in pair]
+    for array, name in zip(pair, ("the labels", "the labels of the reference"), strict=True):
+        _check_found(array, known, name)
     if not Grid.of(own).same_as(Grid.of(other)):
         pair[0] = _moved(pair[0], Grid.of(own), Grid.of(other))
-    rows = structure_metrics(*pair, Grid.of(other).edges, list(structures))
-    rows.insert(0, "structure", list(structures.values()))
+    rows = structure_metrics(*pair, Grid.of(other).edges, list(known.structures))
+    rows.insert(0, "structure", list(known.structures.values()))
     return rows
 
 

@@ -309,7 +309,7 @@ def test_labels_and_images_of_different_spaces_are_refused():
     assert msm.compare(nothing, reference).set_index("label").loc[17, "found_mm3"] == 0
 
 
-def test_labels_of_another_table_have_no_statistics():
+def test_labels_of_another_table_are_refused():
     """FreeSurfer's files of subfields have the same numbers on both sides: all volumes would be 0."""
     labels = np.zeros((12, 12, 12), np.uint16)
     labels[2:6, 2:6, 2:6] = 206
@@ -320,6 +320,11 @@ def test_labels_of_another_table_have_no_statistics():
         msm.statistics(nib.Nifti1Image(labels, np.eye(4)), image, table="hippoFS60")
     shifted = nib.Nifti1Image(np.where(labels, labels + 1000, 0).astype(np.uint16), np.eye(4))
     assert msm.statistics(shifted, image, table="hippoFS60").set_index("SegId").loc[1206, "NVoxels"] == 64
+    freesurfers = nib.Nifti1Image(labels, np.eye(4))
+    with pytest.raises(ImageError, match=r"the labels of the reference \(206\) are none of the table hippoFS60"):
+        msm.compare(shifted, freesurfers, table="hippoFS60")
+    with pytest.raises(ImageError, match=r"the labels \(206\) are none of the table hippoFS60"):
+        msm.compare(freesurfers, shifted, table="hippoFS60")
     empty = msm.statistics(nib.Nifti1Image(np.zeros_like(labels), np.eye(4)), image)
     assert (empty["Flag"] == "not found").all()
 
