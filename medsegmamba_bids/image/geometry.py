@@ -153,34 +153,34 @@ def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> 
     linear = matrix[axes, :3]
     scaling = np.diag(linear)
     parallel = np.abs(linear - np.diag(scaling)).max() < _PARALLEL
-    data = np.ascontiguousarray(data.transpose(axes))
-    moved = ndimage.affine_transform(
-        data,
-        scaling if parallel else linear,
-        matrix[axes, 3],
-        output_shape=to_grid.shape,
-        output=np.float32,
-        order=1,
-        mode="nearest" if parallel else "constant",
-        cval=fill,
-        prefilter=False,
-    )
-    if parallel:
-        _fill_beyond(moved, data.shape, scaling, matrix[axes, 3], fill)
+    data, offset = np.ascontiguousarray(data.transpose(axes)), matrix[axes, 3]
+    box = _seen(data.shape, scaling, offset, to_grid.shape) if parallel else to_grid.box
+    moved = np.full(to_grid.shape, fill, np.float32)
+    if min(box.shape):
+        ndimage.affine_transform(
+            data,
+            scaling if parallel else linear,
+            offset + scaling * box.start,  # of an oblique grid that is 0
+            output=moved[box],
+            order=1,
+            mode="nearest" if parallel else "constant",
+            cval=fill,
+            prefilter=False,
+        )
     return moved
 
 
-def _fill_beyond(
-    moved: np.ndarray, shape: tuple[int, ...], scaling: np.ndarray, offset: np.ndarray, fill: float
-) -> None:
-    """Fill what lies outside an array whose axes are parallel, in place.
+def _seen(shape: tuple[int, ...], scaling: np.ndarray, offset: np.ndarray, to_shape: tuple[int, ...]) -> Box:
+    """Return the voxels of a new grid that lie within an array whose axes are parallel; perhaps there are none.
 
-    SciPy would fill a whole plane of voxels that lie on the outermost ones where rounding puts them 1e-14 beyond.
+    Left to SciPy, a whole plane of voxels would be outside that rounding puts 1e-14 beyond the outermost ones.
     """
-    for axis, (side, new_side) in enumerate(zip(shape, moved.shape, strict=True)):
-        at = scaling[axis] * np.arange(new_side) + offset[axis]
-        beyond = (at < -_ROUNDED) | (at > side - 1 + _ROUNDED)
-        moved[(slice(None),) * axis + (beyond,)] = fill
+    sides = []
+    for side, to_side, step, first in zip(shape, to_shape, scaling, offset, strict=True):
+        at = step * np.arange(to_side) + first
+        within = np.flatnonzero((at >= -_ROUNDED) & (at <= side - 1 + _ROUNDED))
+        sides.append(slice(int(within[0]), int(within[-1]) + 1) if within.size else slice(0, 0))
+    return Box(sides)
 
 
 def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
