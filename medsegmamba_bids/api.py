@@ -30,16 +30,17 @@ from medsegmamba_bids.image.io import (
     check_writable,
     load_image,
     load_labels,
+    place,
     save_image,
     write_text,
 )
-from medsegmamba_bids.image.labels import is_one_of, join_brain_labels, load_label_table, merge_parcels
+from medsegmamba_bids.image.labels import LabelTable, is_one_of, join_brain_labels, load_label_table, merge_parcels
 from medsegmamba_bids.image.masks import check_mask, load_mask
 from medsegmamba_bids.inference.merge import Segmentation
 from medsegmamba_bids.inference.segmenter import InferenceSettings, Segmenter
 from medsegmamba_bids.inference.single import ConformedSegmentation, check_not_empty, conform_and_segment
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, of_table
-from medsegmamba_bids.stats.any_labels import check_no_subfields, without_skull
+from medsegmamba_bids.stats.any_labels import check_no_subfields, check_overlap, without_skull
 from medsegmamba_bids.stats.contrast import describe_contrast
 from medsegmamba_bids.stats.measures import (
     brain_measures,
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 Image = nib.spatialimages.SpatialImage
 ImageOrPath = Image | str | os.PathLike
+
+_NAMED = 8  # labels that a sentence lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,11 +223,9 @@ def segment(
 
 
 def _like(labels: np.ndarray, image: Image) -> nib.Nifti1Image:
-    """Return labels as an image with the affine of another, and its code in both orientations."""
+    """Return labels as an image with the affine of another, and its code."""
     made = nib.Nifti1Image(labels, image.affine)
-    code = orientation_code(image)
-    made.set_sform(image.affine, code)
-    made.set_qform(image.affine, code)
+    place(made, image.affine, orientation_code(image))
     return made
 
 
@@ -256,7 +257,7 @@ def statistics(
     Raises
     ------
     ImageError
-        An image cannot be used.
+        An image cannot be used, none of its labels is in the table, or the image is 0 wherever there are labels.
     ValueError
         There is no such table.
     """
@@ -266,7 +267,9 @@ def statistics(
     if of_table(table) is ASEG:
         _check_structures(data, labels)
         data = merge_parcels(data)
+    _check_found(data, structures)
     guide = _on_grid(_taken(image, load_image, check_image), segmented)
+    check_overlap(guide, data)
     if brain is None:
         guide = without_skull(guide, data, voxel_mm3)
     else:
@@ -274,6 +277,16 @@ def statistics(
         guide = normalize(guide, mask, is_one_of(data, WHITE_MATTER))
         guide = np.where(intracranial_space(data, mask, voxel_mm3 ** (1 / 3)).mask, guide, guide.dtype.type(0))
     return structure_statistics(data, guide, structures, voxel_mm3)[list(COLUMNS)]
+
+
+def _check_found(labels: np.ndarray, table: LabelTable, name: str = "the labels") -> None:
+    """Refuse labels of another table: zeros would pass for volumes. An image without labels has those."""
+    if labels.any() and not is_one_of(labels, table.labels[1:]).any():
+        some = ", ".join(map(str, np.unique(labels[labels > 0])[:_NAMED]))
+        raise ImageError(
+            f"{name} ({some}) are none of the table {table.name}: aseg has FreeSurfer's own numbers, hippoFS60 "
+            "201 to 246 plus 1000 on the left and 2000 on the right"
+        )
 
 
 def _taken(source: ImageOrPath, load: Callable[[str | os.PathLike], Image], check: Callable[[Image], Image]) -> Image:
@@ -301,8 +314,8 @@ def _on_grid(image: Image, like: Image) -> np.ndarray:
 def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.published) -> pd.DataFrame:
     """Say how well a label image agrees with a reference, structure by structure.
 
-    Labels on another grid are resampled to that of the reference. Cortical parcels count as cortex, the corpus
-    callosum as white matter.
+    Labels on another grid are resampled to that of the reference. Parcels of aparc+aseg and wmparc count as cortex and
+    white matter, the corpus callosum as white matter.
 
     Parameters
     ----------
@@ -320,19 +333,33 @@ def compare(labels: ImageOrPath, reference: ImageOrPath, *, table: str = ASEG.pu
     Raises
     ------
     ImageError
-        An image cannot be used.
+        An image cannot be used, none of its labels is in the table, or none lies within the field of view of the
+        reference.
     ValueError
         There is no such table.
     """
-    structures = load_label_table(table).structures
+    known = load_label_table(table)
     own, other = _taken(labels, load_labels, check_labels), _taken(reference, load_labels, check_labels)
     pair = [np.asanyarray(image.dataobj) for image in (own, other)]
     if of_table(table) is ASEG:  # before they are resampled, where each parcel would stand alone against what is around
         for array, source in zip(pair, (labels, reference), strict=True):
             _check_structures(array, source)
-        pair = [join_brain_labels(array) for array in pair]
+        pair = [join_brain_labels(merge_parcels(array)) for array in pair]
+    for array, name in zip(pair, ("the labels", "the labels of the reference"), strict=True):
+        _check_found(array, known, name)
     if not Grid.of(own).same_as(Grid.of(other)):
-        pair[0] = labels_to_grid(pair[0], Grid.of(own), Grid.of(other))
-    rows = structure_metrics(*pair, Grid.of(other).zooms, list(structures))
-    rows.insert(0, "structure", list(structures.values()))
+        pair[0] = _moved(pair[0], Grid.of(own), Grid.of(other))
+    rows = structure_metrics(*pair, Grid.of(other).edges, list(known.structures))
+    rows.insert(0, "structure", list(known.structures.values()))
     return rows
+
+
+def _moved(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:
+    """Return labels on another grid; refused where none lies within it: volumes of 0 would pass for a result."""
+    moved = labels_to_grid(labels, grid, to_grid)
+    if labels.any() and not moved.any():
+        raise ImageError(
+            "none of the labels lies within the field of view of the reference; "
+            "they must share one space (mm), as images of one scan do"
+        )
+    return moved

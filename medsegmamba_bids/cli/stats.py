@@ -87,7 +87,8 @@ def write_statistics(options: argparse.Namespace) -> None:
     rows = with_sums(measured.rows, table) if options.sum else measured.rows
     _write(to_tsv(rows), options.output)
     sources = {name: str(path) for name in ("labels", "norm", "posteriors") if (path := getattr(options, name))}
-    sidecar = table_sidecar(measured.measures, {_OWN: sources}, measured.definition)
+    voxels = {"Description": f"Voxels of {grid.voxel_mm3:.6g} mm3 with this label", "Units": "voxel"}  # not the app's
+    sidecar = table_sidecar(measured.measures, {"NVoxels": voxels, _OWN: sources}, measured.definition)
     _write(json.dumps(sidecar, indent=2) + "\n", beside)
     if options.fs_stats:
         files = {"SegVolFile": options.labels.name}

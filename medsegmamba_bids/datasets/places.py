@@ -24,6 +24,8 @@ _SPACES = ("", "T1w", "orig", "conform")
 # SynthSeg and others write these beside labels; they are none.
 _NO_LABELS = re.compile(r"_(T1w|T2w|FLAIR|resampled|posteriors|probseg|entropy|mask)$")
 _PLACEHOLDER = re.compile(r"(\{participant\}|\{session\}|\{run\}|\*\*/|\*|\?)")
+# What stands for any text, right beside a placeholder: it may take all but one letter of a label, or one may.
+_OPEN_ENDED = re.compile(r"\{(participant|session|run)\}[*?{]|[*?}]\{(participant|session|run)\}")
 _EXPECTED = (
     "expected are BIDS derivatives (sub-*/**/*_seg-{table}*_dseg.nii.gz), FreeSurfer or FastSurfer subjects "
     "(*/mri/{file}), label images (*.nii.gz, *.mgz), or a pattern such as FOLDER/{{participant}}_labels.nii.gz"
@@ -74,14 +76,16 @@ def find_labels(path: str, table: str) -> Place:
     Parameters
     ----------
     path : str
-        A folder, a file, or a pattern with ``{participant}``, perhaps ``{session}``, ``{run}``, ``*`` and ``?``.
+        A folder, a file, or a pattern with ``{participant}``, perhaps ``{session}``, ``{run}``, ``*`` and ``?``; some
+        text stands between these.
     table : str
         The label table: of which segmentation they are.
 
     Raises
     ------
     DatasetError
-        There is no such folder, nothing is found, or a scan has two label images.
+        There is no such folder, nothing is found, a scan has two label images, or a pattern leaves open where a label
+        ends.
     """
     if "{participant}" in path:
         return _place(path, "pattern", _by_pattern(path))
@@ -130,6 +134,11 @@ def _place(path: str, kind: str, files: Iterable[tuple[ScanName, Path]]) -> Plac
 
 def _by_pattern(pattern: str) -> Iterator[tuple[ScanName, Path]]:
     """Yield files that match, with what stands for the placeholders."""
+    if beside := _OPEN_ENDED.search(pattern):
+        raise DatasetError(
+            f"{pattern}: where the label ends is open in {beside[0]}, so that names of two participants could be taken "
+            "for one; put the text that lies between there, such as {participant}_*.nii.gz"
+        )
     parts = _PLACEHOLDER.split(pattern)
     stars = "".join(_wildcard(part) for part in parts)
     seen: set[str] = set()

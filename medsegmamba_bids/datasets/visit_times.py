@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
@@ -16,6 +17,8 @@ from medsegmamba_bids.errors import TableError
 from medsegmamba_bids.records import read_mapping
 
 logger = logging.getLogger(__name__)
+
+_Key = TypeVar("_Key", str, tuple[str, str])
 
 DAYS_A_YEAR = 365.25
 _DATE, _AGE = "acq_time", "age"
@@ -26,6 +29,7 @@ _A_YEAR = {
     **dict.fromkeys(("week", "wk"), DAYS_A_YEAR / 7),
     **dict.fromkeys(("day", "d"), DAYS_A_YEAR),
 }
+_OLDEST = 130.0  # years; ages beyond are in other units, or codes of missing ones, as -9 and 999 are
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) 
     ``scans.tsv`` of its session, ``acq_time`` in ``sessions.tsv``, ``age`` there, ``age`` in ``participants.tsv`` where
     that has rows for sessions. One by which all sessions are of one day gives way to any by which they are not.
     Dates may be shifted, as long as all of a participant are shifted alike. Ages are in years, unless the JSON beside
-    their table or, of sessions, at the root of the dataset gives other ``Units`` of ``age``.
+    their table or, of sessions, at the root of the dataset gives other ``Units`` of ``age``; a table with ages that no
+    person has in these is not used. Nor are rows about one visit that contradict each other. Both are warned of.
 
     Parameters
     ----------
@@ -62,7 +67,7 @@ def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) 
         Label without ``ses-``, and path of the image within the dataset.
     """
     sessions = _sessions(bids_dir, subject)
-    people = _people(bids_dir)
+    people = _people(bids_dir, subject)
     rows = [people.get((f"sub-{subject}", f"ses-{session}"), {}) for session, _ in scans]
     told = [sessions.get(session, {}) for session, _ in scans]
     of_sessions = (bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.json", bids_dir / "sessions.json")
@@ -95,17 +100,19 @@ def _worth(times: Sequence[float | None], scans: Sequence[tuple[str, str]]) -> t
 
 def _sessions(bids_dir: Path, subject: str) -> dict[str, dict[str, str]]:
     """Return rows of ``sessions.tsv`` by session."""
-    rows = _rows(bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv", "session_id")
-    return {row["session_id"].removeprefix("ses-"): row for row in rows}
+    path = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+    return _told_once(path, ((row["session_id"].removeprefix("ses-"), row) for row in _rows(path, "session_id")))
 
 
 def _of_scan(bids_dir: Path, subject: str, session: str, relative: str) -> str | None:
     folder = f"sub-{subject}/ses-{session}"
-    rows = _rows(bids_dir / folder / f"sub-{subject}_ses-{session}_scans.tsv", "filename")
-    return next((row.get(_DATE) for row in rows if f"{folder}/{row['filename']}" == relative), None)
+    path = bids_dir / folder / f"sub-{subject}_ses-{session}_scans.tsv"
+    rows = _told_once(path, ((f"{folder}/{row['filename']}", row) for row in _rows(path, "filename")))
+    return rows.get(relative, {}).get(_DATE)
 
 
-def _people(bids_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
+def _people(bids_dir: Path, subject: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return rows of ``participants.tsv`` about a participant, by participant and session."""
     path = bids_dir / "participants.tsv"
     if not os.path.lexists(path):
         return {}
@@ -114,8 +121,25 @@ def _people(bids_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
     except TableError as error:
         logger.warning("%s; it is not used for times of visits", error)
         return {}
-    column = people.session_column
-    return {(row["participant_id"], row[column]): row for row in people.rows.to_dict("records")} if column else {}
+    if not (column := people.session_column):
+        return {}
+    rows = people.rows[people.rows["participant_id"] == f"sub-{subject}"].to_dict("records")
+    return _told_once(path, (((row["participant_id"], row[column]), row) for row in rows))
+
+
+def _told_once(path: Path, rows: Iterable[tuple[_Key, dict[str, str]]]) -> dict[_Key, dict[str, str]]:
+    """Return rows by what they are about; several about the same that differ in a time are left out, with a warning."""
+    by_key: dict[_Key, list[dict[str, str]]] = {}
+    for key, row in rows:
+        by_key.setdefault(key, []).append(row)
+    told = {}
+    for key, several in by_key.items():
+        if any(len({row.get(name) for row in several}) > 1 for name in (_DATE, _AGE)):
+            about = key if isinstance(key, str) else ", ".join(key)
+            logger.warning("%s: has %d rows of %s with different times; none is used", path, len(several), about)
+        else:
+            told[key] = several[0]
+    return told
 
 
 def _rows(path: Path, key: str) -> list[dict[str, str]]:
@@ -147,7 +171,7 @@ def _date(text: str | None) -> float | None:
 
 
 def _ages(rows: Sequence[dict[str, str]], *sidecars: Path) -> list[float | None]:
-    """Return ages in years; none, with a warning, where it is not known what their units are."""
+    """Return ages in years; none, with a warning, where their units are not known or cannot be those."""
     ages = [_age(row.get(_AGE)) for row in rows]
     if all(age is None for age in ages):
         return ages
@@ -156,7 +180,14 @@ def _ages(rows: Sequence[dict[str, str]], *sidecars: Path) -> list[float | None]
     except TableError as error:
         logger.warning("%s; ages are not used for times of visits", error)
         return [None] * len(ages)
-    return [None if age is None else age / a_year for age in ages]
+    years = [None if age is None else age / a_year for age in ages]
+    if odd := [year for year in years if year is not None and not 0 <= year <= _OLDEST]:
+        logger.warning(
+            "%s: an age of %g years is no person's; ages are not used for times of visits (it may lack Units of age)",
+            *(sidecars[0], odd[0]),
+        )
+        return [None] * len(ages)
+    return years
 
 
 def _units_a_year(sidecars: Sequence[Path]) -> float:

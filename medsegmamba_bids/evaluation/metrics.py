@@ -4,7 +4,8 @@ Dice (DSC) and volume similarity (VS) follow Taha and Hanbury (2015, BMC Medical
 symmetric surface distance (ASSD) Yeghiazaryan and Voiculescu (2018, Journal of Medical Imaging 5:015006): the
 references of the paper (section 2.5). Distances are in mm between centres of voxels, right for any voxel size. They
 are SciPy's distance transform within the box of each structure: scikit-image has the Hausdorff distance alone, and
-libraries that have the others make the same transform over the whole array.
+libraries that have the others make the same transform over the whole array. Where axes are not at right angles it would
+be wrong, and the nearest voxel is looked for instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from medsegmamba_bids.errors import EvaluationError
 from medsegmamba_bids.image.grid import Box
@@ -31,10 +33,11 @@ COLUMNS = (
     "assd_mm",
     "hd95_mm",
 )
+_RIGHT_ANGLE = 1e-4  # cosine that rounding of a header leaves between axes
 
 
 def structure_metrics(
-    found: np.ndarray, reference: np.ndarray, zooms: Sequence[float], labels: Sequence[int]
+    found: np.ndarray, reference: np.ndarray, zooms: Sequence[float] | np.ndarray, labels: Sequence[int]
 ) -> pd.DataFrame:
     """Compare two label images on one grid.
 
@@ -44,7 +47,8 @@ def structure_metrics(
     Parameters
     ----------
     found, reference : unsigned int (X, Y, Z)
-    zooms : three float, mm
+    zooms : three float, or float (3, 3), mm
+        Edges of a voxel; of an affine the columns that are these edges, which may be sheared.
     labels : sequence of int
         Structures to compare; what else the images hold counts as background.
 
@@ -71,6 +75,7 @@ def structure_metrics(
         raise EvaluationError(f"label images of shapes {found.shape} and {reference.shape} cannot be compared")
     if min(labels) < 1:
         raise EvaluationError(f"the label {min(labels)} is no structure; labels are 1 and more")
+    edges, voxel_mm3 = _edges(zooms)
     box = Box.around((found != 0) | (reference != 0)) or Box.whole((1, 1, 1))
     pair = [_indices(array[box], labels) for array in (found, reference)]
     counts = overlap_counts(*pair, len(labels) + 1)
@@ -81,9 +86,21 @@ def structure_metrics(
         distances = (math.nan, math.nan)
         if here and there:
             around = Box.hull([boxes[0][number - 1], boxes[1][number - 1]])
-            distances = summarise(*surface_distances(*(indices[around] == number for indices in pair), zooms))
-        rows.append((label, *_volumes(both, here, there, float(np.prod(zooms))), *distances))
+            distances = summarise(*surface_distances(*(indices[around] == number for indices in pair), edges))
+        rows.append((label, *_volumes(both, here, there, voxel_mm3), *distances))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _edges(zooms: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float]:
+    """Return edges of a voxel, mm, as three lengths where they are at right angles, and its volume, mm3."""
+    edges = np.asarray(zooms, float)
+    if edges.ndim == 1:
+        return edges, float(np.prod(edges))
+    lengths = np.linalg.norm(edges, axis=0)
+    cosines = (edges / lengths).T @ (edges / lengths) - np.eye(3)
+    if np.abs(cosines).max() <= _RIGHT_ANGLE:
+        return lengths, float(np.prod(lengths))
+    return edges, abs(float(np.linalg.det(edges)))
 
 
 def _indices(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
@@ -103,7 +120,7 @@ def _volumes(both: int, here: int, there: int, voxel_mm3: float) -> tuple[float,
 
 
 def surface_distances(
-    found: np.ndarray, reference: np.ndarray, zooms: Sequence[float]
+    found: np.ndarray, reference: np.ndarray, zooms: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distance of every surface voxel of each mask to the other mask's surface, mm.
 
@@ -113,13 +130,16 @@ def surface_distances(
     ----------
     found, reference : bool (X, Y, Z)
         Neither may be empty.
-    zooms : three float, mm
+    zooms : three float, or float (3, 3) of sheared axes, mm
 
     Returns
     -------
     found_to_reference, reference_to_found : float64 (N,), (M,)
     """
     own, other = surface(found), surface(reference)
+    if np.ndim(zooms) == 2:
+        here, there = (np.argwhere(border) @ np.transpose(zooms) for border in (own, other))
+        return KDTree(there).query(here)[0], KDTree(here).query(there)[0]
     to_other, to_own = (ndimage.distance_transform_edt(~border, sampling=zooms) for border in (other, own))
     return to_other[own], to_own[other]
 

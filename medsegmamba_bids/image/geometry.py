@@ -21,6 +21,7 @@ _LIA = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 _BRIGHT, _BRIGHT_FREESURFER = 180.0, 100.0
 _SIGNAL = 0.1  # of the intensity range: darker voxels are taken for noise
 _PARALLEL = 1e-7  # voxels per voxel
+_ROUNDED = 1e-3  # voxels, by which rounding puts the centres of outermost voxels beyond an array
 
 
 def is_conformed(image: nib.spatialimages.SpatialImage) -> bool:
@@ -151,17 +152,35 @@ def resample(data: np.ndarray, grid: Grid, to_grid: Grid, fill: float = 0.0) -> 
     axes = nib.orientations.io_orientation(matrix)[:, 0].astype(int)
     linear = matrix[axes, :3]
     scaling = np.diag(linear)
-    return ndimage.affine_transform(
-        np.ascontiguousarray(data.transpose(axes)),
-        scaling if np.abs(linear - np.diag(scaling)).max() < _PARALLEL else linear,
-        matrix[axes, 3],
-        output_shape=to_grid.shape,
-        output=np.float32,
-        order=1,
-        mode="constant",
-        cval=fill,
-        prefilter=False,
-    )
+    parallel = np.abs(linear - np.diag(scaling)).max() < _PARALLEL
+    data, offset = np.ascontiguousarray(data.transpose(axes)), matrix[axes, 3]
+    box = _seen(data.shape, scaling, offset, to_grid.shape) if parallel else to_grid.box
+    moved = np.full(to_grid.shape, fill, np.float32)
+    if min(box.shape):
+        ndimage.affine_transform(
+            data,
+            scaling if parallel else linear,
+            offset + scaling * box.start,  # of an oblique grid that is 0
+            output=moved[box],
+            order=1,
+            mode="nearest" if parallel else "constant",
+            cval=fill,
+            prefilter=False,
+        )
+    return moved
+
+
+def _seen(shape: tuple[int, ...], scaling: np.ndarray, offset: np.ndarray, to_shape: tuple[int, ...]) -> Box:
+    """Return the voxels of a new grid that lie within an array whose axes are parallel; perhaps there are none.
+
+    Left to SciPy, a whole plane of voxels would be outside that rounding puts 1e-14 beyond the outermost ones.
+    """
+    sides = []
+    for side, to_side, step, first in zip(shape, to_shape, scaling, offset, strict=True):
+        at = step * np.arange(to_side) + first
+        within = np.flatnonzero((at >= -_ROUNDED) & (at <= side - 1 + _ROUNDED))
+        sides.append(slice(int(within[0]), int(within[-1]) + 1) if within.size else slice(0, 0))
+    return Box(sides)
 
 
 def labels_to_grid(labels: np.ndarray, grid: Grid, to_grid: Grid) -> np.ndarray:

@@ -197,6 +197,11 @@ class Grid:
         return voxel_sizes(self.affine)
 
     @property
+    def edges(self) -> np.ndarray:
+        """The edges themselves, a column each, mm, float (3, 3); in a sheared grid they are not at right angles."""
+        return self.affine[:3, :3]
+
+    @property
     def voxel_mm3(self) -> float:
         """Volume of a voxel, mm3."""
         return abs(float(np.linalg.det(self.affine[:3, :3])))

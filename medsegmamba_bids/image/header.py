@@ -167,7 +167,8 @@ def describe_orientation(image: Image, tolerance_mm: float = 0.1) -> str:
     """Say what is odd about an image's orientation; empty where there is nothing to say.
 
     A NIfTI file holds two orientations. The standard rule, which nibabel follows: the sform where its code is
-    above 0, else the qform. Disagreement is measured at the corners of the image, in mm.
+    above 0, else the qform. Disagreement is measured at the corners of the image, in mm; where there is a sform alone,
+    it is that of its voxel sizes with the header's over the whole image.
     """
     header = image.header
     if not isinstance(header, nib.Nifti1Header):
@@ -175,7 +176,9 @@ def describe_orientation(image: Image, tolerance_mm: float = 0.1) -> str:
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
     if not has_sform and not has_qform:
         return "neither sform nor qform is set: the orientation, left and right included, is a guess"
-    if not (has_sform and has_qform):
+    if not has_qform:
+        return _other_sizes(image, tolerance_mm)
+    if not has_sform:
         return ""
     try:
         qform = header.get_qform()
@@ -188,6 +191,14 @@ def describe_orientation(image: Image, tolerance_mm: float = 0.1) -> str:
     if apart <= tolerance_mm:
         return ""
     return f"sform and qform disagree by up to {apart:.1f} mm; the sform is used"
+
+
+def _other_sizes(image: Image, tolerance_mm: float) -> str:
+    """Say where a header gives other sizes than its sform: some programs go by those, and measure other volumes."""
+    told, used = np.array(image.header.get_zooms()[:3]), nib.affines.voxel_sizes(image.header.get_sform())
+    if (np.abs(told - used) * image.shape[:3]).max() <= tolerance_mm:
+        return ""
+    return f"voxels are {_sizes(told)} mm by the header and {_sizes(used)} mm by its sform; the sform is used"
 
 
 def orientation_code(image: Image) -> int:

@@ -17,7 +17,7 @@ from isal import igzip
 from medsegmamba_bids.errors import ImageError
 from medsegmamba_bids.image.file_checks import WRITABLE, atomic_path, check_file, is_compressed, suffix_of
 from medsegmamba_bids.image.gzip_files import ArrayFile, check_gzip, unpacked
-from medsegmamba_bids.image.header import check_nifti, placed
+from medsegmamba_bids.image.header import check_nifti, describe_orientation, placed
 from medsegmamba_bids.image.intensity import without_negative
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,14 @@ def check_image(image: Image, name: str = "the image") -> Image:
 
 def _head(image: Image, name: str | os.PathLike) -> Image:
     """Return an image of a head with finite data without negative values; refused without contrast."""
-    data = _finite(np.asarray(image.dataobj), name)
-    data, note = without_negative(data)
+    given = np.asarray(image.dataobj)
+    data, note = without_negative(_finite(given, name))
     if note:
         logger.warning("%s: %s", name, note)
+        if (
+            given.dtype.kind == "f"
+        ):  # they stay 0 where all else was shifted: standardised images have NaN for background
+            data[~np.isfinite(given)] = 0
     if data.min() == data.max():
         value = data.flat[0].item()
         raise ImageError(f"{name}: every voxel is {value:g}; an image with contrast is needed")
@@ -297,7 +301,7 @@ def save_image(
     code: int = 1,
     segmentation: str = "",
 ) -> Path:
-    """Write an image in one go (a half-written file is never seen), with sform and qform.
+    """Write an image in one go (a half-written file is never seen), with sform and, but for sheared axes, qform.
 
     Parameters
     ----------
@@ -330,8 +334,7 @@ def save_image(
         image = nib.MGHImage(data, affine)
     else:
         image = nib.Nifti1Image(data, affine)
-        image.set_sform(affine, code)
-        image.set_qform(affine, code)
+        place(image, affine, code)
         image.header.set_xyzt_units("mm")
         if segmentation:
             image.header.set_intent("label", (), segmentation)
@@ -343,6 +346,18 @@ def save_image(
         else:
             image.to_filename(temporary)
     return path
+
+
+def place(image: nib.Nifti1Image, affine: np.ndarray, code: int) -> None:
+    """Give an image an affine with NIfTI's code, as sform and as qform, in place.
+
+    A qform holds rotations alone. Of sheared axes it would be another place than the sform, which only some programs
+    prefer: it is left without a code.
+    """
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    if describe_orientation(image):
+        image.header["qform_code"] = 0
 
 
 def _write_gzip(image: nib.Nifti1Image, path: Path) -> None:

@@ -15,6 +15,7 @@ from medsegmamba_bids.report.gather import Gathered, ScanTable
 from medsegmamba_bids.report.provenance import ATLAS_NOTE
 from medsegmamba_bids.report.visit_tables import VisitsTable
 from medsegmamba_bids.segmentations import ASEG, HIPPOCAMPUS, VOLUME_DEFINITIONS, of_name
+from medsegmamba_bids.stats.measures import INTRACRANIAL
 from medsegmamba_bids.stats.tables import MISSING
 
 _LONG = {"ses": "session_id"}
@@ -112,7 +113,7 @@ def wide_table(results: Gathered, segmentation: str, rule: dict[str, Any]) -> pd
         quality["rating"] = [_rating(results, prefix, "rating") for prefix in ids.index]
         quality["rating_note"] = [_rating(results, prefix, "note") for prefix in ids.index]
     quality["weights"] = [table.weights.label for table in tables]
-    taken = {*ids, *volumes, *measures, *quality} | ({"eTIV"} if etiv is not None else set())
+    taken = {*ids, *volumes, *measures, *quality, *INTRACRANIAL}  # also where no image has one: it would pass for ours
     people = join_participants(ids, results.participants, taken)
     if etiv is not None:
         measures = measures.assign(eTIV=etiv.reindex(ids.index))

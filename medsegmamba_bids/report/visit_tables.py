@@ -211,7 +211,11 @@ def _known(bids_dir: Path, subject: str, participants: Participants | None, tabl
     if "session_id" not in told:
         return rows
     told["session_id"] = [f"ses-{name.removeprefix('ses-')}" for name in told["session_id"]]
-    told = told.drop_duplicates("session_id").rename(
+    told = told.drop_duplicates()
+    if (twice := told["session_id"].duplicated(keep=False)).any():
+        several = ", ".join(dict.fromkeys(told["session_id"][twice]))
+        logger.warning("%s: has several rows of %s that differ; they are not joined", path, several)
+    told = told[~twice].rename(
         columns={name: f"sessions_{name}" for name in told if name in {*taken, *rows} and name != "session_id"}
     )
     return rows.merge(told, "left", "session_id")

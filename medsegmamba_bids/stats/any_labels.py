@@ -109,10 +109,8 @@ def measure_labels(
         check_no_subfields(labels)
         labels = merge_parcels(labels)
     _check_labels(labels, table, is_aseg)
-    if norm is not None and not norm[labels > 0].any():
-        raise ImageError(
-            "the intensities are 0 wherever there are labels; an image of the same head is needed (norm.mgz)"
-        )
+    if norm is not None:
+        check_overlap(norm, labels)
     whole = is_aseg and _covers_brain(labels)
     if norm is not None:
         norm = without_skull(norm, labels, voxel_mm3)
@@ -120,6 +118,20 @@ def measure_labels(
     measures = brain_measures(rows, voxel_mm3, hypointensity_sides(labels)) if whole else []
     definition = volume_definition(table, posteriors=soft_volumes is not None, guide=norm is not None)
     return Measurement(rows, tuple(measures), definition)
+
+
+def check_overlap(norm: np.ndarray, labels: np.ndarray) -> None:
+    """Refuse intensities that are 0 wherever there are labels: of another head, or in another space.
+
+    Raises
+    ------
+    ImageError
+    """
+    there = labels > 0
+    if there.any() and not norm[there].any():
+        raise ImageError(
+            "the intensities are 0 wherever there are labels; an image of the same head is needed (norm.mgz)"
+        )
 
 
 def without_skull(norm: np.ndarray, labels: np.ndarray, voxel_mm3: float = 1.0) -> np.ndarray:

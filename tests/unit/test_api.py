@@ -272,6 +272,63 @@ def test_parcels_are_joined_before_they_are_resampled():
     assert joined.set_index("label").loc[3, "found_mm3"] > 1000
 
 
+def test_parcels_of_any_atlas_are_cortex_and_white_matter():
+    """Parcels of Destrieux's atlas (11101 and 12101 on) and of wmparc were background: a Dice of 0."""
+    plain = np.zeros((16, 16, 16), np.uint16)
+    plain[2:8, 2:14, 2:14], plain[8:14, 2:14, 2:14] = 3, 42
+    plain[4:7, 4:12, 4:12], plain[9:12, 4:12, 4:12] = 2, 41
+    parcels = plain.copy()
+    for label, parcel in ((3, 11150), (42, 12150), (2, 3005), (41, 4034)):
+        parcels[plain == label] = parcel
+    pair = [nib.Nifti1Image(array, np.eye(4)) for array in (parcels, plain)]
+    rows = msm.compare(*pair, table="aseg_brain").set_index("label")
+    assert rows.loc[[2, 3, 41, 42], "dice"].tolist() == [1, 1, 1, 1]
+
+
+def test_volumes_of_a_sheared_grid_are_the_same_everywhere():
+    labels = np.zeros((12, 12, 12), np.uint16)
+    labels[2:6, 2:6, 2:6] = 17
+    sheared = np.array([[1, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(labels, sheared)
+    intensities = nib.Nifti1Image(np.where(labels, 100, 20).astype(np.float32), sheared)
+    assert msm.statistics(image, intensities).set_index("SegId").loc[17, "Volume_mm3"] == pytest.approx(64)
+    assert msm.compare(image, image).set_index("label").loc[17, "found_mm3"] == pytest.approx(64)
+
+
+def test_labels_and_images_of_different_spaces_are_refused():
+    labels = np.zeros((12, 12, 12), np.uint16)
+    labels[2:6, 2:6, 2:6] = 17
+    here, far = np.eye(4), from_matvec(np.eye(3), [500, 0, 0])
+    reference = nib.Nifti1Image(labels, here)
+    with pytest.raises(ImageError, match="none of the labels lies within the field of view of the reference"):
+        msm.compare(nib.Nifti1Image(labels, far), reference)
+    image = np.random.default_rng(0).uniform(50, 100, labels.shape).astype(np.float32)
+    with pytest.raises(ImageError, match="the intensities are 0 wherever there are labels"):
+        msm.statistics(reference, nib.Nifti1Image(image, far))
+    nothing = nib.Nifti1Image(np.zeros_like(labels), far)
+    assert msm.compare(nothing, reference).set_index("label").loc[17, "found_mm3"] == 0
+
+
+def test_labels_of_another_table_are_refused():
+    """FreeSurfer's files of subfields have the same numbers on both sides: all volumes would be 0."""
+    labels = np.zeros((12, 12, 12), np.uint16)
+    labels[2:6, 2:6, 2:6] = 206
+    image = nib.Nifti1Image(np.random.default_rng(0).uniform(50, 100, labels.shape).astype(np.float32), np.eye(4))
+    with pytest.raises(
+        ImageError, match=r"the labels \(206\) are none of the table hippoFS60: .* plus 1000 on the left"
+    ):
+        msm.statistics(nib.Nifti1Image(labels, np.eye(4)), image, table="hippoFS60")
+    shifted = nib.Nifti1Image(np.where(labels, labels + 1000, 0).astype(np.uint16), np.eye(4))
+    assert msm.statistics(shifted, image, table="hippoFS60").set_index("SegId").loc[1206, "NVoxels"] == 64
+    freesurfers = nib.Nifti1Image(labels, np.eye(4))
+    with pytest.raises(ImageError, match=r"the labels of the reference \(206\) are none of the table hippoFS60"):
+        msm.compare(shifted, freesurfers, table="hippoFS60")
+    with pytest.raises(ImageError, match=r"the labels \(206\) are none of the table hippoFS60"):
+        msm.compare(freesurfers, shifted, table="hippoFS60")
+    empty = msm.statistics(nib.Nifti1Image(np.zeros_like(labels), np.eye(4)), image)
+    assert (empty["Flag"] == "not found").all()
+
+
 @pytest.mark.parametrize("values", [[0.5, 1.0], [-1, 1], [0, 70000], [np.nan, 1]])
 def test_what_is_no_label_image_is_refused(values):
     odd = nib.Nifti1Image(np.resize(np.array(values, np.float32), (4, 4, 4)), np.eye(4))

@@ -115,7 +115,7 @@ def compare_scan(item: Item, settings: Settings) -> Compared:
 
 def compare_labels(labels: LabelImage, reference: LabelImage, settings: Settings) -> pd.DataFrame:
     """Return metrics of every structure, with its name."""
-    rows = structure_metrics(labels.data, reference.data, reference.grid.zooms, list(settings.structures))
+    rows = structure_metrics(labels.data, reference.data, reference.grid.edges, list(settings.structures))
     return rows.assign(structure=list(settings.structures.values()))
 
 

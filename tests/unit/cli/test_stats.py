@@ -61,6 +61,7 @@ def test_without_intensities_voxels_are_counted_in_mm3(head):
     assert rows.loc["All-structures", "Volume_mm3"] == 3 * np.count_nonzero(data)
     described = json.loads((folder / "out.json").read_text())
     assert described["Volume_mm3"]["Description"] == "Number of voxels times the voxel volume"
+    assert described["NVoxels"]["Description"] == "Voxels of 3 mm3 with this label"  # it told of voxels of 1 mm
 
 
 def test_whole_hippocampi_have_no_fissure(tmp_path):

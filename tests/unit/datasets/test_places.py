@@ -151,6 +151,21 @@ def test_patterns_say_where_the_participant_stands(tmp_path):
     assert set(files(find_labels(f"{tmp_path}/[odd]/{{participant}}.mgz", "aseg"))) == {"01"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["*{participant}_dseg.nii.gz", "sub-{participant}*.nii.gz", "sub-{participant}?_dseg.nii.gz",
+     "{participant}{run}.nii.gz", "{participant}_ses-{session}*.nii.gz"],
+)  # fmt: skip
+def test_a_pattern_that_leaves_open_where_a_label_ends_is_refused(tmp_path, name):
+    """sub-11 of one folder and sub-12 of another were both 1, and were compared."""
+    touch(tmp_path, "sub-11_ses-1_dseg.nii.gz")
+    for find in (lambda place: find_labels(place, "aseg"), find_images):
+        with pytest.raises(DatasetError, match="where the label ends is open in"):
+            find(f"{tmp_path}/{name}")
+    assert set(files(find_labels(f"{tmp_path}/*_{{participant}}.nii.gz", "aseg"))) == {"dseg"}
+    assert set(files(find_labels(f"{tmp_path}/{{participant}}_ses-*.nii.gz", "aseg"))) == {"sub-11"}
+
+
 def test_a_single_file_is_a_scan(tmp_path):
     place = find_labels(touch(tmp_path, "a_labels.nii.gz") + "/a_labels.nii.gz", "aseg")
     assert place.kind == "one file"

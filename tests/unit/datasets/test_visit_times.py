@@ -46,7 +46,7 @@ def test_one_date_of_three_is_left_open(tmp_path):
     assert years == pytest.approx((366 / 365.25, None, 0.0))
 
 
-AGES = (("session_id", "age"), ("ses-a", "480"), ("ses-b", "492"))
+AGES = (("session_id", "age"), ("ses-a", "48"), ("ses-b", "60"))
 
 
 def told_units(tmp_path, place, units, lines=AGES):
@@ -86,6 +86,31 @@ def test_ages_in_units_that_nobody_knows_are_not_used(tmp_path, text, caplog):
     assert visit_times(tmp_path, "1", SCANS).years == (None, None)
     assert "sessions.json" in caplog.text
     assert "not used for times of visits" in caplog.text
+
+
+@pytest.mark.parametrize("ages", [("-9", "72"), ("999", "72"), ("25567", "26297"), ("inf", "72")])
+def test_ages_that_no_person_has_are_not_used(tmp_path, ages, caplog):
+    """Codes of missing ages, and days without Units, which made a change a year 365 times too small."""
+    rows = zip(("ses-a", "ses-b"), ages, strict=True)
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "age"), *rows)
+    assert visit_times(tmp_path, "1", SCANS).years == (None, None)
+    assert f"sub-1_sessions.json: an age of {float(ages[0]):g} years is no person's" in caplog.text
+
+
+def test_rows_of_one_visit_that_contradict_each_other_are_not_used(tmp_path, caplog):
+    folder = tmp_path / "sub-1"
+    scan = "anat/sub-1_ses-b_T1w.nii.gz"
+    dates(tmp_path, a="2000-01-01")
+    times = ((scan, "2001-01-01"), (scan, "2004-01-01"))
+    write(folder / "ses-b" / "sub-1_ses-b_scans.tsv", ("filename", "acq_time"), *times)
+    write(folder / "sub-1_sessions.tsv", ("session_id", "age"), ("ses-a", "70"), ("ses-b", "72"), ("ses-b", "75"))
+    people = (("sub-1", "ses-a", "70"), ("sub-1", "ses-b", "72"), ("1", "b", "75"))
+    write(tmp_path / "participants.tsv", ("participant_id", "session_id", "age"), *people)
+    assert visit_times(tmp_path, "1", SCANS).years == (None, None)
+    for about in (f"scans.tsv: has 2 rows of sub-1/ses-b/{scan}", "sessions.tsv: has 2 rows of b", "of sub-1, ses-b"):
+        assert f"{about} with different times; none is used" in caplog.text
+    write(folder / "sub-1_sessions.tsv", ("session_id", "age"), ("ses-a", "70"), ("ses-b", "72"), ("ses-b", "72"))
+    assert visit_times(tmp_path, "1", SCANS).years == (0, 2)
 
 
 def test_ages_of_participants_have_units_too(tmp_path):

@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
 
 from medsegmamba_bids.evaluation.metrics import COLUMNS, structure_metrics, summarise, surface, surface_distances
 
@@ -57,6 +59,27 @@ def test_against_brute_force(seed):
             "hd95_mm": max(np.percentile(forth, 95), np.percentile(back, 95)),
         }
         assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-9)
+
+
+def test_sheared_axes():
+    """Edges of a voxel that are not at right angles: their lengths tell neither volume nor distances."""
+    edges = np.array([[0.8, 0.4, -0.2], [0.1, 1.1, 0.3], [0.0, -0.3, 1.5]])
+    found, reference = blobs(1), blobs(101)
+    rows = structure_metrics(found, reference, edges, [4, 17, 2006])
+    for _, row in rows.iterrows():
+        one, other = found == row["label"], reference == row["label"]
+        points = [border_points(mask, np.ones(3)) @ edges.T for mask in (one, other)]
+        apart = np.linalg.norm(points[0][:, None] - points[1][None], axis=2)
+        assert row["found_mm3"] == pytest.approx(one.sum() * abs(np.linalg.det(edges)))
+        assert row["assd_mm"] == pytest.approx(np.concatenate([apart.min(1), apart.min(0)]).mean())
+        assert row["hd95_mm"] == pytest.approx(max(np.percentile(apart.min(axis), 95) for axis in (0, 1)))
+
+
+def test_turned_axes_are_those_of_an_upright_grid():
+    turned = Rotation.from_rotvec([0.2, -0.5, 0.9]).as_matrix() @ np.diag([-0.8, 1.1, 2.5])
+    pair = blobs(2), blobs(102)
+    expected = structure_metrics(*pair, ZOOMS, [4, 17, 2006])
+    pd.testing.assert_frame_equal(structure_metrics(*pair, turned, [4, 17, 2006]), expected)
 
 
 def test_agrees_with_simpleitk():

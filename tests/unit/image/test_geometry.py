@@ -227,6 +227,20 @@ def test_reordered_axes_are_exact(matrix):
     np.testing.assert_allclose(back, data, rtol=1e-5)
 
 
+@pytest.mark.parametrize("zooms", [(1, 1, 1), (0.8, 0.8, 0.8), (0.9, 1.2, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_outermost_voxels_stay_wherever_an_image_lies(zooms, seed):
+    """Rounding put their centres 1e-14 beyond the image, and a plane of a head that reaches so far was lost."""
+    origin = np.random.default_rng(seed).uniform(-150, 150, 3)
+    grid = Grid(from_matvec(RAS @ np.diag(zooms), origin), (40, 40, 40))
+    there = conformed_grid(grid)
+    at = apply_affine(grid.to_voxels_of(there), [[0, 0, 0], [39, 39, 39]])
+    sides = [np.floor(high + 1e-6) - np.ceil(low - 1e-6) + 1 for low, high in np.sort(at, axis=0).T]
+    moved = resample(np.full(grid.shape, 100, np.uint8), grid, there)
+    assert np.count_nonzero(moved > 99.9) == np.prod(sides)
+    assert np.isin(moved, (0, 100)).all()
+
+
 def test_resampling_does_not_change_its_input():
     data = np.random.default_rng(0).random((5, 6, 7))
     before = data.copy()

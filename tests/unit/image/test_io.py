@@ -335,6 +335,17 @@ def test_sloppy_header_is_read_as_nibabel_does(write, head, fields):
     np.testing.assert_array_equal(image.affine, nib.load(path).affine)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_nan_around_a_standardised_brain_is_dark(write, share):
+    """Less of it than makes a background was shifted with the brain: as bright as its mean."""
+    data = np.random.default_rng(0).normal(0, 1, (20, 20, 20)).astype(np.float32)
+    data[: round(20 * share)] = np.nan
+    loaded = np.asarray(load_image(write(data)).dataobj)
+    outside = np.isnan(data)
+    assert (loaded[outside] == 0).all()
+    np.testing.assert_allclose(loaded[~outside], data[~outside] - data[~outside].min(), rtol=1e-6)
+
+
 # Orientation
 
 
@@ -377,6 +388,16 @@ def test_sform_wins_where_its_code_is_set(tmp_path, head):
     np.testing.assert_array_equal(load_image(tmp_path / "head.nii").affine, np.diag([2.0, 2, 2, 1]))
 
 
+def test_a_sform_of_other_sizes_than_the_header_is_noticed():
+    """Volumes were eight times what programs find that go by the header's sizes, without a word."""
+    image = nib.Nifti1Image(np.zeros((10, 10, 10), np.uint8), np.eye(4))
+    image.set_sform(np.diag([2.0, 2, 2, 1]), 1)
+    said = "voxels are 1 x 1 x 1 mm by the header and 2 x 2 x 2 mm by its sform; the sform is used"
+    assert describe_orientation(image) == said
+    image.set_sform(np.diag([1.0001, 1, 1, 1]), 1)
+    assert describe_orientation(image) == ""
+
+
 def test_qform_is_used_without_sform(write, head):
     path = write(head)
     image = nib.load(path)
@@ -391,6 +412,16 @@ def test_mgz_has_one_orientation(head):
 
 
 # Writing
+
+
+def test_sheared_axes_have_no_qform(tmp_path, head):
+    """A qform, which cannot be sheared, lay beside the sform (12 mm in 64 voxels), and some programs prefer it."""
+    sheared = AFFINE @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for affine, code in ((sheared, 0), (AFFINE, 2)):
+        image = nib.load(save_image(head, affine, tmp_path / "head.nii.gz", code=2))
+        np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+        assert (image.header["sform_code"], image.header["qform_code"]) == (2, code)
+        assert describe_orientation(image) == ""
 
 
 @pytest.mark.parametrize("name", ["labels.nii", "labels.nii.gz", "labels.mgz"])

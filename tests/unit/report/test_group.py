@@ -176,6 +176,20 @@ def test_joins_participants(out):
     assert json.loads((out / ASEG).with_suffix(".json").read_text())["Missing"] == ["sub-07"]
 
 
+def test_another_tools_head_sizes_do_not_pass_for_ours(tmp_path):
+    """Images without a skull have no eTIV: that of participants.tsv stood in its column, described as ours in mm3."""
+    out = tmp_path / "out"
+    fake.write_rows(out, "sub-01", "aseg", pd.DataFrame([dict.fromkeys(COLUMNS, 1) | {"StructName": "CSF"}]), [])
+    path = out.parent / "bids" / "participants.tsv"
+    path.parent.mkdir()
+    path.write_text("participant_id\teTIV\tsbTIV\nsub-01\t1.4\t1.3\n")
+    assert write_group(config(out)) == 0
+    rows, sidecar = read(out / ASEG), json.loads((out / ASEG).with_suffix(".json").read_text())
+    assert not {"eTIV", "sbTIV"} & {*rows, *sidecar}
+    assert rows[["participants_eTIV", "participants_sbTIV"]].to_numpy().tolist() == [[1.4, 1.3]]
+    assert sidecar["participants_eTIV"] == {"Description": "participants.tsv"}
+
+
 @pytest.mark.parametrize("form", ["{}", " {} ", "sub-{}", " sub-{}"])
 def test_participants_join_whatever_the_form_of_their_ids(out, form, caplog):
     rows = [f"{form.format(label)}\t{age}\t" for label, age in (("02", 31), ("01", 25))]

@@ -234,3 +234,15 @@ def test_a_damaged_json_of_visits_is_named(out):
     (out / output_name("sub-01", ASEG.changes)).with_suffix(".json").write_text("{")
     assert write_group(config(out)) == 1
     assert "cannot be read as JSON" in told(out, "")["Failed"]["sub-01_seg-aseg_desc-longitudinal_stats.tsv"]
+
+
+def test_rows_of_a_session_that_differ_are_not_joined(out, caplog):
+    rows = ("session_id\tscore", "ses-a\t20", "ses-a\t20", "b\t25", "ses-b\t29")
+    path = out.parent / "bids" / "sub-01" / "sub-01_sessions.tsv"
+    path.parent.mkdir(parents=True)
+    write_text(path, "\n".join(rows) + "\n")
+    write_group(config(out))
+    assert "has several rows of ses-b that differ; they are not joined" in caplog.text
+    scores = read(out, "_desc-visits")["score"]
+    assert scores[0] == 20
+    assert scores[1:].isna().all()
