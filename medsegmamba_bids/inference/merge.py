@@ -23,6 +23,7 @@ from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.inference.tissue_borders import TISSUES, follow_intensities
 
 # A class is interpolated in the box where it has at least this probability; what lies beyond is the
 # softmax's floor, which would add up to a volume although nothing is there.
@@ -48,6 +49,22 @@ class View:
 #: Called for each class in order: index, box of the conformed grid, probabilities float32 in that box.
 #: Outside the box the probability is 0, that of the background (index 0) is 1.
 OnPosterior = Callable[[int, Box, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What decides between tissues where the views are unsure.
+
+    Attributes
+    ----------
+    image : (X, Y, Z)
+        On the conformed grid.
+    weight : float
+        How much its intensities count; see :func:`follow_intensities`.
+    """
+
+    image: np.ndarray
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,7 @@ def merge_posteriors(
     groups: Sequence[Sequence[int]] = (),
     notes: Sequence[str] = (),
     on_posterior: OnPosterior | None = None,
+    guide: Guide | None = None,
 ) -> Segmentation:
     """Interpolate the probabilities of each class to the conformed grid, average the views and let the largest win.
 
@@ -127,11 +145,14 @@ def merge_posteriors(
         Classes of which only the largest component is kept, all together; none keeps everything.
     notes, on_posterior
         See :class:`Segmentation` and ``OnPosterior``.
+    guide : Guide, optional
     """
     seen = list(map(functools.partial(_Seen.of, groups=groups), views))  # map keeps none of what it was given
     if not any(view.patches for view in seen):
         return background_only(seen[0].grids.conformed, labels, notes)
     merger = _Merger(seen, len(labels))
+    if guide:
+        merger.follow(guide, [index for index, label in enumerate(labels) if label in TISSUES])
     for index in range(len(labels)):
         box, posterior = merger.add(index)
         if on_posterior:
@@ -248,13 +269,23 @@ class _Merger:
         self.winner = torch.zeros(shape, dtype=torch.int16, device=device)
         self.sums = np.zeros(n_classes)
         self.background: np.ndarray | None = None
+        self.followed: dict[int, tuple[Box, torch.Tensor]] = {}
+
+    def follow(self, guide: Guide, indices: Sequence[int]) -> None:
+        """Interpolate classes that are tissues, and divide between them by the image's intensities."""
+        posteriors = np.zeros((len(indices), *self.box.shape), np.float32)
+        for values, index in zip(posteriors, indices, strict=True):
+            target, posterior = self._posterior(index)
+            values[target.within(self.box)] = posterior.cpu().numpy()
+        follow_intensities(posteriors, guide.image[self.box], guide.weight)
+        for values, index in zip(posteriors, indices, strict=True):
+            near = Box.around(values > _FLOOR) or Box.empty() if index else Box.whole(values.shape)
+            posterior = torch.from_numpy(values[near].copy()).to(self.best.device)
+            self.followed[index] = near.out_of(self.box), posterior
 
     def add(self, index: int) -> tuple[Box, torch.Tensor]:
-        """Interpolate a class and let it compete; return where it lies and its posterior there."""
-        seen = [(view.grids, *view.parts[index]) for view in self.views]
-        boxes = [grids.to_conformed_box(source) for grids, source, _ in seen if math.prod(source.shape)]
-        target = Box.hull(boxes) if boxes else Box.empty().out_of(self.box)
-        posterior = self._mean(seen, target)
+        """Let a class compete; return where it lies and its posterior there."""
+        target, posterior = self.followed.pop(index, None) or self._posterior(index)
         here = target.within(self.box)
         better = posterior > self.best[here]
         self.winner[here].masked_fill_(better, index)
@@ -264,6 +295,13 @@ class _Merger:
         if index == 0:
             self.background = posterior.cpu().numpy()
         return target, posterior
+
+    def _posterior(self, index: int) -> tuple[Box, torch.Tensor]:
+        """Interpolate a class; return where it lies and its posterior there."""
+        seen = [(view.grids, *view.parts[index]) for view in self.views]
+        boxes = [grids.to_conformed_box(source) for grids, source, _ in seen if math.prod(source.shape)]
+        target = Box.hull(boxes) if boxes else Box.empty().out_of(self.box)
+        return target, self._mean(seen, target)
 
     def _mean(self, seen: Sequence[tuple[AlignedGrids, Box, torch.Tensor]], target: Box) -> torch.Tensor:
         """Return the mean of what the views see of a class, in a box of the conformed grid; perhaps it is nowhere."""

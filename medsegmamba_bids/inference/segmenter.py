@@ -25,7 +25,7 @@ from medsegmamba_bids.image.labels import is_one_of, table_of_labels
 from medsegmamba_bids.inference.borders import follow_hippocampi
 from medsegmamba_bids.inference.device import choose_device, limit_memory
 from medsegmamba_bids.inference.foreground import head_mask, looks_whole
-from medsegmamba_bids.inference.merge import OnPosterior, Segmentation, View, background_only, merge_posteriors
+from medsegmamba_bids.inference.merge import Guide, OnPosterior, Segmentation, View, background_only, merge_posteriors
 from medsegmamba_bids.inference.neck import leave_out_neck
 from medsegmamba_bids.inference.predict import (
     Patching,
@@ -380,7 +380,9 @@ class _Job:
     def finish(self, views: Iterable[View], on_posterior: OnPosterior | None) -> Segmentation:
         """Bring the probabilities back to the conformed grid."""
         groups = self.groups if self.settings.largest_component else []
-        return merge_posteriors(views, self.info.labels, groups, self.notes, on_posterior)
+        weight = self.info.input.follow_intensities
+        guide = Guide(self.data, weight) if weight else None
+        return merge_posteriors(views, self.info.labels, groups, self.notes, on_posterior, guide)
 
     def note(self, note: str) -> None:
         """Keep a sentence for the user, and log it."""

@@ -42,6 +42,7 @@ class WeightsTable:
     mirror: bool = False
     mirror_voxel_size: float | None = None
     follow_aseg: float = 0.0
+    follow_intensities: float = 0.0
     origin: str = ""
     licence: str = ""
     training_data: str = ""

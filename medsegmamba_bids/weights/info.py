@@ -56,6 +56,8 @@ class InputSpec:
         Edge of the voxels in which the mirrored image is seen, mm; None is that of the image itself.
     follow_aseg : float
         Of subfields: how closely their outer border follows the hippocampi of aseg, log odds a mm; 0 is not at all.
+    follow_intensities : float
+        How much a voxel's intensity counts where the network is unsure between tissues, 0 (not at all) to 1.
     """
 
     voxel_size: float = 1.0
@@ -67,6 +69,7 @@ class InputSpec:
     mirror: bool = False
     mirror_voxel_size: float | None = None
     follow_aseg: float = 0.0
+    follow_intensities: float = 0.0
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -78,6 +81,8 @@ class InputSpec:
             )
         if not 0 <= self.follow_aseg < math.inf:
             raise WeightsError(f"its follow_aseg is {self.follow_aseg}; it must be a number from 0 up")
+        if not 0 <= self.follow_intensities <= 1:
+            raise WeightsError(f"its follow_intensities is {self.follow_intensities}; it must lie in 0..1")
         if self.patch_size < 8 or self.patch_size % 8:
             raise WeightsError(f"its patch size is {self.patch_size}; it must be a multiple of 8")
         if not 1 <= self.step <= self.patch_size:

@@ -141,7 +141,8 @@ def _input_text(info: WeightsInfo) -> str:
     border = (
         f"; the outer border follows aseg's hippocampi ({spec.follow_aseg:g} log odds a mm)" if spec.follow_aseg else ""
     )
-    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}{border}"
+    tissues = f"; between tissues intensities count {spec.follow_intensities:g}" if spec.follow_intensities else ""
+    return f"patches of {spec.patch_size}^3 voxels of {spec.voxel_size:g} mm, step {spec.step}{mirror}{border}{tissues}"
 
 
 def _earlier(cases: list[Case], networks: Networks, out: Path) -> pd.DataFrame:

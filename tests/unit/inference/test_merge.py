@@ -9,9 +9,10 @@ import torch
 from scipy.ndimage import label as components
 
 from medsegmamba_bids.image.grid import Box, Grid
-from medsegmamba_bids.inference.merge import View, background_only, drop_islands, merge_posteriors
+from medsegmamba_bids.inference.merge import Guide, View, background_only, drop_islands, merge_posteriors
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
+from medsegmamba_bids.inference.tissue_borders import follow_intensities
 
 LABELS = [0, 4, 17, 53]
 SHAPE = (26, 24, 30)
@@ -277,3 +278,34 @@ def test_views_that_are_made_one_after_the_other_are_never_in_memory_together():
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.posterior, expected.posterior)
     assert found.soft_volumes == expected.soft_volumes
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_intensities_decide_between_tissues_alone(part):
+    """The background, a ventricle (4) and white matter (2) are tissues; a hippocampus (17) is none."""
+    labels = [0, 4, 17, 2]
+    grids = AlignedGrids(Grid(AFFINE, SHAPE), 1.5)
+    prediction = prediction_of(grids, (slice(2, 12), slice(1, 11), slice(3, 13)) if part else None)
+    box = grids.to_conformed_box(prediction.box)
+    before = at_once(prediction, grids)
+    image = 60.0 * before.argmax(0) + np.random.default_rng(0).normal(0, 20, SHAPE)
+    kept = np.zeros_like(before)
+    kept[0] = 1
+    merged = merge_posteriors(
+        [View(prediction, grids)],
+        labels,
+        on_posterior=lambda index, box, values: kept[index].__setitem__(box, values),
+        guide=Guide(image, 0.4),
+    )
+    expected = before[(slice(None), *box)]
+    tissues = np.ascontiguousarray(expected[[0, 1, 3]])
+    follow_intensities(tissues, image[box], 0.4)
+    after = before.copy()
+    after[(slice(None), *box)] = np.stack([tissues[0], tissues[1], expected[2], tissues[2]])
+    assert np.abs(after - before).max() > 0.05
+    np.testing.assert_allclose(kept, after, atol=2e-4)
+    sure = clear(after)
+    np.testing.assert_array_equal(merged.labels[sure], np.array(labels)[after.argmax(0)][sure])
+    for index, label in enumerate(labels[1:], 1):
+        assert merged.soft_volumes[label] == pytest.approx(after[index].sum(), rel=2e-3)
+    np.testing.assert_allclose(merged.posterior[sure], after.max(0)[sure], atol=2e-4)

@@ -315,6 +315,24 @@ def test_weights_may_ask_that_subfields_end_where_aseg_s_hippocampus_does(intens
     assert given[-1][1] is own
 
 
+def test_weights_may_ask_that_tissues_end_where_intensities_do(intensity_weights, monkeypatch):
+    """What that does is tested in test_tissue_borders.py."""
+    given = []
+
+    def note(posteriors, image, weight):
+        given.append((posteriors.shape[1:], image, weight))
+
+    monkeypatch.setattr("medsegmamba_bids.inference.merge.follow_intensities", note)
+    image = conformed(brain_labels())
+    for weight in (0.0, 0.4):
+        weights = intensity_weights("aseg", LEVELS, voxel_size=4.0, follow_intensities=weight)
+        segment_conformed(*load_weights(weights), image)
+    [(shape, seen, weight)] = given
+    assert weight == 0.4
+    assert seen.shape == shape
+    assert np.isin(seen, np.asanyarray(image.dataobj)).all()
+
+
 def test_one_hippocampus_is_enough_and_noted(subfields):
     aseg = np.where(brain_labels() == 53, 16, brain_labels())
     found = segment_hippocampus(*subfields, conformed(aseg), aseg)

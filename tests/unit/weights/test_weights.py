@@ -131,7 +131,12 @@ def test_the_fingerprint_depends_on_all_that_decides_results(info):
         replace(info, labels=info.labels[::-1]),
         *[
             replace(info, input=replace(info.input, **change))
-            for change in ({"step": info.input.step - 1}, {"gaussian": not info.input.gaussian}, {"follow_aseg": 3.0})
+            for change in (
+                {"step": info.input.step - 1},
+                {"gaussian": not info.input.gaussian},
+                {"follow_aseg": 3.0},
+                {"follow_intensities": 0.3},
+            )
         ],
     ]
     assert {other.fingerprint for other in as_before} == {info.fingerprint}
@@ -209,6 +214,7 @@ def test_a_wrong_shape_is_named(file):
         ({"input": {"mirror_voxel_size": 1.25}}, "size is 1.25 mm; it must be positive, and mirror be true"),
         ({"input": {"mirror": True, "mirror_voxel_size": 0.0}}, "mirror voxel size is 0.0 mm"),
         ({"input": {"follow_aseg": -1.0}}, "follow_aseg is -1.0; it must be a number from 0 up"),
+        ({"input": {"follow_intensities": 1.5}}, r"follow_intensities is 1.5; it must lie in 0\.\.1"),
         ({"input": {"mirror": "yes"}}, "'?mirror'? is 'yes'; it must be true or false"),
     ],
 )
