@@ -15,9 +15,10 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-#: Labels of FreeSurfer between which intensities decide: what is around the brain, fluid, cortex, white matter with its
-#: hypointensities, lateral ventricles. Nuclei share their intensities with their surroundings and are not among them.
-TISSUES = (0, 257, 24, 3, 42, 2, 41, 77, 4, 43)
+#: Labels of FreeSurfer between which intensities decide: what is around the brain, fluid, cortex, white matter. Nuclei
+#: are not among them, as they share intensities with their surroundings. Nor are ventricles and hypointensities: their
+#: own intensities spread widely, and they took what lies between fluid or cortex and white matter.
+TISSUES = (0, 257, 24, 3, 42, 2, 41)
 _CELL = 4  # voxels; means are taken over cells
 _SPREAD = 2.0  # cells; standard deviation of the window around a voxel in which a tissue is looked at
 _AS_MANY = 30.0  # voxels; what the tissue is like in the whole image counts as much as so many in the window

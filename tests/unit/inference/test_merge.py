@@ -282,8 +282,8 @@ def test_views_that_are_made_one_after_the_other_are_never_in_memory_together():
 
 @pytest.mark.parametrize("part", [False, True])
 def test_intensities_decide_between_tissues_alone(part):
-    """The background, a ventricle (4) and white matter (2) are tissues; a hippocampus (17) is none."""
-    labels = [0, 4, 17, 2]
+    """The background, cortex (3) and white matter (2) are tissues; a hippocampus (17) is none."""
+    labels = [0, 3, 17, 2]
     grids = AlignedGrids(Grid(AFFINE, SHAPE), 1.5)
     prediction = prediction_of(grids, (slice(2, 12), slice(1, 11), slice(3, 13)) if part else None)
     box = grids.to_conformed_box(prediction.box)
