@@ -11,6 +11,8 @@ CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 #: White and gray matter, each as its left and right label, cerebral first; networks know one pair at least.
 TISSUES = ((WHITE_MATTER, CORTEX), ((7, 46), (8, 47)))
 THALAMI = (10, 49)
+#: Small structures around the thalami: nuclei, hippocampi, amygdalae, and the horns of the ventricles beside these.
+DEEP = (5, 10, 11, 12, 13, 17, 18, 26, 28, 44, 49, 50, 51, 52, 53, 54, 58, 60)
 CEREBELLUM = (7, 8, 46, 47)
 BRAIN_STEM = 16
 CSF = 24

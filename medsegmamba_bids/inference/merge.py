@@ -29,6 +29,7 @@ from medsegmamba_bids.inference.tissue_borders import TISSUES, follow_intensitie
 # softmax's floor, which would add up to a volume although nothing is there.
 _FLOOR = 1e-4
 _NEAR_VOXELS = 2
+_FADING = 6  # voxels at the faces of a view that sees a part
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,16 @@ class View:
     prediction : Prediction
     grids : AlignedGrids
         The conformed grid, the same in all views, and the view's own.
+    share : float
+        How much it counts; others count once.
+    fades : bool
+        It sees a part of what the others see, and counts less and less towards the faces of its box.
     """
 
     prediction: Prediction
     grids: AlignedGrids
+    share: float = 1.0
+    fades: bool = False
 
 
 #: Called for each class in order: index, box of the conformed grid, probabilities float32 in that box.
@@ -229,6 +236,8 @@ class _Seen:
     device : torch.device
         Where the network ran.
     patches : int
+    share, fades
+        As in :class:`View`.
     """
 
     grids: AlignedGrids
@@ -236,6 +245,8 @@ class _Seen:
     parts: list[tuple[Box, torch.Tensor]]
     device: torch.device
     patches: int
+    share: float
+    fades: bool
 
     @classmethod
     def of(cls, view: View, groups: Sequence[Sequence[int]]) -> _Seen:
@@ -244,7 +255,20 @@ class _Seen:
         for group in groups:
             drop_islands(prediction.probabilities, group)
         parts = [_likely_part(prediction, index) for index in range(len(prediction.probabilities))]
-        return cls(view.grids, prediction.box, parts, prediction.device, prediction.patches)
+        of_all = prediction.device, prediction.patches, view.share, view.fades
+        return cls(view.grids, prediction.box, parts, *of_all)
+
+    def share_in(self, target: Box) -> torch.Tensor | float:
+        """Return how much the view counts in a box of the conformed grid."""
+        if not self.fades:
+            return self.share
+        share = torch.tensor(self.share)
+        for axis, (own, wanted) in enumerate(zip(self.grids.to_conformed_box(self.box), target, strict=True)):
+            places = torch.arange(wanted.start, wanted.stop)
+            to_face = torch.minimum(places - own.start, own.stop - 1 - places) + 0.5
+            shape = [-1 if other == axis else 1 for other in range(3)]
+            share = share * (to_face / _FADING).clamp(0, 1).reshape(shape)
+        return share
 
 
 def _likely_part(prediction: Prediction, index: int) -> tuple[Box, torch.Tensor]:
@@ -298,18 +322,21 @@ class _Merger:
 
     def _posterior(self, index: int) -> tuple[Box, torch.Tensor]:
         """Interpolate a class; return where it lies and its posterior there."""
-        seen = [(view.grids, *view.parts[index]) for view in self.views]
-        boxes = [grids.to_conformed_box(source) for grids, source, _ in seen if math.prod(source.shape)]
+        sources = [(view.grids, view.parts[index][0]) for view in self.views]
+        boxes = [grids.to_conformed_box(source) for grids, source in sources if math.prod(source.shape)]
         target = Box.hull(boxes) if boxes else Box.empty().out_of(self.box)
-        return target, self._mean(seen, target)
+        return target, self._mean(index, target)
 
-    def _mean(self, seen: Sequence[tuple[AlignedGrids, Box, torch.Tensor]], target: Box) -> torch.Tensor:
+    def _mean(self, index: int, target: Box) -> torch.Tensor:
         """Return the mean of what the views see of a class, in a box of the conformed grid; perhaps it is nowhere."""
-        total = torch.zeros(target.shape, device=self.best.device)
-        for grids, source, values in seen:
+        total, shares = torch.zeros(target.shape, device=self.best.device), 0.0
+        for view in self.views:
+            source, values = view.parts[index]
+            share = view.share_in(target)
+            shares = shares + share
             if values.numel():
-                total += grids.to_conformed(values.to(total.device), source, target)
-        return total / len(self.views)
+                total += share * view.grids.to_conformed(values.to(total.device), source, target)
+        return total / shares
 
     def drop_islands(self, groups: Sequence[Sequence[int]]) -> None:
         """Keep the largest component of each group; the rest becomes background."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medsegmamba_bids.anatomy import HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM, covers_brain
+from medsegmamba_bids.anatomy import DEEP, HIPPOCAMPI, OUTSIDE_BRAIN, RIGHT_HIPPOCAMPUS, SUBFIELDS_FROM, covers_brain
 from medsegmamba_bids.devices import check_precision
 from medsegmamba_bids.errors import SegmentationError, TableError
 from medsegmamba_bids.image.components import largest_component
@@ -328,7 +328,8 @@ class _Job:
 
     def predict(self, box: Box) -> Iterator[View]:
         """Run the overlapping patches in a box of the network's grid; those of the mirror image perhaps in smaller
-        voxels, and then first, as they take the most memory.
+        voxels, and then first, as they take the most memory. The deep structures perhaps once more, last, as they are
+        looked for in what was seen.
         """
         spec, settings = self.info.input, self.settings
         patching = Patching(
@@ -337,14 +338,35 @@ class _Job:
             gaussian=spec.gaussian if settings.gaussian is None else settings.gaussian,
             mirror=self._mirror() if spec.mirror else None,
         )
-        if patching.mirror is None or spec.mirror_voxel_size is None:
-            yield self._view(self.grids, box, patching)
-            return
-        fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
-        fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
-        plain, mirrored = replace(patching, mirror=None), replace(patching, plain=False)
-        yield self._view(fine, fine_box, mirrored)
-        yield self._view(self.grids, box, plain)
+        if patching.mirror is not None and spec.mirror_voxel_size is not None:
+            fine = AlignedGrids(self.grids.conformed, spec.mirror_voxel_size)
+            fine_box = fine.to_network_box(self.grids.to_conformed_box(box))
+            yield self._view(fine, fine_box, replace(patching, plain=False))
+            view = self._view(self.grids, box, replace(patching, mirror=None))
+        else:
+            view = self._view(self.grids, box, patching)
+        middle = self._deep_middle(view) if spec.deep_voxel_size else None  # a view that was given away may change
+        yield view
+        del view  # before the next one is made
+        if middle:
+            yield self._deep_view(middle, patching)
+
+    def _deep_middle(self, view: View) -> Box | None:
+        """Return the middle of the deep structures in a view, a box of no width; None where there are none."""
+        deep = np.isin(np.array(self.info.labels), DEEP)
+        found = Box.around(deep[view.prediction.probabilities.argmax(0).cpu().numpy()])
+        if found is None:
+            return None
+        box = view.grids.to_conformed_box(found.out_of(view.prediction.box))
+        return Box(slice(middle, middle) for middle in ((side.start + side.stop) // 2 for side in box))
+
+    def _deep_view(self, middle: Box, patching: Patching) -> View:
+        """See one patch around the deep structures, in smaller voxels."""
+        spec = self.info.input
+        grids = AlignedGrids(self.grids.conformed, spec.deep_voxel_size)
+        around = grids.to_network_box(middle).at_least(spec.deep_patch_size, grids.network_shape)
+        one = replace(patching, patch_size=spec.deep_patch_size, step=spec.deep_patch_size)
+        return replace(self._view(grids, around, one), fades=True)
 
     def _view(self, grids: AlignedGrids, box: Box, patching: Patching) -> View:
         prediction = self._predict(grids, box, patching, self.settings.half_accumulator)

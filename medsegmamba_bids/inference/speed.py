@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -38,6 +39,8 @@ def patch_count(info: WeightsInfo, step: int | None, task: str) -> int:
     looks = [spec.voxel_size, *([spec.mirror_voxel_size or spec.voxel_size] if spec.mirror else [])]
     grids = (PatchGrid(_voxels(sides, size), spec.patch_size, step or spec.step) for size in looks)
     patches = sum(len(grid.positions) for grid in grids)
+    if spec.deep_voxel_size:
+        patches += math.ceil(len(looks) * (spec.deep_patch_size / spec.patch_size) ** 3)
     if task == HIPPOCAMPUS.task or spec.skull_stripped:
         return patches
     return patches + len(PatchGrid(_voxels(HEAD_MM, spec.voxel_size), spec.patch_size, spec.patch_size).positions)

@@ -41,6 +41,8 @@ class WeightsTable:
     gaussian: bool = False
     mirror: bool = False
     mirror_voxel_size: float | None = None
+    deep_voxel_size: float | None = None
+    deep_patch_size: int = 96
     follow_aseg: float = 0.0
     follow_intensities: float = 0.0
     origin: str = ""

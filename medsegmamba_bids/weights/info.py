@@ -54,6 +54,11 @@ class InputSpec:
         Average with the prediction for the mirrored image.
     mirror_voxel_size : float or None
         Edge of the voxels in which the mirrored image is seen, mm; None is that of the image itself.
+    deep_voxel_size : float or None
+        Edge of the voxels in which a patch around the deep structures is seen once more, and mirrored, mm; None is not
+        at all.
+    deep_patch_size : int
+        Edge of that patch, voxels.
     follow_aseg : float
         Of subfields: how closely their outer border follows the hippocampi of aseg, log odds a mm; 0 is not at all.
     follow_intensities : float
@@ -68,6 +73,8 @@ class InputSpec:
     gaussian: bool = False
     mirror: bool = False
     mirror_voxel_size: float | None = None
+    deep_voxel_size: float | None = None
+    deep_patch_size: int = 96
     follow_aseg: float = 0.0
     follow_intensities: float = 0.0
 
@@ -79,12 +86,15 @@ class InputSpec:
             raise WeightsError(
                 f"its mirror voxel size is {self.mirror_voxel_size} mm; it must be positive, and mirror be true"
             )
+        if self.deep_voxel_size is not None and not self.deep_voxel_size > 0:
+            raise WeightsError(f"its deep voxel size is {self.deep_voxel_size} mm; it must be positive")
         if not 0 <= self.follow_aseg < math.inf:
             raise WeightsError(f"its follow_aseg is {self.follow_aseg}; it must be a number from 0 up")
         if not 0 <= self.follow_intensities <= 1:
             raise WeightsError(f"its follow_intensities is {self.follow_intensities}; it must lie in 0..1")
-        if self.patch_size < 8 or self.patch_size % 8:
-            raise WeightsError(f"its patch size is {self.patch_size}; it must be a multiple of 8")
+        for name, size in (("patch size", self.patch_size), ("deep patch size", self.deep_patch_size)):
+            if size < 8 or size % 8:
+                raise WeightsError(f"its {name} is {size}; it must be a multiple of 8")
         if not 1 <= self.step <= self.patch_size:
             raise WeightsError(f"its step is {self.step}; it must lie in 1..{self.patch_size}")
         _check_choice("intensity convention", self.intensity, INTENSITIES)

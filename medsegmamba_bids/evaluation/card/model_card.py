@@ -138,6 +138,7 @@ def _input_text(info: WeightsInfo) -> str:
     spec = info.input
     mirror = ", averaged with the mirror image" if spec.mirror else ""
     mirror += f" in voxels of {spec.mirror_voxel_size:g} mm" if spec.mirror_voxel_size else ""
+    mirror += f", deep structures once more in voxels of {spec.deep_voxel_size:g} mm" if spec.deep_voxel_size else ""
     border = (
         f"; the outer border follows aseg's hippocampi ({spec.follow_aseg:g} log odds a mm)" if spec.follow_aseg else ""
     )

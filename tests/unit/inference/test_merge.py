@@ -309,3 +309,34 @@ def test_intensities_decide_between_tissues_alone(part):
     for index, label in enumerate(labels[1:], 1):
         assert merged.soft_volumes[label] == pytest.approx(after[index].sum(), rel=2e-3)
     np.testing.assert_allclose(merged.posterior[sure], after.max(0)[sure], atol=2e-4)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.25])
+def test_a_view_of_a_part_counts_less_and_less_towards_its_faces(ratio):
+    """Two views that are sure, and disagree: the part's share is that of its distance from the faces, up to 6 voxels."""
+    grid = Grid(AFFINE, SHAPE)
+    whole, part = AlignedGrids(grid, 1.0), AlignedGrids(grid, ratio)
+    around = part.to_network_box(Box([slice(4, 22), slice(2, 22), slice(5, 27)]))
+
+    def sure(index, shape):
+        probabilities = torch.zeros(len(LABELS), *shape)
+        probabilities[index] = 1
+        return probabilities
+
+    all_of_it = Prediction(sure(1, SHAPE), Box.whole(SHAPE), torch.device("cpu"), patches=1)
+    some = Prediction(sure(2, around.shape), around, torch.device("cpu"), patches=1)
+    kept = np.zeros((len(LABELS), *SHAPE), np.float32)
+    merge_posteriors(
+        [View(all_of_it, whole), View(some, part, share=2.0, fades=True)],
+        LABELS,
+        on_posterior=lambda index, box, values: kept[index].__setitem__(box, values),
+    )
+    places = np.indices(SHAPE)
+    share = np.full(SHAPE, 2.0)
+    for place, side in zip(places, part.to_conformed_box(around), strict=True):
+        to_face = np.minimum(place - side.start, side.stop - 1 - place) + 0.5
+        share *= np.clip(to_face / 6, 0, 1)
+    np.testing.assert_allclose(kept[1], 1 / (1 + share), atol=1e-6)
+    np.testing.assert_allclose(kept[2], share / (1 + share), atol=1e-6)
+    assert share.max() > 1.5
+    assert (share == 0).any()

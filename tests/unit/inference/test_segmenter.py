@@ -9,6 +9,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from medsegmamba_bids.errors import SegmentationError, WeightsError
 from medsegmamba_bids.image.labels import load_label_table
+from medsegmamba_bids.inference.predict import predict_volume
 from medsegmamba_bids.inference.segmenter import (
     InferenceSettings,
     Segmenter,
@@ -192,6 +193,12 @@ def test_the_mirror_image_may_be_seen_in_smaller_voxels(intensity_weights):
     inside = inner(brain_labels())
     assert np.abs(coarse - fine)[:, inside].max() > 0.01
     np.testing.assert_allclose(both[:, inside], ((coarse + fine[table.mirror]) / 2)[:, inside], atol=0.002)
+    three = posteriors(voxel_size=4.0, mirror=True, mirror_voxel_size=3.0, deep_voxel_size=1.0, deep_patch_size=32)
+    exact = np.stack(
+        [posterior[56:72, 48:64, 52:68] for posterior in posteriors(voxel_size=1.0)]
+    )  # all views whole there
+    last = (exact + exact[table.mirror]) / 2
+    np.testing.assert_allclose(three[:, 56:72, 48:64, 52:68], (2 * both[:, 56:72, 48:64, 52:68] + last) / 3, atol=0.002)
 
 
 @pytest.mark.parametrize("value", [0, 5])
@@ -331,6 +338,36 @@ def test_weights_may_ask_that_tissues_end_where_intensities_do(intensity_weights
     assert weight == 0.4
     assert seen.shape == shape
     assert np.isin(seen, np.asanyarray(image.dataobj)).all()
+
+
+def test_weights_may_ask_to_see_the_deep_structures_once_more(intensity_weights, monkeypatch):
+    """Last of all, in a patch of 32 voxels of 1 mm around the middle of both hippocampi, which lie in x 40..88."""
+    boxes = []
+
+    def noting(network, volume, n_classes, patching, resources, box):
+        boxes.append((box, patching))
+        return predict_volume(network, volume, n_classes, patching, resources, box)
+
+    monkeypatch.setattr("medsegmamba_bids.inference.segmenter.predict_volume", noting)
+    found = {}
+    for deep in (None, 1.0):
+        weights = intensity_weights("aseg", LEVELS, voxel_size=4.0, deep_voxel_size=deep, deep_patch_size=32)
+        found[deep] = segment_conformed(*load_weights(weights), conformed(brain_labels()))
+    box, patching = boxes[-1]
+    assert box == (slice(48, 80), slice(40, 72), slice(44, 76))
+    assert patching.patch_size == 32
+    assert len(boxes) == 1 + 2
+    exact = [np.count_nonzero(found[deep].labels[box] != brain_labels()[box]) for deep in (None, 1.0)]
+    assert exact[1] < 0.5 * exact[0]  # borders between voxels of 4 mm are blurred
+    outside = np.ones((SIDE,) * 3, bool)
+    outside[box] = False
+    np.testing.assert_array_equal(found[1.0].labels[outside], found[None].labels[outside])
+
+
+def test_nothing_deep_is_seen_once_more_where_none_was_found(intensity_weights):
+    weights = intensity_weights("aseg", LEVELS, voxel_size=4.0, deep_voxel_size=1.0)
+    labels = np.where(brain_labels() > 0, 16, 0).astype(np.uint8)
+    assert set(np.unique(segment_conformed(*load_weights(weights), conformed(labels)).labels)) == {0, 16}
 
 
 def test_one_hippocampus_is_enough_and_noted(subfields):

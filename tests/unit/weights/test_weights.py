@@ -134,6 +134,7 @@ def test_the_fingerprint_depends_on_all_that_decides_results(info):
             for change in (
                 {"step": info.input.step - 1},
                 {"gaussian": not info.input.gaussian},
+                {"deep_voxel_size": 1.0},
                 {"follow_aseg": 3.0},
                 {"follow_intensities": 0.3},
             )
@@ -213,6 +214,8 @@ def test_a_wrong_shape_is_named(file):
         ({"input": {"intensity": "log"}}, "intensity convention is 'log'"),
         ({"input": {"mirror_voxel_size": 1.25}}, "size is 1.25 mm; it must be positive, and mirror be true"),
         ({"input": {"mirror": True, "mirror_voxel_size": 0.0}}, "mirror voxel size is 0.0 mm"),
+        ({"input": {"deep_voxel_size": 0.0}}, "deep voxel size is 0.0 mm; it must be positive"),
+        ({"input": {"deep_patch_size": 20}}, "deep patch size is 20; it must be a multiple of 8"),
         ({"input": {"follow_aseg": -1.0}}, "follow_aseg is -1.0; it must be a number from 0 up"),
         ({"input": {"follow_intensities": 1.5}}, r"follow_intensities is 1.5; it must lie in 0\.\.1"),
         ({"input": {"mirror": "yes"}}, "'?mirror'? is 'yes'; it must be true or false"),
