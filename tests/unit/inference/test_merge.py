@@ -313,7 +313,7 @@ def test_intensities_decide_between_tissues_alone(part):
 
 @pytest.mark.parametrize("ratio", [1.0, 1.25])
 def test_a_view_of_a_part_counts_less_and_less_towards_its_faces(ratio):
-    """Two views that are sure, and disagree: the part's share is that of its distance from the faces, up to 6 voxels."""
+    """Two views that are sure, and disagree: the part counts by its distance from the faces, up to 6 voxels."""
     grid = Grid(AFFINE, SHAPE)
     whole, part = AlignedGrids(grid, 1.0), AlignedGrids(grid, ratio)
     around = part.to_network_box(Box([slice(4, 22), slice(2, 22), slice(5, 27)]))

@@ -358,7 +358,7 @@ def test_weights_may_ask_to_see_the_deep_structures_once_more(intensity_weights,
     assert patching.patch_size == 32
     assert len(boxes) == 1 + 2
     exact = [np.count_nonzero(found[deep].labels[box] != brain_labels()[box]) for deep in (None, 1.0)]
-    assert exact[1] < 0.5 * exact[0]  # borders between voxels of 4 mm are blurred
+    assert exact[1] < 0.6 * exact[0]  # borders between voxels of 4 mm are blurred, and half of what counts is of these
     outside = np.ones((SIDE,) * 3, bool)
     outside[box] = False
     np.testing.assert_array_equal(found[1.0].labels[outside], found[None].labels[outside])
