@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,8 @@ from medsegmamba_bids.records import read_mapping
 logger = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key", str, tuple[str, str])
+
+_FRACTION = re.compile(r"\.(\d+)")  # of a second; Python 3.10 reads three or six digits alone
 
 DAYS_A_YEAR = 365.25
 _DATE, _AGE = "acq_time", "age"
@@ -154,6 +157,10 @@ def _rows(path: Path, key: str) -> list[dict[str, str]]:
     return rows.to_dict("records") if key in rows else []
 
 
+def _six_digits(fraction: re.Match[str]) -> str:
+    return f".{fraction[1][:6]:0<6}"
+
+
 def _date(text: str | None) -> float | None:
     """Return a date in years; None where there is none.
 
@@ -161,9 +168,11 @@ def _date(text: str | None) -> float | None:
     --------
     >>> round((_date("2020-01-01T12:00:00") - _date("2019-01-01T12:00:00")) * 365.25, 6), _date("n/a")
     (365.0, None)
+    >>> _six_digits(_FRACTION.search("12:00:00.5")), _six_digits(_FRACTION.search("12:00:00.1234567"))
+    ('.500000', '.123456')
     """
     try:
-        moment = datetime.fromisoformat((text or "").removesuffix("Z"))
+        moment = datetime.fromisoformat(_FRACTION.sub(_six_digits, (text or "").removesuffix("Z")))
     except ValueError:
         return None
     moment = moment.replace(tzinfo=None)

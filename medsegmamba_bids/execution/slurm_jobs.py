@@ -16,6 +16,7 @@ from typing import Any
 
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data import data_path
+from medsegmamba_bids.datasets.space_templates import home
 from medsegmamba_bids.errors import ConfigError
 from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.weights.folders import embedded_weights
@@ -240,11 +241,13 @@ def _command(jobs: Jobs, level: str, options: Path) -> str:
 
 def _binds(config: RunConfig) -> list[str]:
     """Return folders that a container must see, under their own names: what is read, then what is written."""
-    read = [config.bids_dir, *config.derivatives]
+    templates = [home()] if config.output_spaces and home().is_dir() else []  # what is not there cannot be bound
+    read = [config.bids_dir, *config.derivatives, *([] if config.fetch_templates else templates)]
     files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.ratings, config.brain_mask]
     files += _weights_files(config)
     read += [_folder_of(Path(file).absolute()) for file in files if file]
     written = [config.output_dir, config.work_dir, *([config.bids_database_dir] if config.bids_database_dir else [])]
+    written += templates if config.fetch_templates else []
     binds = [f"{path}:{path}:ro" for path in dict.fromkeys(read)]
     binds += [f"{path}:{path}" for path in dict.fromkeys(written)]
     for path in (*read, *written):

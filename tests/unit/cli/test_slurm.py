@@ -267,6 +267,19 @@ def test_a_container_sees_the_folder_of_weights_that_are_named(place, tmp_path, 
     assert (folder / "participants.sh").read_text().count(" -B ") == 3  # the container has its own
 
 
+@pytest.mark.parametrize(("options", "mode"), [((), ":ro"), (("--fetch-templates",), " ")])
+def test_a_container_sees_the_templates(place, tmp_path, monkeypatch, options, mode):
+    """Those of --output-spaces, in the folder that the environment names, which the jobs have of this machine."""
+    folder = tmp_path / "templates"
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(folder))
+    (place / "i.sif").touch()
+    for there in (False, True):
+        if there:
+            folder.mkdir()
+        _, written = jobs(place, "--image", "i.sif", "--output-spaces", "MNI152NLin2009cAsym", *options)
+        assert (f"-B {folder}:{folder}{mode}" in (written / "participants.sh").read_text()) == there
+
+
 def test_a_name_that_no_container_can_see(place, capsys):
     (place / "x.sif").touch()
     assert main(["bids", "out,1", "--image", "x.sif"]) == 1
