@@ -250,21 +250,21 @@ class _Seen:
 
     @classmethod
     def of(cls, view: View, groups: Sequence[Sequence[int]]) -> _Seen:
-        """Keep of a view what counts, without the islands of groups of classes."""
+        """Keep of a view what counts, without the islands of groups; faces of a part may cut off what is none."""
         prediction = view.prediction
-        for group in groups:
+        for group in () if view.fades else groups:
             drop_islands(prediction.probabilities, group)
         parts = [_likely_part(prediction, index) for index in range(len(prediction.probabilities))]
         of_all = prediction.device, prediction.patches, view.share, view.fades
         return cls(view.grids, prediction.box, parts, *of_all)
 
-    def share_in(self, target: Box) -> torch.Tensor | float:
+    def share_in(self, target: Box, device: torch.device) -> torch.Tensor | float:
         """Return how much the view counts in a box of the conformed grid."""
         if not self.fades:
             return self.share
-        share = torch.tensor(self.share)
+        share = torch.tensor(self.share, device=device)
         for axis, (own, wanted) in enumerate(zip(self.grids.to_conformed_box(self.box), target, strict=True)):
-            places = torch.arange(wanted.start, wanted.stop)
+            places = torch.arange(wanted.start, wanted.stop, device=device)
             to_face = torch.minimum(places - own.start, own.stop - 1 - places) + 0.5
             shape = [-1 if other == axis else 1 for other in range(3)]
             share = share * (to_face / _FADING).clamp(0, 1).reshape(shape)
@@ -332,7 +332,7 @@ class _Merger:
         total, shares = torch.zeros(target.shape, device=self.best.device), 0.0
         for view in self.views:
             source, values = view.parts[index]
-            share = view.share_in(target)
+            share = view.share_in(target, total.device)
             shares = shares + share
             if values.numel():
                 total += share * view.grids.to_conformed(values.to(total.device), source, target)

@@ -340,3 +340,18 @@ def test_a_view_of_a_part_counts_less_and_less_towards_its_faces(ratio):
     np.testing.assert_allclose(kept[2], share / (1 + share), atol=1e-6)
     assert share.max() > 1.5
     assert (share == 0).any()
+
+
+def test_what_the_faces_of_a_part_cut_off_is_no_island():
+    grid = Grid(AFFINE, SHAPE)
+    probabilities = torch.zeros(len(LABELS), *SHAPE)
+    probabilities[1, :, :, :10] = probabilities[1, :, :, 20:] = probabilities[0, :, :, 10:20] = 1  # they meet beyond
+    whole = torch.zeros_like(probabilities)
+    whole[1] = 1
+    views = [
+        View(Prediction(values, Box.whole(SHAPE), torch.device("cpu"), patches=1), AlignedGrids(grid, 1.0), fades=fades)
+        for values, fades in ((whole, False), (probabilities, True))
+    ]
+    merged = merge_posteriors(views, LABELS, groups=[[1, 2, 3]])
+    assert merged.posterior[12, 12, :9].min() == 1
+    assert merged.posterior[12, 12, 21:].min() == 1
