@@ -32,7 +32,7 @@ def check_output_folder(folder: Path) -> None:
 
 def _check_description(path: Path) -> None:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
         makers = [str(entry["Name"]) for entry in entries.get("GeneratedBy") or []]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(

@@ -73,12 +73,12 @@ def visit_times(bids_dir: Path, subject: str, scans: Sequence[tuple[str, str]]) 
     people = _people(bids_dir, subject)
     rows = [people.get((f"sub-{subject}", f"ses-{session}"), {}) for session, _ in scans]
     told = [sessions.get(session, {}) for session, _ in scans]
-    of_sessions = (bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.json", bids_dir / "sessions.json")
+    of_sessions = bids_dir / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
     found = {
         "acq_time of scans.tsv": [_date(_of_scan(bids_dir, subject, *scan)) for scan in scans],
         "acq_time of sessions.tsv": [_date(row.get(_DATE)) for row in told],
-        "age of sessions.tsv": _ages(told, *of_sessions),
-        "age of participants.tsv": _ages(rows, bids_dir / "participants.json"),
+        "age of sessions.tsv": _ages(told, of_sessions, bids_dir / "sessions.json"),
+        "age of participants.tsv": _ages(rows, bids_dir / "participants.tsv"),
     }
     source = max(found, key=lambda source: _worth(found[source], scans))  # of equal ones the first
     times, known = found[source], [time for time in found[source] if time is not None]
@@ -131,17 +131,20 @@ def _people(bids_dir: Path, subject: str) -> dict[tuple[str, str], dict[str, str
 
 
 def _told_once(path: Path, rows: Iterable[tuple[_Key, dict[str, str]]]) -> dict[_Key, dict[str, str]]:
-    """Return rows by what they are about; several about the same that differ in a time are left out, with a warning."""
+    """Return dates and ages by what rows are about; where several rows differ in one it is left out, with a warning."""
     by_key: dict[_Key, list[dict[str, str]]] = {}
     for key, row in rows:
         by_key.setdefault(key, []).append(row)
-    told = {}
+    told: dict[_Key, dict[str, str]] = {}
     for key, several in by_key.items():
-        if any(len({row.get(name) for row in several}) > 1 for name in (_DATE, _AGE)):
-            about = key if isinstance(key, str) else ", ".join(key)
-            logger.warning("%s: has %d rows of %s with different times; none is used", path, len(several), about)
-        else:
-            told[key] = several[0]
+        told[key] = {}
+        for name, read in ((_DATE, _date), (_AGE, _age)):
+            texts = {read(row.get(name)): row[name] for row in several if read(row.get(name)) is not None}
+            if len(texts) > 1:
+                about = key if isinstance(key, str) else ", ".join(key)
+                logger.warning("%s: has %d rows of %s with another %s; none is used", path, len(several), about, name)
+            elif texts:
+                told[key][name] = next(iter(texts.values()))
     return told
 
 
@@ -179,13 +182,16 @@ def _date(text: str | None) -> float | None:
     return (moment - datetime(1, 1, 1)).total_seconds() / 86400 / DAYS_A_YEAR
 
 
-def _ages(rows: Sequence[dict[str, str]], *sidecars: Path) -> list[float | None]:
-    """Return ages in years; none, with a warning, where their units are not known or cannot be those."""
+def _ages(rows: Sequence[dict[str, str]], table: Path, *sidecars: Path) -> list[float | None]:
+    """Return ages in years; none, with a warning, where their units are not known or cannot be those.
+
+    Units are told by the JSON beside the table, or else by ``sidecars``.
+    """
     ages = [_age(row.get(_AGE)) for row in rows]
     if all(age is None for age in ages):
         return ages
     try:
-        a_year = _units_a_year(sidecars)
+        a_year = _units_a_year((table.with_suffix(".json"), *sidecars))
     except TableError as error:
         logger.warning("%s; ages are not used for times of visits", error)
         return [None] * len(ages)
@@ -193,7 +199,7 @@ def _ages(rows: Sequence[dict[str, str]], *sidecars: Path) -> list[float | None]
     if odd := [year for year in years if year is not None and not 0 <= year <= _OLDEST]:
         logger.warning(
             "%s: an age of %g years is no person's; ages are not used for times of visits (it may lack Units of age)",
-            *(sidecars[0], odd[0]),
+            *(table, odd[0]),
         )
         return [None] * len(ages)
     return years

@@ -88,16 +88,15 @@ def dataset_description(config: RunConfig) -> dict[str, Any]:
     if tag := os.environ.get("MEDSEGMAMBA_CONTAINER"):
         inside = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
         made_by["Container"] = {"Type": "singularity" if inside else "docker", "Tag": tag}
-    sources = [{"URL": link} for link in links.values()]
+    makers, sources = _listed(before, "GeneratedBy"), _listed(before, "SourceDatasets")
+    told = next((maker for maker in makers if maker.get("Name") == TOOL), {})
+    known = [source.get("URL") for source in sources]
     ours = {
         "Name": before.get("Name") or _NAME,
         "BIDSVersion": _BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [*(maker for maker in _listed(before, "GeneratedBy") if maker.get("Name") != TOOL), made_by],
-        "SourceDatasets": [
-            *(source for source in _listed(before, "SourceDatasets") if source not in sources),
-            *sources,
-        ],
+        "GeneratedBy": [*(maker for maker in makers if maker.get("Name") != TOOL), told | made_by],
+        "SourceDatasets": [*sources, *({"URL": link} for link in links.values() if link not in known)],
         "DatasetLinks": links,
     }
     return ours | {key: value for key, value in before.items() if key not in ours}

@@ -17,7 +17,7 @@ from typing import Any
 from medsegmamba_bids.config import RunConfig
 from medsegmamba_bids.data import data_path
 from medsegmamba_bids.datasets.space_templates import home
-from medsegmamba_bids.errors import ConfigError
+from medsegmamba_bids.errors import ConfigError, reason
 from medsegmamba_bids.interfaces.sink import write_new
 from medsegmamba_bids.weights.folders import embedded_weights
 from medsegmamba_bids.workflows.networks import choose_networks
@@ -241,7 +241,7 @@ def _command(jobs: Jobs, level: str, options: Path) -> str:
 
 def _binds(config: RunConfig) -> list[str]:
     """Return folders that a container must see, under their own names: what is read, then what is written."""
-    templates = [home()] if config.output_spaces and home().is_dir() else []  # what is not there cannot be bound
+    templates = _templates(config)
     read = [config.bids_dir, *config.derivatives, *([] if config.fetch_templates else templates)]
     files = [config.bids_filter_file, config.use_plugin, config.quality_thresholds, config.ratings, config.brain_mask]
     files += _weights_files(config)
@@ -254,6 +254,19 @@ def _binds(config: RunConfig) -> list[str]:
         if set(str(path)) & set(":,"):
             raise ConfigError(f"{path}: a colon or a comma in its name keeps a container from seeing it (--image)")
     return binds
+
+
+def _templates(config: RunConfig) -> list[Path]:
+    """Return TemplateFlow's folder, if it is needed and there: what is not there cannot be bound."""
+    if not config.output_spaces:
+        return []
+    try:
+        if config.fetch_templates:
+            home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{home()}: templates cannot be kept there ({reason(error)}); set TEMPLATEFLOW_HOME"
+        raise ConfigError(message) from error
+    return [home()] if home().is_dir() else []
 
 
 def _weights_files(config: RunConfig) -> list[Path]:

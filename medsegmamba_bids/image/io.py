@@ -77,9 +77,7 @@ def _head(image: Image, name: str | os.PathLike) -> Image:
     data, note = without_negative(_finite(given, name))
     if note:
         logger.warning("%s: %s", name, note)
-        if (
-            given.dtype.kind == "f"
-        ):  # they stay 0 where all else was shifted: standardised images have NaN for background
+        if given.dtype.kind == "f":  # NaN for background, as standardised images have it, stays 0 where all was shifted
             data[~np.isfinite(given)] = 0
     if data.min() == data.max():
         value = data.flat[0].item()

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medsegmamba_bids.anatomy import OUTSIDE_BRAIN, covers_brain
+from medsegmamba_bids.anatomy import OUTSIDE_BRAIN, TOLD_BY_INTENSITY, covers_brain
 from medsegmamba_bids.image.components import fill_holes, largest_component
 from medsegmamba_bids.image.grid import Box, Grid
 from medsegmamba_bids.image.labels import is_one_of
 from medsegmamba_bids.inference.predict import Prediction
 from medsegmamba_bids.inference.rescale import AlignedGrids
-from medsegmamba_bids.inference.tissue_borders import TISSUES, follow_intensities
 
 # A class is interpolated in the box where it has at least this probability; what lies beyond is the
 # softmax's floor, which would add up to a volume although nothing is there.
@@ -41,15 +40,12 @@ class View:
     prediction : Prediction
     grids : AlignedGrids
         The conformed grid, the same in all views, and the view's own.
-    share : float
-        How much it counts; others count once.
     fades : bool
-        It sees a part of what the others see, and counts less and less towards the faces of its box.
+        It sees a part of what the others see, and counts as one of them in its middle, but less towards its faces.
     """
 
     prediction: Prediction
     grids: AlignedGrids
-    share: float = 1.0
     fades: bool = False
 
 
@@ -65,7 +61,7 @@ class Guide:
     Attributes
     ----------
     image : (X, Y, Z)
-        On the conformed grid.
+        On the conformed grid; any unit, finite.
     weight : float
         How much its intensities count; see :func:`follow_intensities`.
     """
@@ -159,7 +155,7 @@ def merge_posteriors(
         return background_only(seen[0].grids.conformed, labels, notes)
     merger = _Merger(seen, len(labels))
     if guide:
-        merger.follow(guide, [index for index, label in enumerate(labels) if label in TISSUES])
+        merger.follow(guide, [index for index, label in enumerate(labels) if label in TOLD_BY_INTENSITY])
     for index in range(len(labels)):
         box, posterior = merger.add(index)
         if on_posterior:
@@ -236,7 +232,7 @@ class _Seen:
     device : torch.device
         Where the network ran.
     patches : int
-    share, fades
+    fades : bool
         As in :class:`View`.
     """
 
@@ -245,7 +241,6 @@ class _Seen:
     parts: list[tuple[Box, torch.Tensor]]
     device: torch.device
     patches: int
-    share: float
     fades: bool
 
     @classmethod
@@ -255,14 +250,13 @@ class _Seen:
         for group in () if view.fades else groups:
             drop_islands(prediction.probabilities, group)
         parts = [_likely_part(prediction, index) for index in range(len(prediction.probabilities))]
-        of_all = prediction.device, prediction.patches, view.share, view.fades
-        return cls(view.grids, prediction.box, parts, *of_all)
+        return cls(view.grids, prediction.box, parts, prediction.device, prediction.patches, view.fades)
 
     def share_in(self, target: Box, device: torch.device) -> torch.Tensor | float:
         """Return how much the view counts in a box of the conformed grid."""
         if not self.fades:
-            return self.share
-        share = torch.tensor(self.share, device=device)
+            return 1.0
+        share = torch.ones((), device=device)
         for axis, (own, wanted) in enumerate(zip(self.grids.to_conformed_box(self.box), target, strict=True)):
             places = torch.arange(wanted.start, wanted.stop, device=device)
             to_face = torch.minimum(places - own.start, own.stop - 1 - places) + 0.5
@@ -297,6 +291,8 @@ class _Merger:
 
     def follow(self, guide: Guide, indices: Sequence[int]) -> None:
         """Interpolate classes that are tissues, and divide between them by the image's intensities."""
+        from medsegmamba_bids.inference.tissue_borders import follow_intensities  # numba takes a while
+
         posteriors = np.zeros((len(indices), *self.box.shape), np.float32)
         for values, index in zip(posteriors, indices, strict=True):
             target, posterior = self._posterior(index)

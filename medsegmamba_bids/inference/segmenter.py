@@ -51,6 +51,7 @@ HIPPOCAMPUS_SIDE = 96  # mm, section 2.1 of the paper
 _GPU_BATCH = 4
 _BRAIN_MARGIN_MM = 8.0
 _NOTABLE_MM3 = 1000
+_STRAY = 0.005  # of the deep structures' voxels at either end of an axis, which do not say where the middle is
 _FROM_NECK = (
     "muscles of the neck looked like brain: what lay far below the brain stem was left out; look at the cerebellum"
 )
@@ -354,9 +355,11 @@ class _Job:
     def _deep_middle(self, view: View) -> Box | None:
         """Return the middle of the deep structures in a view, a box of no width; None where there are none."""
         deep = np.isin(np.array(self.info.labels), DEEP)
-        found = Box.around(deep[view.prediction.probabilities.argmax(0).cpu().numpy()])
-        if found is None:
+        places = np.argwhere(deep[view.prediction.probabilities.argmax(0).cpu().numpy()])
+        if not len(places):
             return None
+        low, high = np.quantile(places, (_STRAY, 1 - _STRAY), axis=0).astype(int)
+        found = Box(slice(first, last + 1) for first, last in zip(low.tolist(), high.tolist(), strict=True))
         box = view.grids.to_conformed_box(found.out_of(view.prediction.box))
         return Box(slice(middle, middle) for middle in ((side.start + side.stop) // 2 for side in box))
 

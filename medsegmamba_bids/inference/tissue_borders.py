@@ -15,22 +15,19 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-#: Labels of FreeSurfer between which intensities decide: what is around the brain, fluid, cortex, white matter. Nuclei
-#: are not among them, as they share intensities with their surroundings. Nor are ventricles and hypointensities: their
-#: own intensities spread widely, and they took what lies between fluid or cortex and white matter.
-TISSUES = (0, 257, 24, 3, 42, 2, 41)
 _CELL = 4  # voxels; means are taken over cells
 _SPREAD = 2.0  # cells; standard deviation of the window around a voxel in which a tissue is looked at
 _AS_MANY = 30.0  # voxels; what the tissue is like in the whole image counts as much as so many in the window
 _FEWEST = 20.0  # voxels; of less nothing is known
 _LEAST_SD = 0.04  # of the brightest tissue's mean
-_POSSIBLE, _UNSURE, _LEAST = 0.05, 0.995, 1e-6
+_POSSIBLE, _SURE, _LEAST = 0.05, 0.995, 1e-6
 
 
 def follow_intensities(posteriors: np.ndarray, image: np.ndarray, weight: float) -> None:
     """Divide what tissues have together in a voxel by its intensity, too, in place.
 
-    Other classes keep what they have. Voxels in which one of the tissues has all but 0.5 % stay as they are.
+    Other classes keep what they have. As they are stay voxels in which the tissues have less than 5 % together, or one
+    of them all but 0.5 % of what they have together; and tissues of fewer than 20 voxels.
 
     Parameters
     ----------
@@ -68,7 +65,7 @@ def _in_windows(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     near += _AS_MANY * usual
     means = near[:, 1] / near[:, 0]
     least = _LEAST_SD * usual[:, 1].max()
-    variances = np.maximum(near[:, 2] / near[:, 0] - means**2, least**2)
+    variances = np.maximum(near[:, 2] / near[:, 0] - means**2, max(least**2, np.finfo(np.float32).tiny))
     return means.astype(np.float32), variances.astype(np.float32)
 
 
@@ -104,7 +101,7 @@ def _divide(posteriors, seen, guide, means, variances, weight):  # noqa: ANN001,
                 for t in seen:
                     total += posteriors[t, i, j, k]
                     largest = max(largest, posteriors[t, i, j, k])
-                if total < _POSSIBLE or largest > _UNSURE * total:
+                if total < _POSSIBLE or largest > _SURE * total:
                     continue
                 for index, t in enumerate(seen):
                     mean, variance = _at(means[index], i, j, k), _at(variances[index], i, j, k)

@@ -117,7 +117,9 @@ def _why_other_images(visits: Path) -> str:
         for path in sorted(visits.parent.glob("*_T1w.json"))
         if _differ(read, _entry(read_record(path), "Outputs"))
     ]
-    return f"images were processed anew since: {', '.join(anew)}; --longitudinal does the visits anew, too" * bool(anew)
+    if not anew:
+        return ""
+    return f"images were processed anew since: {', '.join(anew)}; --longitudinal does the visits anew, too"
 
 
 def _differ(read: Any, written: Any) -> bool:

@@ -85,7 +85,8 @@ def _read(path: Path) -> pd.DataFrame:
     Rows without any text, which spreadsheets leave below others, are none.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig").lstrip("\n")
+        whole = path.read_text(encoding="utf-8-sig")
+        text = whole.lstrip("\n")
         options = {"dtype": str, "na_values": ["n/a"], "keep_default_na": False, "quoting": 3, "index_col": False}
         options["skip_blank_lines"] = False  # they count as lines
         rows = pd.read_csv(io.StringIO(text), sep="\t", **options)
@@ -97,7 +98,7 @@ def _read(path: Path) -> pd.DataFrame:
             "participants' pages save such tables"
         )
     rows = rows.reindex(columns=list(_COLUMNS), fill_value="").fillna("").apply(lambda column: column.str.strip())
-    return rows.set_axis(rows.index + 2)[(rows != "").any(axis=1).to_numpy()]
+    return rows.set_axis(rows.index + 2 + len(whole) - len(text))[(rows != "").any(axis=1).to_numpy()]
 
 
 def _named(row: dict[str, str], scans: Sequence[Scan], where: str) -> str:

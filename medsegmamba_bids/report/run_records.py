@@ -29,7 +29,7 @@ def record_path(output_dir: Path, prefix: str, suffix: str = "T1w") -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """Read a record; empty where there is none or it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

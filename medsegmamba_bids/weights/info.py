@@ -20,12 +20,14 @@ from medsegmamba_bids.anatomy import covers_brain
 from medsegmamba_bids.errors import WeightsError
 from medsegmamba_bids.networks.registry import NETWORKS, OF_ONE_PATCH_SIZE
 from medsegmamba_bids.records import build, parse_json, wrong_types
-from medsegmamba_bids.segmentations import TASKS
+from medsegmamba_bids.segmentations import HIPPOCAMPUS, TASKS
 
 METADATA_KEY = "medsegmamba"
 INTENSITIES = ("conformed", "freesurfer")
 # Entries of a WeightsInfo that decide no result.
 _FOR_PEOPLE = ("name", "origin", "licence", "training_data")
+# Entries that came when weights had been released, and what is as if they were not there: those weights stay the same.
+_LATER = {"deep_voxel_size": None, "deep_patch_size": None, "follow_intensities": 0.0}
 
 # A longer header than this is a damaged length field, not a description.
 _LARGEST_HEADER = 100_000_000
@@ -145,11 +147,13 @@ class WeightsInfo:
         classes = self.config.get("classes", len(self.labels))
         if classes != len(self.labels):
             raise WeightsError(f"its network has {classes} classes but its class table {len(self.labels)}")
+        if self.task == HIPPOCAMPUS.task and (self.input.deep_voxel_size or self.input.follow_intensities):
+            raise WeightsError("deep_voxel_size and follow_intensities are for structures of the whole brain")
         built_for = self.config.get("patch_size", self.input.patch_size)
-        if self.network in OF_ONE_PATCH_SIZE and built_for != self.input.patch_size:
-            raise WeightsError(
-                f"its patch size is {self.input.patch_size}, but its {self.network} takes patches of {built_for} alone"
-            )
+        sizes = {self.input.patch_size, *([self.input.deep_patch_size] if self.input.deep_voxel_size else [])}
+        if self.network in OF_ONE_PATCH_SIZE and sizes != {built_for}:
+            other = (sizes - {built_for}).pop()
+            raise WeightsError(f"its patch size is {other}, but its {self.network} takes patches of {built_for} alone")
 
     @property
     def fingerprint(self) -> str:
@@ -158,6 +162,11 @@ class WeightsInfo:
         The same tensors with another distance of patches, say, are not the same weights.
         """
         deciding = {key: value for key, value in asdict(self).items() if key not in _FOR_PEOPLE}
+        used = deciding["input"]
+        if used["deep_voxel_size"] is None:
+            used["deep_patch_size"] = None
+        for key in [key for key, without in _LATER.items() if used[key] == without]:
+            del used[key]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def provenance(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from medsegmamba_bids.cli.demo import make_dataset
 from medsegmamba_bids.config import RunConfig, check_folders
 from medsegmamba_bids.errors import ConfigError, GroupError, ReportError
 from medsegmamba_bids.execution.dataset_files import write_dataset_files
+from medsegmamba_bids.ownership import check_output_folder
 from medsegmamba_bids.report.group import write_group
 from medsegmamba_bids.report.participant import write_report
 
@@ -107,14 +108,19 @@ def test_what_the_user_says_of_the_dataset_stays(config):
     write_dataset_files(config)
     path = config.output_dir / "dataset_description.json"
     ours = json.loads(path.read_text())
-    other, source = {"Name": "curation"}, {"DOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}
+    other = {"Name": "curation"}
+    sources = [{"DOI": "doi:10.18112/openneuro.ds000001.v1.0.0"}, {"DOI": "doi:10.18112/openneuro.ds000002.v1.0.0"}]
+    sources += [{**source, "Version": "1.0.0"} for source in ours["SourceDatasets"]]
     own = {"Name": "Subfields of cohort A", "Authors": ["A. Person"], "License": "CC0"}
-    outdated = {**ours["GeneratedBy"][0], "Version": "0.0.1"}
-    lists = {"GeneratedBy": [other, outdated], "SourceDatasets": [source, *ours["SourceDatasets"]]}
-    path.write_text(json.dumps(ours | own | lists | {"BIDSVersion": "1.4.0"}))
+    told = {"Description": "with --longitudinal"}
+    outdated = {**ours["GeneratedBy"][0], "Version": "0.0.1", **told}
+    lists = {"GeneratedBy": [other, outdated], "SourceDatasets": sources}
+    text = json.dumps(ours | own | lists | {"BIDSVersion": "1.4.0"})
+    path.write_text(text, encoding="utf-8-sig")  # as some editors do
+    check_output_folder(config.output_dir)
     write_dataset_files(config)
     now = json.loads(path.read_text())
-    assert now == ours | own | lists | {"GeneratedBy": [other, *ours["GeneratedBy"]]}
+    assert now == ours | own | lists | {"GeneratedBy": [other, ours["GeneratedBy"][0] | told]}
     path.write_text(json.dumps(ours | {"SourceDatasets": "none"}))  # as nobody should write it
     write_dataset_files(config)
     assert json.loads(path.read_text()) == ours

@@ -94,7 +94,7 @@ def test_ages_that_no_person_has_are_not_used(tmp_path, ages, caplog):
     rows = zip(("ses-a", "ses-b"), ages, strict=True)
     write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "age"), *rows)
     assert visit_times(tmp_path, "1", SCANS).years == (None, None)
-    assert f"sub-1_sessions.json: an age of {float(ages[0]):g} years is no person's" in caplog.text
+    assert f"sub-1_sessions.tsv: an age of {float(ages[0]):g} years is no person's" in caplog.text
 
 
 def test_rows_of_one_visit_that_contradict_each_other_are_not_used(tmp_path, caplog):
@@ -107,8 +107,30 @@ def test_rows_of_one_visit_that_contradict_each_other_are_not_used(tmp_path, cap
     people = (("sub-1", "ses-a", "70"), ("sub-1", "ses-b", "72"), ("1", "b", "75"))
     write(tmp_path / "participants.tsv", ("participant_id", "session_id", "age"), *people)
     assert visit_times(tmp_path, "1", SCANS).years == (None, None)
-    for about in (f"scans.tsv: has 2 rows of sub-1/ses-b/{scan}", "sessions.tsv: has 2 rows of b", "of sub-1, ses-b"):
-        assert f"{about} with different times; none is used" in caplog.text
+    assert f"scans.tsv: has 2 rows of sub-1/ses-b/{scan} with another acq_time; none is used" in caplog.text
+    for about in ("sessions.tsv: has 2 rows of b", "of sub-1, ses-b"):
+        assert f"{about} with another age; none is used" in caplog.text
+
+
+def test_rows_of_one_visit_that_say_the_same_or_less_are_used(tmp_path, caplog):
+    rows = (("ses-a", "2000-01-01", "70"), ("ses-b", "2001-01-01", "71"))
+    more = (("ses-b", "n/a", "71.0"), ("ses-a", "2000-01-01T00:00:00", "n/a"))
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time", "age"), *rows, *more)
+    times = visit_times(tmp_path, "1", SCANS)
+    assert times.years == pytest.approx((0, 366 / 365.25))
+    assert times.source == "acq_time of sessions.tsv"
+    assert not caplog.text
+
+
+def test_a_date_counts_where_rows_differ_in_the_age_alone(tmp_path, caplog):
+    rows = (("ses-a", "2000-01-01", "70"), ("ses-b", "2001-01-01", "71"), ("ses-b", "2001-01-01", "75"))
+    write(tmp_path / "sub-1" / "sub-1_sessions.tsv", ("session_id", "acq_time", "age"), *rows)
+    assert visit_times(tmp_path, "1", SCANS).years == pytest.approx((0, 366 / 365.25))
+    assert "has 2 rows of b with another age" in caplog.text
+
+
+def test_a_row_that_stands_twice_is_used(tmp_path):
+    folder = tmp_path / "sub-1"
     write(folder / "sub-1_sessions.tsv", ("session_id", "age"), ("ses-a", "70"), ("ses-b", "72"), ("ses-b", "72"))
     assert visit_times(tmp_path, "1", SCANS).years == (0, 2)
 

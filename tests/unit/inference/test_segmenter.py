@@ -329,7 +329,7 @@ def test_weights_may_ask_that_tissues_end_where_intensities_do(intensity_weights
     def note(posteriors, image, weight):
         given.append((posteriors.shape[1:], image, weight))
 
-    monkeypatch.setattr("medsegmamba_bids.inference.merge.follow_intensities", note)
+    monkeypatch.setattr("medsegmamba_bids.inference.tissue_borders.follow_intensities", note)
     image = conformed(brain_labels())
     for weight in (0.0, 0.4):
         weights = intensity_weights("aseg", LEVELS, voxel_size=4.0, follow_intensities=weight)
@@ -358,10 +358,26 @@ def test_weights_may_ask_to_see_the_deep_structures_once_more(intensity_weights,
     assert patching.patch_size == 32
     assert len(boxes) == 1 + 2
     exact = [np.count_nonzero(found[deep].labels[box] != brain_labels()[box]) for deep in (None, 1.0)]
-    assert exact[1] < 0.6 * exact[0]  # borders between voxels of 4 mm are blurred, and half of what counts is of these
+    # borders between voxels of 4 mm are blurred, and half of what counts is of these
+    assert exact[1] < 0.6 * exact[0]
     outside = np.ones((SIDE,) * 3, bool)
     outside[box] = False
     np.testing.assert_array_equal(found[1.0].labels[outside], found[None].labels[outside])
+
+
+def test_a_voxel_elsewhere_does_not_move_what_is_seen_once_more(intensity_weights, monkeypatch):
+    boxes = []
+
+    def noting(network, volume, n_classes, patching, resources, box):
+        boxes.append(box)
+        return predict_volume(network, volume, n_classes, patching, resources, box)
+
+    monkeypatch.setattr("medsegmamba_bids.inference.segmenter.predict_volume", noting)
+    weights = intensity_weights("aseg", LEVELS, voxel_size=4.0, deep_voxel_size=1.0, deep_patch_size=32)
+    labels = brain_labels()
+    labels[32:36, 84:88, 92:96] = 17  # a voxel of the network
+    segment_conformed(*load_weights(weights), conformed(labels))
+    assert boxes[-1] == (slice(48, 80), slice(40, 72), slice(44, 76))
 
 
 def test_nothing_deep_is_seen_once_more_where_none_was_found(intensity_weights):

@@ -114,6 +114,12 @@ def test_one_tissue_alone_stays(unsure):
     np.testing.assert_array_equal(followed(posteriors[:1], image), posteriors[:1])
 
 
+def test_an_image_without_any_contrast_changes_nothing(unsure):
+    posteriors, image = unsure
+    for flat in (np.zeros_like(image), np.full_like(image, 80)):
+        np.testing.assert_allclose(followed(posteriors, flat), posteriors, atol=1e-4)
+
+
 def test_threads_make_no_difference(unsure):
     before = numba.get_num_threads()
     try:

@@ -74,6 +74,11 @@ def test_a_wrong_rating_is_refused_wherever_it_stands(tmp_path):
         read(tmp_path, HEADER + "sub-09\t\t\tgood\t\t\t\t\n")
 
 
+def test_lines_are_counted_from_the_top_of_the_file(tmp_path):
+    with pytest.raises(TableError, match="line 4: the rating is 'good'"):
+        read(tmp_path, "\n\n" + HEADER + "sub-09\t\t\tgood\t\t\t\t\n")
+
+
 def test_empty_rows_of_spreadsheets_mean_nothing_and_count_as_lines(tmp_path):
     text = "\ufeff" + HEADER + "sub-02\t\t\tkeep\t\t\t\t\n\t\t\t\t\t\t\t\n\n"
     assert list(read(tmp_path, text)) == ["sub-02"]

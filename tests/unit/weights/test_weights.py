@@ -124,8 +124,17 @@ def test_the_checksum_depends_on_the_tensors_alone(file, network, info, tmp_path
     assert save_weights(network, info, second).checksum != renamed.checksum
 
 
+@pytest.mark.parametrize(("task", "fingerprint"), [("aseg", "50b5c4b6"), ("hippocampus", "3a3839d9")])
+def test_weights_that_were_released_keep_their_fingerprint(task, fingerprint):
+    """Results that were made with them are finished still, whatever weights may ask for since."""
+    assert resolve_weights(None, task).info.fingerprint.startswith(fingerprint)
+
+
 def test_the_fingerprint_depends_on_all_that_decides_results(info):
-    as_before = [replace(info, name="second", origin="elsewhere", licence="MIT", training_data="other heads")]
+    as_before = [
+        replace(info, name="second", origin="elsewhere", licence="MIT", training_data="other heads"),
+        replace(info, input=replace(info.input, deep_patch_size=80)),  # of a view that is not asked for
+    ]
     others = [
         replace(info, checksum="0" * 64),
         replace(info, labels=info.labels[::-1]),
@@ -135,6 +144,7 @@ def test_the_fingerprint_depends_on_all_that_decides_results(info):
                 {"step": info.input.step - 1},
                 {"gaussian": not info.input.gaussian},
                 {"deep_voxel_size": 1.0},
+                {"deep_voxel_size": 1.0, "deep_patch_size": 80},
                 {"follow_aseg": 3.0},
                 {"follow_intensities": 0.3},
             )
@@ -215,6 +225,8 @@ def test_a_wrong_shape_is_named(file):
         ({"input": {"mirror_voxel_size": 1.25}}, "size is 1.25 mm; it must be positive, and mirror be true"),
         ({"input": {"mirror": True, "mirror_voxel_size": 0.0}}, "mirror voxel size is 0.0 mm"),
         ({"input": {"deep_voxel_size": 0.0}}, "deep voxel size is 0.0 mm; it must be positive"),
+        ({"task": "hippocampus", "input": {"deep_voxel_size": 1.0}}, "are for structures of the whole brain"),
+        ({"task": "hippocampus", "input": {"follow_intensities": 0.3}}, "are for structures of the whole brain"),
         ({"input": {"deep_patch_size": 20}}, "deep patch size is 20; it must be a multiple of 8"),
         ({"input": {"follow_aseg": -1.0}}, "follow_aseg is -1.0; it must be a number from 0 up"),
         ({"input": {"follow_intensities": 1.5}}, r"follow_intensities is 1.5; it must lie in 0\.\.1"),
