@@ -176,7 +176,9 @@ def segment_conformed(
     The image is brought to the network's voxel size. A skull-stripped image is segmented in the box of
     its non-zero voxels. In a whole head a quick pass, with patches side by side, finds the brain first,
     and the overlapping patches cover only that. The class probabilities return to the conformed grid by
-    linear interpolation, a class at a time. Does not strip skulls and does not normalise intensities.
+    linear interpolation, a class at a time. Weights may ask for a second look at the deep structures in smaller voxels,
+    and for intensities to decide between tissues (``WeightsInfo.input``). Does not strip skulls and does not normalise
+    intensities.
 
     Parameters
     ----------

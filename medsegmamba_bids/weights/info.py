@@ -57,8 +57,8 @@ class InputSpec:
     mirror_voxel_size : float or None
         Edge of the voxels in which the mirrored image is seen, mm; None is that of the image itself.
     deep_voxel_size : float or None
-        Edge of the voxels in which a patch around the deep structures is seen once more, and mirrored, mm; None is not
-        at all.
+        Edge of the voxels in which a patch around the deep structures is seen once more (with ``mirror``, mirrored as
+        well), mm; what is seen there counts as much as each of the other views. None is not at all.
     deep_patch_size : int
         Edge of that patch, voxels.
     follow_aseg : float
