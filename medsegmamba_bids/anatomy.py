@@ -11,10 +11,6 @@ CEREBRUM = (LEFT_WHITE_MATTER, LEFT_CORTEX, RIGHT_WHITE_MATTER, RIGHT_CORTEX)
 #: White and gray matter, each as its left and right label, cerebral first; networks know one pair at least.
 TISSUES = ((WHITE_MATTER, CORTEX), ((7, 46), (8, 47)))
 CSF = 24
-#: Between these intensities decide: what is around the brain, fluid, cortex, white matter. Nuclei are not among them;
-#: they share intensities with their surroundings. Nor are ventricles and hypointensities: their own intensities spread
-#: widely, and they took what lies between fluid or cortex and white matter.
-TOLD_BY_INTENSITY = (0, 257, CSF, LEFT_CORTEX, RIGHT_CORTEX, LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER)
 THALAMI = (10, 49)
 #: Small structures around the thalami: nuclei, hippocampi, amygdalae, and the horns of the ventricles beside these.
 DEEP = (5, 10, 11, 12, 13, 17, 18, 26, 28, 44, 49, 50, 51, 52, 53, 54, 58, 60)
@@ -43,6 +39,10 @@ FIFTH_VENTRICLE, OPTIC_CHIASM = 72, 85
 #: CSF-ExtraCerebral, of networks that know it: fluid between brain and skull, so no part of the brain.
 OUTER_CSF = 257
 OUTSIDE_BRAIN = (OUTER_CSF,)
+#: Between these intensities decide: what is around the brain, fluid, cortex, white matter. Nuclei are not among them;
+#: they share intensities with their surroundings. Nor are ventricles and hypointensities: their own intensities spread
+#: widely, and they took what lies between fluid or cortex and white matter.
+TOLD_BY_INTENSITY = (0, OUTER_CSF, CSF, LEFT_CORTEX, RIGHT_CORTEX, LEFT_WHITE_MATTER, RIGHT_WHITE_MATTER)
 
 LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS = 17, 53
 HIPPOCAMPI = {LEFT_HIPPOCAMPUS: "left", RIGHT_HIPPOCAMPUS: "right"}

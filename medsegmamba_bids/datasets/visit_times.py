@@ -139,7 +139,8 @@ def _told_once(path: Path, rows: Iterable[tuple[_Key, dict[str, str]]]) -> dict[
     for key, several in by_key.items():
         told[key] = {}
         for name, read in ((_DATE, _date), (_AGE, _age)):
-            texts = {read(row.get(name)): row[name] for row in several if read(row.get(name)) is not None}
+            texts = {read(row.get(name)): row.get(name, "") for row in several}
+            texts.pop(None, None)
             if len(texts) > 1:
                 about = key if isinstance(key, str) else ", ".join(key)
                 logger.warning("%s: has %d rows of %s with another %s; none is used", path, len(several), about, name)

@@ -257,8 +257,7 @@ def plan_of(batch: Batch, means: Means) -> Subjects:
     """Return participants that need work, each with the images to process: none where only the report is missing."""
     config = means.config
     left = {subject: _left(images, means) for subject, images in batch.subjects.items()}
-    plan = {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
-    return plan
+    return {subject: images for subject, images in left.items() if images or not report_is_current(subject, config)}
 
 
 def _left(images: list[T1wImage], means: Means) -> list[T1wImage]:
