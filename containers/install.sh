@@ -49,4 +49,4 @@ esac
 # With the setuptools that is installed, not with one that pip would fetch for the purpose.
 install --no-build-isolation '.[train]'
 "$prefix/bin/pip" check || [ "$variant" = cuda ]  # mamba-ssm asks for more than is used
-"$prefix/bin/medsegmamba-weights" verify embedded-aseg2 embedded-hippocampus4
+"$prefix/bin/medsegmamba-weights" verify embedded-aseg3 embedded-hippocampus4

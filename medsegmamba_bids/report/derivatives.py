@@ -146,7 +146,7 @@ def read_json(path: Path) -> dict[str, Any]:
         The file is no JSON object.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

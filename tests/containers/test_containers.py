@@ -36,7 +36,7 @@ def test_the_root_is_read_only(strict):
 
 
 def test_the_weights_of_the_package_are_in_it_and_sound(strict):
-    finished = strict.run("medsegmamba-weights", "verify", "embedded-aseg2", "embedded-hippocampus4")
+    finished = strict.run("medsegmamba-weights", "verify", "embedded-aseg3", "embedded-hippocampus4")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(": ok (") == 2
 

@@ -86,7 +86,7 @@ def test_docker_is_given_what_singularity_is_and_no_more():
     assert [name for name in named if ignored(name) or not (ROOT / name).exists()] == []
     shown = {path.name for path in ROOT.iterdir() if not ignored(path.name)}
     assert shown == set(named)
-    assert not ignored("medsegmamba_bids/data/weights/embedded-aseg2.safetensors")
+    assert not ignored("medsegmamba_bids/data/weights/embedded-aseg3.safetensors")
     assert ignored("medsegmamba_bids/cli/__pycache__/main.cpython-311.pyc")
     assert ignored("medsegmamba_bids/data/half.partial")
 

@@ -203,7 +203,7 @@ def test_any_filter_file_is_refused_by_name_or_says_something_of_t1w(tmp_path, d
 @pytest.fixture(scope="module")
 def description():
     """What the embedded network says of itself."""
-    with safe_open(find_weights("embedded-aseg2"), framework="numpy") as file:
+    with safe_open(find_weights("embedded-aseg3"), framework="numpy") as file:
         return json.loads(file.metadata()[METADATA_KEY])
 
 

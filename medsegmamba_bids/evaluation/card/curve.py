@@ -19,16 +19,18 @@ _LETTERS = 100  # of names beside each other
 def read_curve(path: Path) -> pd.DataFrame:
     """Return a table of the training: ``weights`` (a name for them), ``steps`` since version 1, ``case``, ``dice``.
 
+    Its order is that in which the weights were made; where a training began anew, its steps are fewer again.
+
     Raises
     ------
     CaseError
         There is no such file, or it lacks a column.
     """
-    return read_columns(path, "the training", _COLUMNS).sort_values("steps", kind="stable")
+    return read_columns(path, "the training", _COLUMNS)
 
 
 def training_curve(rows: pd.DataFrame) -> str:
-    """Return the chart as SVG: mean Dice of each case by weights in the order of their steps, and the mean of all.
+    """Return the chart as SVG: mean Dice of each case by weights in the order of the table, and the mean of all.
 
     Weights are as far apart as their names need; those that were not measured on every case are crosses.
 
@@ -37,7 +39,7 @@ def training_curve(rows: pd.DataFrame) -> str:
     rows : pandas.DataFrame
         As :func:`read_curve` returns it.
     """
-    rows = rows.assign(column=rows["steps"].rank(method="dense").astype(int))
+    rows = rows.assign(column=pd.factorize(rows["weights"])[0])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()

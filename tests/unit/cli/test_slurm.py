@@ -263,7 +263,7 @@ def test_a_container_sees_the_folder_of_weights_that_are_named(place, tmp_path, 
     (place / "i.sif").touch()
     _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "own", "--hippocampus-weights", "none")
     assert f"-B {tmp_path}/weights:{tmp_path}/weights:ro" in (folder / "participants.sh").read_text()
-    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "embedded-aseg2")
+    _, folder = jobs(place, "--image", "i.sif", "--aseg-weights", "embedded-aseg3")
     assert (folder / "participants.sh").read_text().count(" -B ") == 3  # the container has its own
 
 

@@ -346,10 +346,11 @@ def test_the_training_is_drawn_with_the_mean_of_what_was_measured_on_every_case(
     path = data_dir / "curve.tsv"
     path.write_text("weights\tsteps\tcase\tdice\nb\t2\tx\t.8\na\t1\tx\t.6\na\t1\ty\t.7\n")
     rows = curve.read_curve(path)
-    assert rows[["steps", "case"]].to_numpy().tolist() == [[1, "x"], [1, "y"], [2, "x"]]
+    assert rows[["steps", "case"]].to_numpy().tolist() == [[2, "x"], [1, "x"], [1, "y"]]
     assert main([*command, "--curve", str(path)]) == 0
     picture = (data_dir / "card_curve.svg").read_text()
     assert all(f"<!-- {text} -->" in picture for text in ("x", "y", "mean", "1 steps", "2 steps"))
+    assert picture.index("<!-- 2 steps -->") < picture.index("<!-- 1 steps -->")  # as in the table
     assert "![Dice over the steps of training](card_curve.svg)" in (data_dir / "card.md").read_text()
     path.write_text("weights\tsteps\n")
     with pytest.raises(CaseError, match=r"the columns \['case', 'dice'\] are missing"):

@@ -128,6 +128,8 @@ EMBEDDED = [
     "embedded_aseg2_base",
     "embedded_aseg2_heads",
     "embedded_aseg2",
+    "embedded_aseg3_fold",
+    "embedded_aseg3",
     "embedded_hippocampus",
     "embedded_hippocampus2_first",
     "embedded_hippocampus2",
@@ -221,7 +223,7 @@ def test_weights_table_is_checked(tmp_path):
 
 
 def test_folds_leave_out_what_they_are_judged_on():
-    config = read_config(find_config("embedded_aseg2"))
+    config = read_config(find_config("embedded_aseg3_fold"))
     fold = config.varied("base.safetensors", ["reference/brain_b_aseg.nii.gz", "reference/brain_c_aseg.nii.gz"])
     left = [source.labels for source in config.sources if source not in fold.sources]
     assert left == ["reference/brain_b_aseg.nii.gz", "reference/brain_c_aseg.nii.gz"]
@@ -251,6 +253,19 @@ def test_the_base_sees_none_of_the_cases_and_the_end_all_that_may_be_trained_on(
     assert whole == ["reference/head_sub-02_aseg.nii.gz", *(f"more/{labels}" for labels in further)]
     assert last.sources[: len(heads.sources)] == heads.sources
     assert {s.labels.split("/")[0] for s in last.sources[len(heads.sources) :]} == {"more"}
+    for name in ("embedded_aseg3_fold", "embedded_aseg3"):
+        assert read_config(find_config(name)).sources == last.sources
+
+
+def test_the_folds_see_what_the_released_network_sees_in_the_same_way():
+    """They begin elsewhere and take other steps, since version 2 has seen all that they are judged on."""
+    fold, released = (read_config(find_config(name)) for name in ("embedded_aseg3_fold", "embedded_aseg3"))
+    steps = [replace(stage, steps=1, rate=(1.0, 1.0)) for config in (fold, released) for stage in config.stages]
+    assert steps[0] == steps[1]
+    names = {"name": "x", "origin": "x", "training_data": "x"}
+    assert replace(fold.weights, **names) == replace(released.weights, **names)
+    ours = {"name": "x", "seed": 0, "stages": (), "weights": None}
+    assert replace(fold, **ours) == replace(released, **ours)
 
 
 def read_cases_table():
