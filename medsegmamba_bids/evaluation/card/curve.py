@@ -39,7 +39,7 @@ def training_curve(rows: pd.DataFrame) -> str:
     rows : pandas.DataFrame
         As :func:`read_curve` returns it.
     """
-    rows = rows.assign(column=pd.factorize(rows["weights"])[0])
+    rows = rows.assign(column=pd.factorize(rows["weights"])[0]).sort_values("column", kind="stable")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()

@@ -357,6 +357,13 @@ def test_the_training_is_drawn_with_the_mean_of_what_was_measured_on_every_case(
         curve.read_curve(path)
 
 
+def test_the_order_of_cases_in_the_table_does_not_bend_their_lines():
+    rows = [("abc"[step], step, case, 0.8 + 0.01 * step) for case in "xy" for step in range(3)]
+    table = pd.DataFrame(rows, columns=["weights", "steps", "case", "dice"])
+    mixed = table.iloc[[0, 1, 2, 4, 5, 3]].reset_index(drop=True)
+    assert curve.training_curve(mixed) == curve.training_curve(table)
+
+
 def test_noise_is_that_share_of_white_matter():
     data = np.zeros((40, 40, 40), np.float32)
     data[5:35] = 200
